@@ -1,0 +1,45 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# uv looks for local wheels where pip does, so that a machine that keeps a CPU build of torch uses it.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+UV = $$(command -v uv || echo $(BIN)/uv)
+
+.PHONY: help install up run down test lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## create .venv with the locked dependencies
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v uv >/dev/null || test -x $(BIN)/uv || \
+	  { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install -q uv; }
+	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
+	@echo "installing the locked dependencies into $(VENV)"
+	@$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+up: install  ## start the Prefect server, the object store and a worker; print the UI's address
+	@$(BIN)/ups up
+
+run: install  ## train once through the deployment; ARGS="-p epochs=10" goes to `prefect deployment run`
+	@$(BIN)/ups run $(ARGS)
+
+down: install  ## stop what `up` and `run` started
+	@$(BIN)/ups down
+
+test: install  ## lint, types, tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest
+
+lock:  ## resolve the dependencies anew, for every platform, CUDA builds included
+	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 --all-extras \
+	  --no-annotate --no-header -q --upgrade -o constraints.txt pyproject.toml
+
+clean: down  ## remove the environment and the stack's state; data, caches and runs stay
+	rm -rf $(VENV) .stack prefect.toml

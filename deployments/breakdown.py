@@ -1,0 +1,52 @@
+"""Show the breakdown that a run leaves in its folder: where the time before the first step went."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deployments.layout import PROJECT_DIR
+
+
+def read(runs_dir: Path, run_id: str) -> dict[str, Any] | None:
+    """`<runs_dir>/*-<first 8 of the flow run's id>/breakdown.json`; None if it is not there."""
+    found = sorted((PROJECT_DIR / runs_dir).glob(f"*-{run_id[:8]}/breakdown.json"))
+    return json.loads(found[-1].read_text()) if found else None
+
+
+def show(breakdown: dict[str, Any]) -> None:
+    table = Table(title="Startup overhead", title_justify="left")
+    for heading in ("phase", "seconds", "share", "bound by"):
+        table.add_column(heading, justify="right" if heading in ("seconds", "share") else "left")
+    for row in breakdown.get("phases", []):
+        share = row.get("share")
+        table.add_row(
+            row["phase"],
+            f"{row['seconds']:.2f}",
+            "" if share is None else f"{share:.0%}",
+            row.get("bound") or "",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for line in key_figures(breakdown):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def key_figures(breakdown: dict[str, Any]) -> list[str]:
+    lines = []
+    if (ttfs_s := breakdown.get("ttfs_s")) is not None:
+        cost = breakdown.get("cost_usd")
+        dollars = "" if cost is None else f" (${cost:.4f} at the config's price per hour)"
+        lines.append(f"time to first step  {ttfs_s:.2f} s{dollars}")
+    if (reused := breakdown.get("cache_reused")) is not None:
+        lines.append(f"latent cache        {'reused' if reused else 'built'}")
+    if (nrmse := breakdown.get("nrmse_rollout")) is not None:
+        line = f"test nRMSE          {nrmse:.4f} over the full rollout"
+        if bar := breakdown.get("nrmse_persistence"):
+            line += f"; persistence {bar:.4f}, {bar / nrmse:.1f} times as much"
+        lines.append(line)
+    return lines

@@ -1,0 +1,184 @@
+"""Where the stack of one machine keeps its files, on which ports it listens, and the
+environments that its parts run in.
+
+    .stack/                 or $UPS_STACK_DIR
+      settings.json         host and ports of the last `ups up`
+      env                   keys of the object store (mode 0600)
+      s3/<bucket>/<key>     the objects
+      prefect/              PREFECT_HOME: the server's database, results
+      processes/*.json      what was started
+      logs/*.log
+    prefect.toml            beside it: makes `prefect` in that folder talk to this server
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deployments.processes import Processes, write_json
+from ups.errors import UpsError
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+BIN_DIR = Path(sys.executable).parent
+DEFAULTS = {"host": "127.0.0.1", "prefect_port": 4200, "s3_port": 9000}
+# How each port is named to the user: (part, option, environment variable).
+PORT_NAMES = {
+    "prefect_port": ("the Prefect server", "--prefect-port", "UPS_PREFECT_PORT"),
+    "s3_port": ("the object store", "--s3-port", "UPS_S3_PORT"),
+}
+TOML_HEADER = "# Written by `ups up`: makes `prefect` in this folder talk to the local server.\n"
+
+
+class StackError(UpsError):
+    """The stack cannot start, or a part of it does not answer."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    folder: Path
+    host: str
+    prefect_port: int
+    s3_port: int
+
+    @classmethod
+    def find(
+        cls,
+        host: str | None = None,
+        prefect_port: int | None = None,
+        s3_port: int | None = None,
+    ) -> Stack:
+        """The stack of this machine: as asked for, else as it was last started, else default."""
+        folder = stack_dir()
+        wanted = {"host": host, "prefect_port": prefect_port, "s3_port": s3_port}
+        wanted = {key: value for key, value in wanted.items() if value is not None}
+        return cls(folder, **(DEFAULTS | _remembered(folder) | wanted))  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def processes(self) -> Processes:
+        return Processes(self.folder / "processes", self.folder / "logs")
+
+    @property
+    def ui_url(self) -> str:
+        return f"http://{self._reachable_host}:{self.prefect_port}"
+
+    @property
+    def api_url(self) -> str:
+        return f"{self.ui_url}/api"
+
+    @property
+    def s3_url(self) -> str:
+        return f"http://{self._reachable_host}:{self.s3_port}"
+
+    @property
+    def prefect_toml(self) -> Path:
+        return self.folder.parent / "prefect.toml"
+
+    @property
+    def _reachable_host(self) -> str:
+        if self.host in ("0.0.0.0", "::"):
+            return "127.0.0.1"
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def remember(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_json(self.folder / "settings.json", settings)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One `ups up` or `ups down` at a time; the kernel releases it when its holder dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def check_port(self, field: str) -> None:
+        """Raises StackError: the port is taken, or the host is not an address of this machine."""
+        part, option, variable = PORT_NAMES[field]
+        port = getattr(self, field)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise StackError(
+                        f"port {port} on {self.host}, wanted for {part}, is taken by another "
+                        f"process: stop that one, or take another port with {option} or {variable}"
+                    ) from None
+                raise StackError(
+                    f"cannot listen on {self.host}:{port} for {part} ({error.strerror}): change "
+                    f"the address with --host or UPS_HOST, the port with {option} or {variable}"
+                ) from None
+
+    def store_env(self) -> dict[str, str]:
+        """The environment with which boto3 reaches the object store; keys are made once."""
+        path = self.folder / "env"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            keys = {
+                "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
+                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+            }
+            aside = path.with_name(f".env.{os.getpid()}")
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.writelines(f"{key}={value}\n" for key, value in keys.items())
+            aside.replace(path)
+        keys = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+        return {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL_S3": self.s3_url}
+
+    def prefect_env(self) -> dict[str, str]:
+        """The environment of the server, the worker and the CLI calls.
+
+        What would lead Prefect or boto3 to another server, account or store is left out; other
+        settings of the user's, such as PREFECT_SERVER_DATABASE_CONNECTION_URL, pass through.
+        """
+        elsewhere = ("AWS_", "PREFECT_API_", "PREFECT_CLOUD_", "PREFECT_PROFILE", "PREFECT__")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(elsewhere)}
+        return {
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # The default keeps leases in memory: a server that is killed would never give the
+            # slot of a deployment's concurrency limit back.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+                "prefect.server.concurrency.lease_storage.filesystem"
+            ),
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+            # The default of 10 s is most of the wait between a trigger and its run; far less
+            # than 1 s gives "database is locked" with SQLite.
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            # Otherwise scheduled runs may begin before their time.
+            "PREFECT_WORKER_PREFETCH_SECONDS": "0",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",
+            "NO_COLOR": "1",
+            **env,
+            "PATH": f"{BIN_DIR}{os.pathsep}{env.get('PATH', os.defpath)}",
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.api_url,
+            # Bare deployment names are for people; the plug-in would cost each run 0.3 s.
+            "PREFECT_PLUGINS_ENABLED": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def stack_dir() -> Path:
+    return Path(os.environ.get("UPS_STACK_DIR") or PROJECT_DIR / ".stack").resolve()
+
+
+def _remembered(folder: Path) -> dict[str, object]:
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {key: settings[key] for key in DEFAULTS if key in settings}

@@ -1,0 +1,87 @@
+"""The few calls to Prefect's HTTP API that the stack needs.
+
+Plain HTTP instead of Prefect's client: importing `prefect` takes longer than all of these calls.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+WORKER_NAME = "ups-local"
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def create_pool(client: httpx.Client, name: str, description: str) -> bool:
+    """Create a work pool for processes; False if there is one of that name."""
+    if client.get(f"/work_pools/{name}").status_code == 200:
+        return False
+    known = _json(client.get("/collections/views/aggregate-worker-metadata"))
+    template = known["prefect"]["process"]["default_base_job_configuration"]
+    pool = {"name": name, "type": "process", "description": description}
+    response = client.post("/work_pools/", json={**pool, "base_job_template": template})
+    if response.status_code == 409:
+        return False
+    _json(response)
+    return True
+
+
+def worker_is_online(client: httpx.Client, pool: str, since: float) -> bool:
+    """Whether our worker reported after `since` (s since the epoch): an earlier one may linger."""
+    for worker in _workers(client, pool):
+        last = worker["last_heartbeat_time"]
+        if worker["name"] == WORKER_NAME and last and worker["status"] == "ONLINE":
+            return datetime.fromisoformat(last).timestamp() >= since
+    return False
+
+
+def other_workers(client: httpx.Client, pool: str) -> list[str]:
+    workers = _workers(client, pool)
+    return [w["name"] for w in workers if w["status"] == "ONLINE" and w["name"] != WORKER_NAME]
+
+
+def deployment_names(client: httpx.Client) -> set[str]:
+    return {d["name"] for d in _json(client.post("/deployments/filter", json={}))}
+
+
+def crash_runs(client: httpx.Client, pool: str, message: str) -> list[str]:
+    """Mark the pool's runs that are under way as Crashed; returns their names."""
+    under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+    where = {"flow_runs": under_way, "work_pools": {"name": {"any_": [pool]}}}
+    runs = _json(client.post("/flow_runs/filter", json=where))
+    state = {"type": "CRASHED", "name": "Crashed", "message": message}
+    for run in runs:
+        path = f"/flow_runs/{run['id']}/set_state"
+        _json(client.post(path, json={"state": state, "force": True}))
+    return [run["name"] for run in runs]
+
+
+def read_run(client: httpx.Client, run_id: str) -> dict[str, Any]:
+    return _json(client.get(f"/flow_runs/{run_id}"))
+
+
+def task_runs(client: httpx.Client, run_id: str) -> list[dict[str, Any]]:
+    where = {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return _json(client.post("/task_runs/filter", json=where))
+
+
+def logs(client: httpx.Client, run_id: str, after: datetime) -> list[dict[str, Any]]:
+    """Up to 200 log records of a flow run and its tasks, written after `after`."""
+    where = {"flow_run_id": {"any_": [run_id]}, "timestamp": {"after_": after.isoformat()}}
+    return _json(client.post("/logs/filter", json={"logs": where, "sort": "TIMESTAMP_ASC"}))
+
+
+def _workers(client: httpx.Client, pool: str) -> list[dict[str, Any]]:
+    return _json(client.post(f"/work_pools/{pool}/workers/filter", json={}))
+
+
+def _json(response: httpx.Response) -> Any:
+    return response.raise_for_status().json()

@@ -1,0 +1,197 @@
+"""Start and stop processes that outlive the command that started them.
+
+Each one is recorded in a small file as soon as it exists, with its process id and its creation
+time: a process id alone may by now belong to a stranger, who must not be stopped. Each runs in
+its own session, so that Ctrl-C in the terminal does not reach it, and writes to a log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# A process's creation time is counted from the boot time, which moves a little when the system's
+# clock is adjusted. A process id does not come round again within this time.
+CREATION_TOLERANCE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    name: str
+    pid: int
+    created: float
+    log: str
+
+    def process(self) -> psutil.Process | None:
+        """The process while it lives; None if it ended or its id belongs to another one now."""
+        try:
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created) > CREATION_TOLERANCE_S:
+                return None
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except psutil.NoSuchProcess:
+            return None
+
+
+class Processes:
+    """The processes recorded in a folder: `<name>.json` here, `<name>.log` in `log_dir`."""
+
+    def __init__(self, folder: Path, log_dir: Path) -> None:
+        self.folder = folder
+        self.log_dir = log_dir
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        gated: bool = False,
+    ) -> Record:
+        """Start and record it; a gated one waits for `release` (see `deployments.gate`)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _interrupt_deferred(), self.open_log(name) as log:
+            child = subprocess.Popen(
+                command,
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.PIPE if gated else subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._children[name] = child
+            created = psutil.Process(child.pid).create_time()
+            record = Record(name, child.pid, created, log.name)
+            write_json(self._path(name), asdict(record))
+        return record
+
+    def release(self, name: str) -> None:
+        """Let a gated process begin."""
+        stdin = self._children[name].stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError), stdin:  # it died: whoever waits for it will see
+            stdin.write(b"go\n")
+
+    def exit_code(self, name: str) -> int | None:
+        """Of a process that this object started; None while it runs."""
+        return self._children[name].poll()
+
+    def record(self, name: str) -> Record | None:
+        try:
+            return Record(**json.loads(self._path(name).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def running(self, name: str) -> psutil.Process | None:
+        record = self.record(name)
+        return record.process() if record else None
+
+    def stop(self, name: str, grace_s: float = 15.0) -> str | None:
+        """Stop it and its children: SIGTERM, up to `grace_s` of patience, SIGKILL.
+
+        Returns:
+            "stopped" or "killed"; None if it was not running.
+        """
+        process = self.running(name)
+        child = self._children.pop(name, None)
+        if child and not process and child.poll() is None:  # ours, though its record is gone
+            process = psutil.Process(child.pid)
+        outcome = _stop_family(process, grace_s) if process else None
+        if child:
+            child.wait()
+            if child.stdin:
+                child.stdin.close()
+        self._path(name).unlink(missing_ok=True)
+        return outcome
+
+    def log_path(self, name: str) -> Path:
+        return self.log_dir / f"{name}.log"
+
+    def open_log(self, name: str) -> Any:
+        """A new log file; the one before it stays as `<name>.log.1`."""
+        path = self.log_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("wb")
+
+    def log_tail(self, name: str, num_lines: int = 15) -> str:
+        try:
+            lines = self.log_path(name).read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join([line for line in lines if line.strip()][-num_lines:])
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Publish whole or not at all: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)
+
+
+def _stop_family(process: psutil.Process, grace_s: float) -> str:
+    """Stop a process, then those of its children that did not end with it."""
+    children = _children(process)
+    _signal([process], signal.SIGTERM)
+    alive = psutil.wait_procs([process], timeout=grace_s)[1]
+    children = list({*children, *_children(process)})
+    _signal(children, signal.SIGTERM)
+    left = psutil.wait_procs(children, timeout=min(grace_s, 5.0))[1]
+    _signal([*alive, *left], signal.SIGKILL)
+    psutil.wait_procs([*alive, *left], timeout=5.0)
+    return "killed" if alive else "stopped"
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil also refuses a reused id
+            process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back until a process that was started is also recorded.
+
+    While a handler is set, a child starts with the default one even where the shell made us ignore
+    SIGINT (`ups up &` in a script): Prefect's worker could not be stopped otherwise.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending = False
+
+    def remember(*_: object) -> None:
+        nonlocal pending
+        pending = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending:
+        raise KeyboardInterrupt

@@ -1,0 +1,271 @@
+"""The stack of one machine: Prefect server, object store, work pools, worker, deployments.
+
+`up` starts what is not running, side by side where the order allows it, and waits until each
+part answers; `down` stops what `up` started, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import httpx
+import yaml
+
+from deployments import prefect_api as api
+from deployments.layout import BIN_DIR, PROJECT_DIR, TOML_HEADER, Stack, StackError
+from deployments.processes import write_json
+
+# In the order in which they are stopped.
+PARTS = ("worker", "prefect-server", "object-store")
+POOLS = {
+    "local": "This machine: its worker is started by `ups up`.",
+    "gpu": "Machines with a GPU: `prefect worker start --pool gpu` on each.",
+}
+WORKER_COMMAND = ["worker", "start", "--pool", "local", "--type", "process"]
+WORKER_COMMAND += ["--name", api.WORKER_NAME]
+DEPLOY_COMMAND = ["--no-prompt", "deploy", "--all"]
+READY_TIMEOUT_S = 120.0
+POLL_S = 0.1
+
+Say = Callable[[str, float | None, str], None]
+"""Takes a line of progress: part, seconds (None where nothing was waited for), what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What `up` waits for; `note` is shown once it answers."""
+
+    name: str
+    answers: Callable[[], bool]
+    note: str
+
+
+def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) -> list[str]:
+    """Start what is not running and wait until all of it answers.
+
+    Args:
+        store_is_up: called once the object store answers, while the Prefect server still starts.
+    Returns:
+        The parts that were started.
+    Raises:
+        StackError: a port is taken, or a part died or does not answer.
+    """
+    processes = stack.processes
+    with stack.lock(), httpx.Client(base_url=stack.api_url, timeout=5) as client:
+        _check_place(stack)
+        stack.remember()
+        write_prefect_toml(stack, say)
+        started = [part for part in PARTS if not processes.running(part)]
+        begin = time.monotonic()
+
+        def wait(*parts: Part) -> None:
+            _wait(stack, parts, begin, lambda part, s: part.name in started and say_part(part, s))
+
+        def say_part(part: Part, seconds: float) -> None:
+            say(part.name, seconds, part.note)
+
+        try:
+            if "object-store" in started:
+                _start_store(stack)
+            if "prefect-server" in started:
+                _start_server(stack)
+            # These two only import Prefect until they are released.
+            if "worker" in started:
+                _start_gated(stack, "worker", *WORKER_COMMAND)
+            if deploying := not _is_deployed(stack):
+                _start_gated(stack, "deploy", *DEPLOY_COMMAND)
+
+            wait(Part("object-store", lambda: _store_answers(stack), stack.s3_url))
+            if store_is_up:
+                store_is_up()
+            wait(Part("prefect-server", lambda: api.is_ready(client), stack.ui_url))
+            created = [pool for pool, text in POOLS.items() if api.create_pool(client, pool, text)]
+            if created:
+                say("work-pools", time.monotonic() - begin, ", ".join(created))
+                started.append("work-pools")
+
+            if "worker" in started:
+                if not api.other_workers(client, "local"):
+                    api.crash_runs(client, "local", "The worker was not running any more.")
+                processes.release("worker")
+            parts = [_worker_part(stack, client)]
+            if not deploying and not deployment_names() <= api.deployment_names(client):
+                deploying = True
+                _start_gated(stack, "deploy", *DEPLOY_COMMAND)
+            if deploying:
+                started.append("deployments")
+                processes.release("deploy")
+                parts.append(_deploy_part(stack))
+            wait(*parts)
+        finally:
+            processes.stop("deploy")
+    return started
+
+
+def down(stack: Stack, say: Say) -> list[str]:
+    """Stop what `up` started; runs under way are marked as Crashed. Returns what was stopped."""
+    processes = stack.processes
+    stopped = []
+    with stack.lock():
+        for part in PARTS:
+            begin = time.monotonic()
+            process = processes.running(part)
+            outcome = processes.stop(part)
+            if outcome and process:
+                stopped.append(part)
+                say(part, time.monotonic() - begin, f"{outcome} (pid {process.pid})")
+            if part == "worker" and processes.running("prefect-server"):
+                _end_orphans(stack, say)
+    return stopped
+
+
+def write_prefect_toml(stack: Stack, say: Say) -> None:
+    """Point `prefect` in this folder at the server; a file of the user's own is left alone."""
+    path = stack.prefect_toml
+    text = f'{TOML_HEADER}[api]\nurl = "{stack.api_url}"\n\n[plugins]\nenabled = true\n'
+    current = path.read_text() if path.exists() else TOML_HEADER
+    if not current.startswith(TOML_HEADER):
+        say("prefect.toml", None, f"not written: {path} is yours. It needs: " + repr(text))
+    elif current != text:
+        path.write_text(text)
+
+
+def _check_place(stack: Stack) -> None:
+    """The ports of what is to be started are free, and what runs does so where it is wanted."""
+    processes = stack.processes
+    running = [part for part in PARTS if processes.running(part)]
+    remembered = Stack.find()
+    if running and remembered != stack:
+        raise StackError(
+            f"the stack already runs on {remembered.host}, ports {remembered.prefect_port} and "
+            f"{remembered.s3_port}: run `ups down` first to move it"
+        )
+    for part, field in (("prefect-server", "prefect_port"), ("object-store", "s3_port")):
+        if part not in running:
+            stack.check_port(field)
+
+
+def _start_store(stack: Stack) -> None:
+    objects = stack.folder / "s3"
+    objects.mkdir(parents=True, exist_ok=True)
+    keys = stack.store_env()
+    # By the environment: a key among the arguments could be read by every user of the machine.
+    pair = f'"{keys["AWS_ACCESS_KEY_ID"]},{keys["AWS_SECRET_ACCESS_KEY"]}"'
+    command = [str(BIN_DIR / "rclone"), "serve", "s3", str(objects), "--config", ""]
+    command += ["--addr", f"{stack.host}:{stack.s3_port}"]
+    env = {**stack.prefect_env(), "RCLONE_AUTH_KEY": pair}
+    stack.processes.start("object-store", command, env=env, cwd=stack.folder)
+
+
+def _start_server(stack: Stack) -> None:
+    command = [str(BIN_DIR / "prefect"), "server", "start"]
+    command += ["--host", stack.host, "--port", str(stack.prefect_port)]
+    stack.processes.start("prefect-server", command, env=stack.prefect_env(), cwd=stack.folder)
+
+
+def _start_gated(stack: Stack, name: str, *arguments: str) -> None:
+    env = stack.prefect_env()
+    if name == "worker":  # runs inherit its environment
+        env |= stack.store_env()
+    command = [sys.executable, "-m", "deployments.gate", *arguments]
+    stack.processes.start(name, command, env=env, cwd=PROJECT_DIR, gated=True)
+
+
+def _worker_part(stack: Stack, client: httpx.Client) -> Part:
+    record = stack.processes.record("worker")
+    since = record.created if record else 0.0
+    return Part("worker", lambda: api.worker_is_online(client, "local", since), "pool local")
+
+
+def _is_deployed(stack: Stack) -> bool:
+    """Whether nothing that the deployments are made from has changed since they were made."""
+    try:
+        return json.loads((stack.folder / "deployed.json").read_text()) == _fingerprint()
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _deploy_part(stack: Stack) -> Part:
+    mark = stack.folder / "deployed.json"
+    mark.unlink(missing_ok=True)
+    fingerprint = _fingerprint()
+
+    def is_done() -> bool:
+        code = stack.processes.exit_code("deploy")
+        if code:
+            raise _fault(stack, "deploy", f"`prefect deploy --all` ended with exit code {code}")
+        if code == 0:
+            write_json(mark, fingerprint)
+        return code == 0
+
+    return Part("deployments", is_done, ", ".join(sorted(deployment_names())))
+
+
+def deployment_names() -> set[str]:
+    tree = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
+    return {deployment["name"] for deployment in tree["deployments"]}
+
+
+def _fingerprint() -> dict[str, str]:
+    """Hashes of what the deployments, and the parameters of their run forms, are made from."""
+    files = [PROJECT_DIR / "prefect.yaml", PROJECT_DIR / "ups" / "config.py"]
+    files += sorted((PROJECT_DIR / "flows").glob("**/*.py"))
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _end_orphans(stack: Stack, say: Say) -> None:
+    """A run whose worker was stopped would stay Running for ever, and keep others waiting."""
+    try:
+        with httpx.Client(base_url=stack.api_url, timeout=5) as client:
+            if not api.is_ready(client):  # stopped while it was starting
+                return
+            names = api.crash_runs(client, "local", "The stack was stopped (`ups down`).")
+    except httpx.HTTPError as error:
+        say("runs", None, f"could not be marked as Crashed: {error!r}")
+        return
+    if names:
+        say("runs", None, f"marked as Crashed: {', '.join(names)}")
+
+
+def _store_answers(stack: Stack) -> bool:
+    try:
+        httpx.get(stack.s3_url, timeout=2)  # without a signature: any answer will do
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _wait(
+    stack: Stack, parts: Iterable[Part], since: float, done: Callable[[Part, float], object]
+) -> None:
+    """Until each part answers; `done` gets it with the seconds since `since`."""
+    waiting, deadline = list(parts), time.monotonic() + READY_TIMEOUT_S
+    while waiting:
+        for part in list(waiting):
+            if _answers(part):
+                waiting.remove(part)
+                done(part, time.monotonic() - since)
+            elif part.name in PARTS and not stack.processes.running(part.name):
+                raise _fault(stack, part.name, f"{part.name} ended while it was starting")
+            elif time.monotonic() > deadline:
+                log = part.name if part.name in PARTS else "deploy"
+                raise _fault(stack, log, f"{part.name}: no answer in {READY_TIMEOUT_S:.0f} s")
+        if waiting:
+            time.sleep(POLL_S)
+
+
+def _answers(part: Part) -> bool:
+    try:
+        return part.answers()
+    except httpx.HTTPError:  # such as 503 while SQLite is busy: ask again
+        return False
+
+
+def _fault(stack: Stack, log: str, what: str) -> StackError:
+    tail = stack.processes.log_tail(log)
+    return StackError(f"{what}. The end of {stack.processes.log_path(log)}:\n{tail}")

@@ -1,0 +1,166 @@
+"""`train-burgers`: from a trigger to a trained and scored operator, phase by phase."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from tasks.cache import cache_task
+from tasks.download import download
+from tasks.evaluate import evaluate
+from tasks.load import load_latents, warm_up_device
+from tasks.report import Story, report_overhead
+from tasks.train import train_operator
+from ups.config import SPLITS, Features, load_config
+from ups.data.sources import open_store
+from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
+from ups.latents.store import check_cache_valid
+from ups.runs import open_run_dir
+
+log = logging.getLogger(__name__)
+
+THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
+
+
+@flow(
+    name="train-burgers",
+    flow_run_name="{config}",
+    task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
+)
+def train_burgers(
+    config: Annotated[
+        str, Field(description="Name of a config in deployments/configs, or a path")
+    ] = "smoke",
+    latent_dim: Annotated[
+        int | None, Field(description="Channels of a token, 1 or more; empty: as in the config")
+    ] = None,
+    latent_tokens: Annotated[
+        int | None,
+        Field(description="Tokens of a frame, a divisor of the grid; empty: as in the config"),
+    ] = None,
+    epochs: Annotated[
+        int | None, Field(description="Passes over train, 1 or more; empty: as in the config")
+    ] = None,
+    seed: Annotated[
+        int | None, Field(description="Of weights and shuffling; empty: as in the config")
+    ] = None,
+    overrides: Annotated[
+        dict[str, Any] | None,
+        Field(description='Any other value, dotted: {"training.batch_size": 24}'),
+    ] = None,
+    features: Annotated[
+        Features | None, Field(description="Optimisations; empty: as in the config")
+    ] = None,
+    overwrite_cache: Annotated[
+        bool, Field(description="Build the latent cache again although it is there")
+    ] = False,
+    resume_from: Annotated[
+        str | None, Field(description="A checkpoint of another run to go on from; empty: start new")
+    ] = None,
+) -> None:
+    """Download PDEBench data, encode it once, train a latent operator, and show where time went."""
+    changes = {
+        "latent.dim": latent_dim,
+        "latent.tokens": latent_tokens,
+        "stages.operator.epochs": epochs,
+        "training.seed": seed,
+        "features": features.model_dump() if features else None,
+    }
+    chosen = {key: value for key, value in changes.items() if value is not None}
+    resolved = load_config(config, {**(overrides or {}), **chosen})
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    run_id = context.flow_run.id
+    story = Story(resolved, run_id, open_run_dir(resolved, str(run_id)))
+    stop = threading.Event()
+    try:
+        _run_phases(story, stop, overwrite_cache, Path(resume_from) if resume_from else None)
+    except BaseException as error:
+        stop.set()
+        story.failure = error
+        raise
+    finally:
+        if story.latents is not None:
+            story.latents.close()
+        report_overhead(story)
+        _name_after_cache_entry(story)
+
+
+def _run_phases(
+    story: Story, stop: threading.Event, overwrite_cache: bool, resume: Path | None
+) -> None:
+    config = story.config
+    store = open_store(config)
+    warm_up = warm_up_device.submit(config) if config.features.warm_up else None
+    downloads = {}
+    for split in SPLITS:
+        downloads[split] = download.submit(config, split, store, stop)
+        if not config.features.parallel_downloads:
+            story.staged[split] = downloads[split].result()
+    _wait_for(story, downloads, ENCODED_SPLITS, warm_up)
+
+    key = story.config_hash = compute_cache_hash(config, story.staged)
+    encoded = {split: story.staged[split] for split in ENCODED_SPLITS}
+    if config.features.preload != "off":
+        from ups.latents.build import CacheEntry
+
+        overwrite = overwrite_cache or not config.features.reuse_cache
+        there = not overwrite and check_cache_valid(config.training.latent_cache_dir, key)
+        build = cache_task(config, key, overwrite=overwrite_cache, reused=there)
+        state = build(config, encoded, key, overwrite_cache, stop, return_state=True)
+        story.entry = CacheEntry.model_validate(state.result())
+        story.cache_reused = state.name == "Cached" or story.entry.reused
+
+    latents = story.latents = load_latents(config, encoded, story.entry, stop)
+    step = warm_up.result() if warm_up else None
+
+    def note_first_step(at: float) -> None:
+        story.first_step_at = at
+
+    story.result = train_operator(config, latents, story.run_dir, step, resume, note_first_step)
+    _wait_for(story, downloads, SPLITS, None)
+    story.scores = evaluate(
+        config, story.result.checkpoint, story.staged["test"], latents.encoder, story.run_dir
+    )
+
+
+def _wait_for(
+    story: Story,
+    downloads: dict[Any, PrefectFuture[Any]],
+    splits: tuple[str, ...],
+    warm_up: PrefectFuture[Any] | None,
+) -> None:
+    """Wait until these splits are staged; whatever fails meanwhile fails the run at once."""
+    names = {future.task_run_id: split for split, future in downloads.items()}
+    pending = [future for split, future in downloads.items() if split not in story.staged]
+    if warm_up is not None:
+        pending.append(warm_up)
+    for future in as_completed(pending):
+        result = future.result()
+        if split := names.get(future.task_run_id):
+            story.staged[split] = result
+        if all(split in story.staged for split in splits):
+            return
+
+
+def _name_after_cache_entry(story: Story) -> None:
+    """Put the cache entry into the run's name, where the list of runs shows it."""
+    if story.config_hash is None:
+        return
+    name = f"{story.config.name} [{story.config_hash}]{' reused' if story.cache_reused else ''}"
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(runtime.flow_run.id, name=name)
+
+
+if __name__ == "__main__":
+    train_burgers()

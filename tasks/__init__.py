@@ -1,0 +1,1 @@
+"""The phases as Prefect tasks: their options, and one call into `ups` each."""

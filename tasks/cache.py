@@ -1,0 +1,94 @@
+"""Build the latent cache, or find it: a task whose Prefect cache key is the config hash."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import Task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.context import TaskRunContext
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultRecord
+from prefect.transactions import IsolationLevel
+
+from tasks.locks import FlockManager
+from tasks.timeline import phase_task, watch
+from ups.config import RunConfig
+from ups.data.sources import Staged
+
+KEY_PREFIX = "latents-"
+
+
+class ValidEntries(LocalFileSystem):
+    """Prefect's records of cached results, read only while the entry that they name is valid.
+
+    A hit skips the task, so this is where a deleted or truncated entry must turn into a miss.
+    """
+
+    _block_type_slug = "valid-latent-entries"
+
+    def read_path(self, path: str, _sync: bool = True) -> bytes:
+        from ups.latents.store import check_cache_valid
+
+        home = Path(self.basepath or ".").parent
+        cache_dir, config_hash = home.parent, path.rpartition("-")[2]
+        content = super().read_path(path, _sync=True)
+        if not check_cache_valid(cache_dir, config_hash):
+            raise ValueError(f"the latent cache entry {config_hash} is not valid any more")
+        record = ResultRecord.deserialize_metadata(content)
+        if not (home / "results" / record.storage_key).is_file():
+            raise ValueError(f"the result of {path} is gone")
+        return content
+
+    async def aread_path(self, path: str) -> bytes:
+        return self.read_path(path)
+
+
+@phase_task("cache")
+def build_latent_cache(
+    config: RunConfig,
+    sources: Mapping[str, Sequence[Staged]],
+    key: str,  # noqa: ARG001 (what Prefect's cache key is made of)
+    overwrite: bool,
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """The entry's record as plain JSON, paths relative to the cache directory."""
+    from ups.pipeline import build_cache
+
+    return build_cache(config, sources, overwrite=overwrite, stop=stop).model_dump(mode="json")
+
+
+def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) -> Task[..., Any]:
+    """`build_latent_cache` with its key store, results and lock inside this cache directory.
+
+    Two cache directories never answer for each other. Legacy mode, which wipes its cache, has none.
+
+    Args:
+        key: the config hash.
+        reused: whether the entry was valid a moment ago; only the name of the task run says so.
+    """
+    name = f"2 build-latent-cache [{key}]{' reused' if reused else ''}"
+    if config.features.is_legacy:
+        return build_latent_cache.with_options(task_run_name=name)
+    home = config.training.latent_cache_dir.resolve() / ".prefect"
+    policy = CacheKeyFnPolicy(cache_key_fn=_cache_key).configure(
+        key_storage=ValidEntries(basepath=str(home / "keys")),
+        isolation_level=IsolationLevel.SERIALIZABLE,
+        lock_manager=FlockManager(home / "locks"),
+    )
+    return build_latent_cache.with_options(
+        task_run_name=name,
+        cache_policy=policy,
+        persist_result=True,
+        result_storage=home / "results",
+        result_serializer="json",
+        refresh_cache=overwrite or not config.features.reuse_cache,
+    )
+
+
+def _cache_key(context: TaskRunContext, parameters: Mapping[str, Any]) -> str:
+    watch("cache", context.task_run)
+    return f"{KEY_PREFIX}{parameters['key']}"

@@ -1,0 +1,253 @@
+"""`report-overhead`: the breakdown of a run as artifacts that a person reads at a glance."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import psutil
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+
+from tasks.timeline import close_timeline, phase_task
+from ups.config import RunConfig
+from ups.data.sources import Staged
+from ups.telemetry.phases import Breakdown, Span, plan_metrics, tabulate
+
+if TYPE_CHECKING:
+    from ups.latents.build import CacheEntry
+    from ups.latents.loader import Latents
+    from ups.training.evaluate import Scores
+    from ups.training.loop import TrainResult
+
+log = logging.getLogger(__name__)
+
+TRIGGERS = ("Scheduled", "AwaitingRetry")
+
+
+@dataclass(slots=True)
+class Story:
+    """What the flow has learned about its run so far; None where it has not got there."""
+
+    config: RunConfig
+    flow_run_id: UUID
+    run_dir: Path
+    staged: dict[str, Sequence[Staged]] = field(default_factory=dict)
+    config_hash: str | None = None
+    entry: CacheEntry | None = None
+    cache_reused: bool | None = None
+    latents: Latents | None = None
+    result: TrainResult | None = None
+    scores: Scores | None = None
+    first_step_at: float | None = None
+    failure: BaseException | None = None
+
+
+@phase_task("report", task_run_name="6 report-overhead")
+def report_overhead(story: Story) -> Breakdown:
+    """Write `breakdown.json` and `gantt.png`, and publish both in the UI."""
+    breakdown = _break_down(story)
+    breakdown.save(story.run_dir)
+    from ups.telemetry.gantt import draw_gantt
+
+    end = breakdown.triggered_at + breakdown.until_s
+    gantt = draw_gantt(breakdown.spans, breakdown.triggered_at, end, _headline(breakdown))
+    (story.run_dir / "gantt.png").write_bytes(gantt)
+    create_table_artifact(
+        key="overhead-breakdown",
+        table=[
+            {
+                "phase": row.phase,
+                "seconds": f"{row.seconds:.2f}",
+                "share": "" if row.share is None else f"{row.share:.0%}",
+                "what bounds it": row.bound,
+            }
+            for row in breakdown.phases
+        ],
+        description=_headline(breakdown),
+    )
+    picture = story.scores.picture.read_bytes() if story.scores else None
+    create_markdown_artifact(
+        key="overhead",
+        markdown=_markdown(breakdown, gantt, picture),
+        description=_headline(breakdown),
+    )
+    return breakdown
+
+
+def _break_down(story: Story) -> Breakdown:
+    states, expected_start = _flow_run_states(story.flow_run_id)
+    triggered_at = _trigger_time(states, expected_start)
+    spans = [s for s in close_timeline(story.flow_run_id) if s.phase != "report"]
+    process_at = _process_start(states, triggered_at)
+    first_task_at = spans[0].start if spans else time.time()
+    spans = [
+        Span(phase="queue", name="queue", start=triggered_at, end=process_at),
+        Span(phase="boot", name="boot", start=process_at, end=max(process_at, first_task_at)),
+        *_with_first_step(spans, story.first_step_at),
+    ]
+    end = story.first_step_at or max(span.end for span in spans)
+    until_s = end - triggered_at
+    phases = tabulate(spans, _bounds(story), triggered_at, end)
+    cost = until_s / 3600 * story.config.startup.price_per_hour
+    reused = bool(story.cache_reused)
+    metrics = plan_metrics(
+        cache_s=next((p.seconds for p in phases if p.phase == "cache"), 0.0),
+        cache_reused=reused,
+        startup_s=until_s,
+        ttfs_s=until_s if story.first_step_at else None,
+        cost_usd=cost,
+    )
+    if story.result is not None:
+        metrics["training/epoch_time_sec"] = story.result.epoch_time_s
+    scores = story.scores
+    return Breakdown(
+        run=story.run_dir.name,
+        config=story.config.name,
+        config_hash=story.config_hash,
+        triggered_at=triggered_at,
+        ttfs_s=until_s if story.first_step_at else None,
+        until_s=until_s,
+        unaccounted_s=phases[-1].seconds,
+        cost_usd=cost,
+        cache_reused=story.cache_reused,
+        changed=story.entry.changed if story.entry and not reused else (),
+        failed=None if story.failure is None else _describe(story.failure),
+        phases=phases,
+        spans=tuple(spans),
+        metrics=metrics,
+        nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
+        nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
+    )
+
+
+def _flow_run_states(flow_run_id: UUID) -> tuple[list[State], datetime | None]:
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(flow_run_id)
+        states = client.read_flow_run_states(flow_run_id)
+    return sorted(states, key=lambda state: state.timestamp), flow_run.expected_start_time
+
+
+def _trigger_time(states: Sequence[State], expected_start: datetime | None) -> float:
+    """The latest Scheduled or AwaitingRetry state, or the expected start if that is later."""
+    triggers = [state for state in states if state.name in TRIGGERS] or list(states[:1])
+    at: float = triggers[-1].timestamp.timestamp()
+    return max(at, expected_start.timestamp()) if expected_start else at
+
+
+def _process_start(states: Sequence[State], triggered_at: float) -> float:
+    """When this process started; when the flow began to run, in a process older than the run."""
+    started = psutil.Process().create_time()
+    if started >= triggered_at:
+        return started
+    running = [s.timestamp.timestamp() for s in states if s.is_running()]
+    return max(triggered_at, running[-1]) if running else triggered_at
+
+
+def _with_first_step(spans: Sequence[Span], first_step_at: float | None) -> list[Span]:
+    """The training task cut in two at the end of the first step."""
+    cut = []
+    for span in spans:
+        if span.phase != "train" or first_step_at is None:
+            cut.append(span)
+            continue
+        first = {"phase": "first step", "name": "4 first step", "end": first_step_at}
+        cut.append(span.model_copy(update=first))
+        cut.append(span.model_copy(update={"start": first_step_at}))
+    return cut
+
+
+def _bounds(story: Story) -> dict[str, str]:
+    bounds = {
+        "queue": "worker notices the run, starts a process",
+        "boot": "imports and Prefect's engine",
+        "warm-up": "import torch, build and warm the model",
+        "first step": "one optimizer step",
+    }
+    files = {s.path: s for staged in story.staged.values() for s in staged}.values()
+    if files:
+        fetched = sum(s.fetched_bytes for s in files)
+        total = sum(s.num_bytes for s in files)
+        seconds = max(s.seconds for s in files)
+        bounds["download"] = (
+            f"network: {_size(fetched)}, {fetched / 1e6 / max(seconds, 1e-3):,.0f} MB/s"
+            if fetched
+            else f"{_size(total)} found verified, nothing fetched"
+        )
+    if story.entry is not None:
+        entry = story.entry
+        bounds["cache"] = (
+            f"{_size(entry.num_bytes)} reused"
+            if story.cache_reused
+            else f"read, encode, write: {entry.num_trajectories} trajectories, "
+            f"{entry.num_trajectories / max(entry.seconds, 1e-3):,.0f}/s"
+        )
+    if story.latents is not None:
+        latents = story.latents
+        rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
+        bounds["load"] = f"into {latents.tier}: {_size(latents.num_bytes)}" + (
+            f", {rate:,.0f} MB/s" if latents.num_bytes else ""
+        )
+    return bounds
+
+
+def _headline(breakdown: Breakdown) -> str:
+    if breakdown.ttfs_s is None:
+        return f"{breakdown.config}: failed after {breakdown.until_s:.1f} s"
+    cache = "reused" if breakdown.cache_reused else "built"
+    return (
+        f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s, cache {cache}, "
+        f"${breakdown.cost_usd:.4f}"
+    )
+
+
+def _markdown(breakdown: Breakdown, gantt: bytes, picture: bytes | None) -> str:
+    lines = [f"## {_headline(breakdown)}", ""]
+    if breakdown.failed:
+        lines += [f"**Failed:** {breakdown.failed}", ""]
+    lines += [_image("phases up to the first step", gantt), ""]
+    lines += ["| phase | seconds | share | what bounds it |", "|:--|--:|--:|:--|"]
+    lines += [
+        f"| {row.phase} | {row.seconds:.2f} | {row.share or 0:.0%} | {row.bound} |"
+        for row in breakdown.phases
+    ]
+    lines += ["", "Phases overlap: shares may add up to more than 100 %.", ""]
+    if breakdown.config_hash:
+        lines.append(f"- cache entry `{breakdown.config_hash}`, {_cache_story(breakdown)}")
+    lines.append(f"- run folder `{breakdown.run}`")
+    if breakdown.nrmse_rollout is not None:
+        lines.append(
+            f"- test nRMSE over the full rollout **{breakdown.nrmse_rollout:.4f}**, "
+            f"persistence {breakdown.nrmse_persistence:.4f}"
+        )
+    if picture is not None:
+        lines += ["", _image("truth, prediction and error", picture)]
+    return "\n".join(lines)
+
+
+def _cache_story(breakdown: Breakdown) -> str:
+    if breakdown.cache_reused:
+        return "reused"
+    if breakdown.changed:
+        return f"built: {'; '.join(breakdown.changed)}"
+    return "built"
+
+
+def _image(text: str, png: bytes) -> str:
+    return f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,156 @@
+"""The library's commands, which need no Prefect: `ups cache build` and `ups train`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ups.config import SPLITS, RunConfig, Split, load_config
+from ups.data.sources import Staged
+from ups.errors import ConfigError, UpsError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+cache = typer.Typer(no_args_is_help=True, help="The latent cache.")
+app.add_typer(cache, name="cache")
+
+ConfigArgument = Annotated[
+    str, typer.Argument(help="A config's name (smoke, train_burgers_32dim, …) or path.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. latent.dim=64."),
+]
+PROGRESS_EVERY_S = 1.0
+
+
+@cache.command()
+def build(
+    config: ConfigArgument,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Trajectories per batch.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Threads.")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Build again what is there.")] = False,
+    settings: SetOption = None,
+) -> None:
+    """Stage train and val, and encode them into the cache unless that is done already."""
+    given = {
+        "training.device": device,
+        "training.encode_batch_size": batch_size,
+        "training.num_workers": num_workers,
+        "training.latent_cache_dtype": cache_dtype,
+    }
+    flags = {key: value for key, value in given.items() if value is not None}
+    with errors_shown():
+        resolved = load_config(config, {**parse_settings(settings), **flags})
+        from ups.pipeline import build_cache
+
+        staged = _stage(resolved, ("train", "val"))
+        entry = build_cache(
+            resolved, staged, overwrite=overwrite, progress=progress_line("encoded", "trajectories")
+        )
+        verb = "reused" if entry.reused else "built"
+        typer.echo(
+            f"{verb} {entry.config_hash} in {resolved.training.latent_cache_dir}: "
+            f"{entry.num_trajectories} trajectories, {entry.num_bytes / 1e6:.0f} MB, "
+            f"{entry.seconds:.2f} s"
+        )
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    settings: SetOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name the run; an interrupted one of that name goes on.")
+    ] = None,
+) -> None:
+    """Train and score the operator in this process: download, cache, load, train, evaluate."""
+    with errors_shown():
+        resolved = load_config(config, parse_settings(settings))
+        from ups.pipeline import build_cache, check_devices, load_latents
+        from ups.runs import open_run_dir
+        from ups.training.evaluate import evaluate
+        from ups.training.loop import train as train_operator
+
+        check_devices(resolved)
+        started = time.time()
+        run_dir = open_run_dir(resolved, run_id or secrets.token_hex(4))
+        typer.echo(f"run folder {run_dir}")
+        staged = _stage(resolved, SPLITS)
+        entry = None
+        if resolved.features.preload != "off":
+            entry = build_cache(resolved, staged, progress=progress_line("encoded", "trajectories"))
+        latents = load_latents(resolved, staged, entry)
+        try:
+            result = train_operator(resolved, latents, run_dir, resume=resume)
+            scores = evaluate(resolved, result.checkpoint, staged["test"], latents.encoder, run_dir)
+        finally:
+            latents.close()
+        if result.first_step_at is not None:
+            typer.echo(f"first optimizer step {result.first_step_at - started:.2f} s after start")
+        typer.echo(
+            f"test rollout nRMSE {scores.rollout['nRMSE']:.4f}, "
+            f"persistence {scores.persistence_rollout['nRMSE']:.4f}; see {run_dir}"
+        )
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`["latent.dim=64"]` → `{"latent.dim": 64}`; values are YAML."""
+    parsed = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as latent.dim=64")
+        parsed[key] = yaml.safe_load(value)
+    return parsed
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Log to standard error; what is meant for the user ends in a message and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        yield
+    except UpsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def progress_line(verb: str, unit: str, scale: float = 1) -> Callable[[int, int], None]:
+    """A callback (done, total) that prints a line at most once a second."""
+    last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_EVERY_S:
+            last = time.monotonic()
+            print(f"  {verb} {done / scale:,.0f} of {total / scale:,.0f} {unit}", file=sys.stderr)
+
+    return show
+
+
+def _stage(config: RunConfig, splits: tuple[Split, ...]) -> dict[str, list[Staged]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ups.data.sources import open_store, stage
+
+    store = open_store(config)
+
+    def one(split: Split) -> list[Staged]:
+        show = progress_line(f"[{split}] fetched", "MB", 1e6)
+        return stage(config, split, store, progress=show)
+
+    workers = len(splits) if config.features.parallel_downloads else 1
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(splits, pool.map(one, splits), strict=True))

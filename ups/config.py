@@ -1,0 +1,301 @@
+"""Every config model and every default; YAML in, frozen models out.
+
+`load_config` is the only way in: it reads the YAML, applies dotted overrides, and reports every
+fault at once, each with its YAML key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ups.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "deployments" / "configs"
+Split = Literal["train", "val", "test"]
+StoredDtype = Literal["float16", "bfloat16", "float32"]
+Positive = Annotated[int, Field(gt=0)]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Model):
+    """An object in the store, and the rows (trajectories) of it that belong to the split."""
+
+    key: str = Field(min_length=1)
+    bucket: str | None = Field(None, description="default: data.bucket")
+    rows: tuple[int, int] | None = Field(None, description="[first, end), default: all")
+
+    @model_validator(mode="after")
+    def _rows_in_order(self) -> Self:
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
+            raise ValueError(f"rows {list(self.rows)} are empty: expected 0 <= first < end")
+        return self
+
+
+class Generate(Model):
+    """The data set to generate where the object store has none; times and grid are PDEBench's."""
+
+    nu: float = Field(gt=0, description="ν of u_t + (u²/2)_x = (ν/π) u_xx")
+    num_trajectories: dict[Split, Positive]
+    seed: int = 0
+
+
+class Data(Model):
+    task: Literal["burgers1d"] = "burgers1d"
+    root: Path = Field(Path("data/pdebench"), description="staged files; PDEBENCH_ROOT overrides")
+    bucket: str = "pdebench"
+    endpoint_url: str | None = Field(None, description="default: AWS_ENDPOINT_URL_S3")
+    grid_points: Positive = Field(1024, description="X")
+    sources: dict[Split, Annotated[list[Source], Field(min_length=1)]] | None = Field(
+        None, description="default: the local files {root}/{task}_{split}.h5, or its shards"
+    )
+    generate: Generate | None = None
+
+    @model_validator(mode="after")
+    def _sources_are_whole(self) -> Self:
+        if self.sources is not None and (missing := [s for s in SPLITS if s not in self.sources]):
+            raise ValueError(f"sources lack {', '.join(missing)}: name all of {', '.join(SPLITS)}")
+        return self
+
+
+class Latent(Model):
+    dim: Positive = Field(32, description="D, channels of a token")
+    tokens: Positive = Field(16, description="K, tokens of a frame")
+
+
+class Encoder(Model):
+    kind: Literal["patch_subspace"] = "patch_subspace"
+    fit_trajectories: Positive = 64
+    fit_seed: int = 0
+    normalise: bool = True
+
+
+class Operator(Model):
+    hidden_dim: Positive = 128
+    num_heads: Positive = 4
+    mlp_ratio: float = Field(4.0, gt=0)
+    depths: Annotated[list[Positive], Field(min_length=1)] = Field(
+        [2, 2, 2], description="blocks per stage of the U: odd length, tokens halve per stage"
+    )
+
+    @property
+    def num_levels(self) -> int:
+        """Resolutions of the U: 2 for depths of length 3."""
+        return len(self.depths) // 2 + 1
+
+
+class Training(Model):
+    batch_size: Positive = Field(12, description="trajectories per step")
+    accumulation_steps: Positive = 1
+    time_stride: Positive = Field(2, description="s, saved frames per operator step")
+    rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")
+    latent_cache_dir: Path = Path("data/latent_cache")
+    latent_cache_dtype: StoredDtype = "float16"
+    encode_batch_size: Positive = Field(16, description="trajectories per encoder batch")
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        4, description="threads that write or load chunks"
+    )
+    pin_memory: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["off", "graph", "inductor"] = "off"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU")
+    grad_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    seed: int = 0
+    log_every: Positive = Field(50, description="steps between readings of the loss")
+
+
+class Optimizer(Model):
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class OperatorStage(Model):
+    epochs: Positive = 25
+    patience: Positive | None = Field(None, description="epochs without a better val; off if empty")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    optimizer: Optimizer = Optimizer()
+
+
+class Stages(Model):
+    operator: OperatorStage = OperatorStage()
+
+
+class Checkpoint(Model):
+    every_epochs: Positive = 1
+
+
+class Evaluation(Model):
+    batch_size: Positive = Field(32, description="trajectories per rollout batch")
+    num_examples: Positive = Field(3, description="trajectories drawn in the picture")
+
+
+class Features(Model):
+    """The optimisations, each of which can be switched off alone."""
+
+    parallel_downloads: bool = Field(True, description="fetch splits, and ranges of them, at once")
+    gpu_encode: bool = Field(True, description="encode on the GPU where there is one")
+    parallel_encode: bool = Field(True, description="overlap reading, encoding and writing")
+    reuse_cache: bool = Field(True, description="use a cache entry with the same key")
+    preload: Literal["auto", "gpu", "ram", "disk", "off"] = Field(
+        "auto", description="where training reads latents; off: encode on demand"
+    )
+    warm_up: bool = Field(True, description="import, build and warm the model beside the downloads")
+
+    @classmethod
+    def legacy(cls) -> Features:
+        """All off: the fallback, and the baseline that benchmarks measure the rest against."""
+        return cls(
+            parallel_downloads=False,
+            gpu_encode=False,
+            parallel_encode=False,
+            reuse_cache=False,
+            preload="disk",
+            warm_up=False,
+        )
+
+    @property
+    def is_legacy(self) -> bool:
+        return self == Features.legacy()
+
+
+class Startup(Model):
+    price_per_hour: float = Field(1.89, ge=0, description="of the machine, in dollars")
+
+
+class RunConfig(Model):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    runs_dir: Path = Path("runs")
+    data: Data = Data()
+    latent: Latent = Latent()
+    encoder: Encoder = Encoder()
+    operator: Operator = Operator()
+    training: Training = Training()
+    stages: Stages = Stages()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    features: Features = Features()
+    startup: Startup = Startup()
+
+    @property
+    def patch_points(self) -> int:
+        """P, grid points of a patch."""
+        return self.data.grid_points // self.latent.tokens
+
+    @property
+    def data_root(self) -> Path:
+        return Path(os.environ.get("PDEBENCH_ROOT") or self.data.root)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        faults = []
+        grid, tokens, op = self.data.grid_points, self.latent.tokens, self.operator
+        if grid % tokens:
+            faults.append(
+                f"latent.tokens: found {tokens}, expected a divisor of data.grid_points ({grid})"
+            )
+        if len(op.depths) % 2 == 0:
+            faults.append(f"operator.depths: found {op.depths}, expected an odd number of stages")
+        elif tokens % 2 ** (op.num_levels - 1):
+            faults.append(
+                f"latent.tokens: found {tokens}, expected a multiple of "
+                f"{2 ** (op.num_levels - 1)}, which operator.depths {op.depths} halves down to"
+            )
+        if op.hidden_dim % (2 * op.num_heads):
+            faults.append(
+                f"operator.hidden_dim: found {op.hidden_dim}, expected a multiple of "
+                f"2 * operator.num_heads ({2 * op.num_heads})"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+
+def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a config by path, or by name from `deployments/configs`, and apply dotted overrides.
+
+    Raises:
+        ConfigError: it is not there, is not YAML, or has faults; one line per fault.
+    """
+    path = _find(str(name_or_path))
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping of sections")
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    return parse_config(tree, where=path.name)
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Validate a config already read; `where` names it in the message of a ConfigError."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        faults = [line for e in error.errors() for line in _explain(e)]
+        raise ConfigError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` takes."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _find(name: str) -> Path:
+    known = {p.stem: p for p in sorted(CONFIG_DIR.glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError(f"no config {name!r}: expected a path or one of {', '.join(known)}")
+    return path
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for i, part in enumerate(parents):
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(
+                f"override {dotted!r}: {'.'.join(parents[: i + 1])} is a value, not a section"
+            )
+    tree[last] = value
+
+
+def _explain(error: Any) -> list[str]:
+    """Lines of one pydantic error: key, found, expected."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "value_error":
+        lines = str(error["ctx"]["error"]).splitlines()
+        return [f"{key}: {line}" if key else line for line in lines]
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(fields)}"
+        return [f"{key}: unknown key; {hint}"]
+    if error["type"] == "missing":
+        return [f"{key}: missing, and it has no default"]
+    return [f"{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"]
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,101 @@
+"""Manifests: the file beside the objects of a prefix that carries what no ETag does, SHA-256.
+
+For `a/b/x.h5` it is `a/b/manifest.json`: `{"x.h5": {"sha256": "…", "bytes": 123}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ups.data.s3errors import answer
+from ups.errors import DataError, ObjectUnavailable
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+logger = logging.getLogger(__name__)
+
+Manifest = dict[str, dict[str, Any]]
+
+_ONE_WRITER = threading.Lock()
+
+
+class Call(Protocol):
+    """Calls, tries again what can pass, and explains what cannot."""
+
+    def __call__(self, uri: str, call: Any, /) -> Any: ...
+
+
+class Manifests:
+    """Each is read once, whichever thread asks first."""
+
+    def __init__(self, client: S3Client, call: Call) -> None:
+        self._client, self._call = client, call
+        self._read: dict[tuple[str, str], Manifest] = {}
+        self._lock = threading.Lock()
+
+    def entry(self, bucket: str, key: str, fresh: bool = False) -> dict[str, Any] | None:
+        """What the manifest says about an object; None where it, or the manifest, is missing.
+
+        Args:
+            fresh: read it again.
+        Raises:
+            DataError: it is no manifest.
+        """
+        manifest_key, name = _locate(key)
+        with self._lock:
+            if fresh or (bucket, manifest_key) not in self._read:
+                self._read[bucket, manifest_key] = self._fetch(bucket, manifest_key)
+            return self._read[bucket, manifest_key].get(name)
+
+    def record(self, bucket: str, key: str, entry: dict[str, Any]) -> None:
+        """Set what the manifest says about an object."""
+        manifest_key, name = _locate(key)
+        with _ONE_WRITER:
+            manifest = self._fetch(bucket, manifest_key) | {name: entry}
+            body = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            self._call(
+                f"s3://{bucket}/{manifest_key}",
+                lambda: self._client.put_object(Bucket=bucket, Key=manifest_key, Body=body),
+            )
+        with self._lock:
+            self._read[bucket, manifest_key] = manifest
+
+    def _fetch(self, bucket: str, manifest_key: str) -> Manifest:
+        uri = f"s3://{bucket}/{manifest_key}"
+
+        def get() -> bytes:
+            body = self._client.get_object(Bucket=bucket, Key=manifest_key)["Body"]
+            try:
+                return body.read()
+            finally:
+                body.close()
+
+        try:
+            manifest = json.loads(self._call(uri, get))
+            return {name: _checked(entry) for name, entry in manifest.items()}
+        except ObjectUnavailable as error:
+            # Without the right to list, AWS answers 403 for a key that is not there.
+            if answer(error.__cause__)[1] == 403:
+                logger.warning("%s may not be read; going on without SHA-256 to compare with", uri)
+            elif answer(error.__cause__)[1] != 404:
+                raise
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{uri} is no manifest ({type(error).__name__}: {error}); expected "
+                '{"name": {"sha256": "…", "bytes": …}}. Upload the objects anew, or delete it'
+            ) from error
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"sha256": str(entry["sha256"]).lower(), "bytes": int(entry["bytes"])}
+
+
+def _locate(key: str) -> tuple[str, str]:
+    """(key of the manifest, name in it)."""
+    prefix, slash, name = key.rpartition("/")
+    return f"{prefix}{slash}manifest.json", name

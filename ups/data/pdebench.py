@@ -1,0 +1,309 @@
+"""Read trajectories from HDF5: PDEBench's layout and the earlier plan's, one file or shards.
+
+    with TrajectoryFile(path, rows=(0, 1000), grid_points=1024) as file:
+        u = file.read(0, 16)             # (16, T, X) float32
+
+A file holds one data set, `tensor` (PDEBench) or `data`, of shape (N, T, X) or (N, T, X, 1), with
+ν in the attribute `Nu` and the saved times in `t-coordinate`, T or T + 1 of them. A data set that
+is contiguous float32 is read straight from its offset: h5py holds one lock for the whole process,
+`preadv` none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ups.errors import DataError, ShapeError
+
+log = logging.getLogger(__name__)
+
+DATA_KEYS = ("tensor", "data")
+SUFFIXES = (".h5", ".hdf5")
+ALIASES = {"val": ("val", "valid")}
+
+Frames = npt.NDArray[np.float32]
+
+
+class TrajectoryFile:
+    """Rows of one file; `read` may be called from several threads at once.
+
+    Args:
+        rows: [first, end) of the file's trajectories; default all. Row 0 of `read` is `first`.
+        grid_points: what X must be.
+    Attributes:
+        num_trajectories, num_frames, grid_points: N (of `rows`), T, X.
+        dt, nu: time between saved frames; ν.
+        num_bytes: of all of `rows`, as `read` returns them.
+    Raises:
+        DataError: the file is missing, not HDF5, truncated, or lacks its data set or ν; the data
+            set has the wrong rank, type or grid; `rows` are not all there.
+    """
+
+    def __init__(
+        self, path: Path, rows: tuple[int, int] | None = None, *, grid_points: int | None = None
+    ) -> None:
+        self.path = Path(path)
+        self._fd: int | None = None
+        self._file = _open(self.path)
+        try:
+            self._data = _find_data(self._file, self.path)
+            total, self.num_frames, self.grid_points = _check_shape(
+                self._data, self.path, grid_points
+            )
+            self._first, end = rows or (0, total)
+            if not 0 <= self._first < end <= total:
+                raise DataError(
+                    f"{self.path}: rows [{self._first}, {end}) asked for, the file has {total} "
+                    "trajectories; correct the row range of this source"
+                )
+            self.num_trajectories = end - self._first
+            self._row_bytes = 4 * self.num_frames * self.grid_points
+            self.num_bytes = self.num_trajectories * self._row_bytes
+            self.nu = _find_nu(self._file, self._data, self.path)
+            self.dt = _find_dt(self._file, self._data, self.num_frames, self.path)
+            self._offset = _raw_offset(self._data, self.path)
+            if self._offset is not None:
+                self._fd = os.open(self.path, os.O_RDONLY)
+                self._file.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, lo: int, hi: int, out: Frames | None = None) -> Frames:
+        """Trajectories [lo, hi), counted from the first of `rows`.
+
+        Args:
+            out: (hi - lo, T, X) float32, contiguous, to read into; default a new array.
+        Raises:
+            DataError: they are not all there, or the file has become shorter.
+            ShapeError: `out` does not fit.
+        """
+        if not 0 <= lo < hi <= self.num_trajectories:
+            raise DataError(
+                f"{self.path}: trajectories [{lo}, {hi}) asked for, there are "
+                f"{self.num_trajectories}"
+            )
+        shape = (hi - lo, self.num_frames, self.grid_points)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ShapeError(
+                f"out: found {out.dtype} {out.shape}, expected contiguous float32 {shape}"
+            )
+        if self._fd is None:
+            rows = slice(self._first + lo, self._first + hi)
+            self._data.read_direct(out.reshape(hi - lo, *self._data.shape[1:]), rows)
+        else:
+            assert self._offset is not None
+            self._read_raw(self._fd, self._offset + (self._first + lo) * self._row_bytes, out)
+        return out
+
+    def _read_raw(self, fd: int, offset: int, out: Frames) -> None:
+        left = out.data.cast("B")
+        while left:
+            num_read = os.preadv(fd, [left], offset)
+            if num_read == 0:
+                raise DataError(
+                    f"{self.path} ends at byte {offset}, {len(left)} bytes early: it became "
+                    "shorter while it was read; fetch or generate it again"
+                )
+            left, offset = left[num_read:], offset + num_read
+
+    def close(self) -> None:
+        self._file.close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def find_files(root: Path, task: str, split: str) -> list[Path]:
+    """`{root}/{task}_{split}.h5`, else the shards `{task}_{split}_*.h5` in order of name.
+
+    Also .hdf5, and `valid` for `val`; links are followed.
+
+    Raises:
+        DataError: there is none; the message says what was looked for.
+    """
+    names = ALIASES.get(split, (split,))
+    for name in names:
+        for suffix in SUFFIXES:
+            if (whole := root / f"{task}_{name}{suffix}").is_file():
+                return [whole]
+    for name in names:
+        shards = [p for suffix in SUFFIXES for p in root.glob(f"{task}_{name}_*{suffix}")]
+        if shards := sorted(p for p in shards if p.is_file()):
+            return shards
+    wanted = " or ".join(f"{task}_{n}{end}" for n in names for end in (".h5", "_*.h5"))
+    there = sorted(p.name for p in root.iterdir()) if root.is_dir() else None
+    found = "no such folder" if there is None else f"found {_listed(there)}"
+    raise DataError(
+        f"no {split} data in {root}: looked for {wanted} (or .hdf5), {found}; "
+        "stage the files there, or set data.root or PDEBENCH_ROOT"
+    )
+
+
+def check_finite(array: Frames, path: Path, first_row: int) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        array: (B, T, X), trajectories first_row … of `path`.
+    Raises:
+        DataError: naming the first bad trajectory, as a row of the file.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = array.sum()  # one pass and no temporary; NaN and infinity always reach the sum
+    if np.isfinite(total):
+        return
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if bad.any():
+        raise DataError(
+            f"{path}: trajectory {first_row + int(bad.argmax())} has NaN or infinite values "
+            f"({int(bad.sum())} of the {len(array)} just read do), expected finite ones; "
+            "fetch or generate the file again, or leave those rows out"
+        )
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; stage or generate the data first")
+    size = path.stat().st_size
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
+            raise _truncated(path, size, int(cut[1])) from None
+        if h5py.is_hdf5(path):
+            raise DataError(f"{path}: HDF5, but h5py cannot open it: {error}") from error
+        raise DataError(
+            f"{path}: found {size} bytes that are not HDF5, expected an HDF5 file; "
+            "fetch or generate it again"
+        ) from None
+
+
+def _truncated(path: Path, found: int, expected: int) -> DataError:
+    return DataError(
+        f"{path} is truncated: found {found} bytes, expected at least {expected}; "
+        "fetch or generate it again"
+    )
+
+
+def _find_data(file: Any, path: Path) -> Any:
+    for key in DATA_KEYS:
+        if key not in file:
+            continue
+        try:
+            data = file[key]
+        except (KeyError, OSError) as error:
+            raise DataError(
+                f"{path}: data set {key!r} cannot be opened, the file is truncated or damaged "
+                f"({error.args[0]}); fetch or generate it again"
+            ) from error
+        if isinstance(data, h5py.Dataset):
+            return data
+    raise DataError(
+        f"{path}: no data set {' or '.join(map(repr, DATA_KEYS))}, found {_listed(list(file))}; "
+        "rename the data set that holds the trajectories"
+    )
+
+
+def _check_shape(data: Any, path: Path, grid_points: int | None) -> tuple[int, int, int]:
+    name, shape = data.name.lstrip("/"), data.shape
+    if shape is None or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)):
+        raise DataError(
+            f"{path}: data set {name!r} has shape {shape}, expected (trajectories, times, points) "
+            "or the same with one channel at the end; convert the file"
+        )
+    num, num_frames, points = (int(n) for n in shape[:3])
+    if data.dtype.kind not in "fiu":
+        raise DataError(f"{path}: data set {name!r} holds {data.dtype}, expected real numbers")
+    if num < 1 or num_frames < 2:
+        raise DataError(
+            f"{path}: data set {name!r} has {num} trajectories of {num_frames} frames, "
+            "expected at least 1 of at least 2"
+        )
+    if grid_points is not None and points != grid_points:
+        raise DataError(
+            f"{path}: data set {name!r} has {points} grid points, expected {grid_points}; "
+            "set data.grid_points, or use data on that grid"
+        )
+    return num, num_frames, points
+
+
+def _raw_offset(data: Any, path: Path) -> int | None:
+    """Where the bytes start, if they lie in the file as `read` returns them.
+
+    Raises:
+        DataError: they reach beyond the end of the file, or were never written.
+    """
+    plist = data.id.get_create_plist()
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count():
+        return None
+    offset = data.id.get_offset()
+    if offset is None:
+        raise DataError(f"{path}: {data.name.lstrip('/')!r} was never written; generate it again")
+    num_bytes = int(np.prod(data.shape, dtype=np.int64)) * data.dtype.itemsize
+    if offset + num_bytes > (size := path.stat().st_size):
+        raise _truncated(path, size, offset + num_bytes)
+    return int(offset) if data.dtype == np.dtype("<f4") else None
+
+
+def _find_nu(file: Any, data: Any, path: Path) -> float:
+    """ν: attribute `Nu` or `nu`, else a constant data set `params`, else PDEBench's file name."""
+    for holder in (file, data):
+        for key in ("Nu", "nu"):
+            if key in holder.attrs:
+                return float(np.ravel(holder.attrs[key])[0])
+    if isinstance(params := file.get("params"), h5py.Dataset) and params.dtype.kind in "fiu":
+        values = np.unique(params[()])
+        if len(values) == 1:
+            log.info("%s: no attribute Nu; ν = %g from the data set params", path, values[0])
+            return float(values[0])
+    if match := re.search(r"Nu(\d+(?:\.\d+)?)", path.stem):
+        log.warning("%s: no attribute Nu; ν = %s from the file's name", path, match[1])
+        return float(match[1])
+    raise DataError(
+        f"{path}: no attribute 'Nu' on the file or on {data.name.lstrip('/')!r}, and no constant "
+        "data set 'params'; add the attribute, the model is conditioned on it"
+    )
+
+
+def _find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
+    """Time between frames: `t-coordinate`, else attribute `dt`, else PDEBench's span of 2."""
+    if isinstance(coordinate := file.get("t-coordinate"), h5py.Dataset):
+        t = np.ravel(coordinate[()]).astype(np.float64)
+        if len(t) not in (num_frames, num_frames + 1):
+            raise DataError(
+                f"{path}: t-coordinate has {len(t)} entries, expected {num_frames} or "
+                f"{num_frames + 1}, the number of frames or one more"
+            )
+        steps = np.diff(t[:num_frames])
+        dt = float(steps.mean())
+        if not dt > 0 or np.abs(steps - dt).max() > 0.01 * dt:
+            raise DataError(f"{path}: t-coordinate is not evenly spaced and increasing")
+        return float(f"{dt:.6g}")  # float32 times: 0.01, not 0.00999999978
+    for holder in (file, data):
+        if "dt" in holder.attrs:
+            return float(np.ravel(holder.attrs["dt"])[0])
+    dt = 2.0 / (num_frames - 1)
+    log.warning("%s: no t-coordinate and no attribute dt; took %g, PDEBench's t = 0 to 2", path, dt)
+    return dt
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

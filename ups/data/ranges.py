@@ -1,0 +1,271 @@
+"""Ranges of one object, fetched in parallel into one partial file, and hashed on the way.
+
+Worker threads take the ranges in order, and write what they read from the socket to its final
+place in the preallocated file. The calling thread follows behind them with SHA-256, which so
+hides behind the transfer. A journal names the finished ranges: a killed download goes on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ups.data.objectstore import ObjectInfo, ObjectStore, Progress
+from ups.data.s3errors import retrying
+from ups.data.stamps import beside, boot_id, write_atomically
+from ups.errors import DiskFull, Interrupted, UpsError
+
+MIB = 1 << 20
+DISK_MARGIN_BYTES = 64 * MIB
+_CHUNK_BYTES = 256 << 10  # read and written while still in the processor's cache
+_HASH_CHUNK_BYTES = 2 * MIB
+_WATCH_S = 0.05
+_PROGRESS_S = 0.1
+
+
+class RangedFetch:
+    """One download into the partial file of `dest`; used once, under the lock of `dest`.
+
+    Attributes:
+        resumed_bytes: what an earlier, interrupted download left and is not fetched again.
+    """
+
+    def __init__(
+        self, store: ObjectStore, info: ObjectInfo, dest: Path, num_threads: int, range_bytes: int
+    ) -> None:
+        self.store, self.info, self.dest = store, info, dest
+        self.partial, self._journal = beside(dest, "part"), beside(dest, "journal")
+        # No range so large that a thread has none; whole MiB, as a memory map starts at a page.
+        share = -(-info.num_bytes // num_threads)
+        self.range_bytes = max(MIB, min(range_bytes, share + -share % MIB) // MIB * MIB)
+        finished = self._read_journal()
+        num_ranges = -(-info.num_bytes // self.range_bytes)
+        self._filled = [self._length(i) if i in finished else 0 for i in range(num_ranges)]
+        self._todo = (i for i in range(num_ranges) if i not in finished)
+        self._num_threads = min(num_threads, num_ranges - len(finished))
+        self.resumed_bytes = self._done = sum(self._filled)
+        self._changed = threading.Condition()  # guards what stands below, _filled and _done
+        self._halt = threading.Event()
+        self._live: list[Any] = []  # bodies that are being read
+        self._error: BaseException | None = None
+
+    def run(self, stop: threading.Event | None, progress: Progress | None) -> str:
+        """Fetch what is missing; returns the SHA-256 of the whole.
+
+        Raises:
+            DiskFull: checked before the first byte.
+            Interrupted: `stop` was set; the partial file stays, to be resumed.
+            FetchError, ObjectChanged, ObjectUnavailable: from the first thread that failed.
+        """
+        self._check_space()
+        with contextlib.ExitStack() as stack:
+            self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            stack.callback(os.close, self._fd)
+            self._allocate()
+            self._write_journal()
+            self._journal_fd = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            stack.callback(os.close, self._journal_fd)
+            stack.callback(self._stop_workers)
+            for n in range(self._num_threads):
+                name = f"fetch {self.dest.name} {n}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+            return self._hash(stop, progress)
+
+    def discard(self) -> None:
+        """Remove what has arrived."""
+        self.partial.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
+
+    def publish(self) -> os.stat_result:
+        """Move the finished file to its place; returns its stat."""
+        stat = self.partial.stat()
+        self.partial.replace(self.dest)
+        self._journal.unlink(missing_ok=True)
+        return stat
+
+    def _work(self) -> None:
+        try:
+            while not self._halt.is_set():
+                with self._changed:
+                    index = next(self._todo, None)
+                if index is None:
+                    return
+                retrying(
+                    functools.partial(self._fetch, index),
+                    uri=self.info.uri,
+                    endpoint=self.store.endpoint,
+                    retry=self.store.retry,
+                    halt=self._halt,
+                    progressed=functools.partial(self._filled.__getitem__, index),
+                )
+        except BaseException as error:  # noqa: BLE001, raised again by the calling thread
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _fetch(self, index: int) -> None:
+        """Read the rest of a range; a halt ends it early."""
+        first = index * self.range_bytes
+        start, end = first + self._filled[index], first + self._length(index)
+        body = self.store.open_range(self.info, start, end)
+        try:
+            if not self._begin(body):
+                return
+            try:
+                while start < end and not self._halt.is_set():
+                    chunk = body.read(min(_CHUNK_BYTES, end - start))
+                    if not chunk:
+                        raise ConnectionError(f"the body ended {end - start} bytes early")
+                    self._write(self._fd, chunk, start)
+                    start += len(chunk)
+                    with self._changed:
+                        self._filled[index] += len(chunk)
+                        self._done += len(chunk)
+                        self._changed.notify_all()
+                if start == end:
+                    self._write(self._journal_fd, f"{index}\n".encode())
+            finally:
+                with self._changed:
+                    self._live.remove(body)
+                    self._changed.notify_all()
+        finally:
+            body.close()
+
+    def _begin(self, body: Any) -> bool:
+        """Whether the thread may use the files, which stay open while its body is live."""
+        with self._changed:
+            if self._halt.is_set():
+                return False
+            self._live.append(body)
+            return True
+
+    def _stop_workers(self) -> None:
+        """Return when no thread touches the files any more.
+
+        A thread that reads is woken by shutting down its socket. One that still waits for an
+        answer is left alone: it finds the halt before it writes anything.
+        """
+        with self._changed:
+            self._halt.set()
+            for body in self._live:
+                with contextlib.suppress(AttributeError, ValueError, RuntimeError, OSError):
+                    body._raw_stream.shutdown()  # boto3 has no name for it; it may be over already
+            self._changed.wait_for(lambda: not self._live)
+
+    def _hash(self, stop: threading.Event | None, progress: Progress | None) -> str:
+        digest, total, reported_at = hashlib.sha256(), self.info.num_bytes, 0.0
+        for index in range(len(self._filled)):
+            length, position = self._length(index), 0
+            with mmap.mmap(
+                self._fd, length, access=mmap.ACCESS_READ, offset=index * self.range_bytes
+            ) as window:
+                while position < length:
+                    if stop is not None and stop.is_set():
+                        raise Interrupted(
+                            f"{self.info.uri}: stopped after {self._done / 1e6:.0f} of "
+                            f"{total / 1e6:.0f} MB; the next download goes on from there"
+                        )
+                    with self._changed:
+                        if self._error is not None:
+                            raise self._error
+                        if self._filled[index] == position:
+                            self._changed.wait(_WATCH_S)
+                        ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
+                    if progress is not None and time.monotonic() - reported_at >= _PROGRESS_S:
+                        reported_at = time.monotonic()
+                        progress(self._done, total)
+                    with memoryview(window) as view, view[position:ready] as part:
+                        digest.update(part)
+                    position = ready
+        if progress is not None:
+            progress(total, total)
+        return digest.hexdigest()
+
+    def _length(self, index: int) -> int:
+        return min(self.range_bytes, self.info.num_bytes - index * self.range_bytes)
+
+    def _write(self, fd: int, data: bytes, offset: int | None = None) -> None:
+        """At the offset, or at the end of a file that is opened to append."""
+        try:
+            rest = memoryview(data)
+            while rest:
+                done = os.write(fd, rest) if offset is None else os.pwrite(fd, rest, offset)
+                rest = rest[done:]
+                offset = None if offset is None else offset + done
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _allocate(self) -> None:
+        size = self.info.num_bytes
+        try:
+            os.ftruncate(self._fd, size)
+            if size:
+                os.posix_fallocate(self._fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # then it stays sparse
+                raise self._disk_error(error) from error
+
+    def _check_space(self) -> None:
+        present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
+        needed = max(0, self.info.num_bytes - present)
+        free = shutil.disk_usage(self.dest.parent).free
+        if free < needed + DISK_MARGIN_BYTES:
+            raise DiskFull(
+                f"{self.dest}: {self.info.uri} needs {needed / 1e6:.0f} MB, found "
+                f"{free / 1e6:.0f} MB free (and {DISK_MARGIN_BYTES / 1e6:.0f} MB must stay free); "
+                "make room, or set data.root or PDEBENCH_ROOT to a larger disk"
+            )
+
+    def _disk_error(self, error: OSError) -> UpsError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(
+                f"{self.partial}: the disk is full; expected room for "
+                f"{self.info.num_bytes / 1e6:.0f} MB. Make room, or set data.root or PDEBENCH_ROOT "
+                "to a larger disk"
+            )
+        return UpsError(f"{self.partial} cannot be written: {error}")
+
+    def _journal_head(self) -> dict[str, Any]:
+        return {
+            "etag": self.info.etag,
+            "num_bytes": self.info.num_bytes,
+            "range_bytes": self.range_bytes,
+            "boot_id": boot_id(),
+        }
+
+    def _read_journal(self) -> set[int]:
+        """Finished ranges of the same object; their size is that of the interrupted download.
+
+        What the journal names may not have reached the disk before a reboot. It is then used
+        only if there is a SHA-256 to tell.
+        """
+        try:
+            first, *rest = self._journal.read_text().splitlines()
+            head = json.loads(first)
+            whole = self.partial.stat().st_size == self.info.num_bytes
+            range_bytes = int(head["range_bytes"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return set()
+        expected = self._journal_head() | {"range_bytes": range_bytes}
+        if self.info.sha256 is not None:
+            expected["boot_id"] = head.get("boot_id")
+        if not whole or head != expected or range_bytes < MIB or range_bytes % MIB:
+            return set()
+        self.range_bytes = range_bytes
+        num_ranges = -(-self.info.num_bytes // range_bytes)
+        return {int(line) for line in rest if line.isdecimal() and int(line) < num_ranges}
+
+    def _write_journal(self) -> None:
+        finished = [i for i, filled in enumerate(self._filled) if filled]
+        lines = [json.dumps(self._journal_head()), *map(str, finished)]
+        write_atomically(self._journal, "\n".join(lines) + "\n")

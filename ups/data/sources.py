@@ -1,0 +1,143 @@
+"""What a run needs, by name: from the config's sources to verified files on disk."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ups.config import Model, RunConfig, Split
+
+if TYPE_CHECKING:
+    from ups.data.objectstore import ObjectStore
+
+log = logging.getLogger(__name__)
+
+DOWNLOAD_THREADS = 8
+Progress = Callable[[int, int], None]
+
+
+class Wanted(Model):
+    """One source before it is staged: where it comes from, and where it goes."""
+
+    split: Split
+    bucket: str | None
+    key: str | None
+    path: Path
+    rows: tuple[int, int] | None
+
+    @property
+    def uri(self) -> str:
+        return str(self.path) if self.bucket is None else f"s3://{self.bucket}/{self.key}"
+
+
+class Staged(Model):
+    """A source on disk whose content is known."""
+
+    split: Split
+    uri: str
+    path: Path
+    rows: tuple[int, int] | None
+    sha256: str
+    num_bytes: int
+    fetched_bytes: int
+    seconds: float
+
+
+def wanted(config: RunConfig, split: Split) -> list[Wanted]:
+    """The sources of a split: objects where the config names them, else files under the root.
+
+    Raises:
+        DataError: the config names no objects, and there is no such file either.
+    """
+    root, data = config.data_root, config.data
+    if data.sources is None:
+        from ups.data.pdebench import find_files
+
+        paths = find_files(root, data.task, split)
+        return [Wanted(split=split, bucket=None, key=None, path=p, rows=None) for p in paths]
+    return [
+        Wanted(
+            split=split,
+            bucket=source.bucket or data.bucket,
+            key=source.key,
+            path=root / (source.bucket or data.bucket) / source.key,
+            rows=source.rows,
+        )
+        for source in data.sources[split]
+    ]
+
+
+def open_store(config: RunConfig) -> ObjectStore | None:
+    """The store that the config's objects are in; None where it names local files."""
+    if config.data.sources is None:
+        return None
+    from ups.data.objectstore import ObjectStore
+
+    return ObjectStore(config.data.endpoint_url)
+
+
+def stage(
+    config: RunConfig,
+    split: Split,
+    store: ObjectStore | None,
+    *,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> list[Staged]:
+    """Have the sources of a split on disk, whole, with their SHA-256 known.
+
+    Args:
+        progress: called with bytes done and in all, of the object that is being fetched.
+    Raises:
+        ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.
+    """
+    staged = []
+    for source in wanted(config, split):
+        started = time.monotonic()
+        if store is None or source.bucket is None or source.key is None:
+            sha256, num_bytes, fetched = *_identify(source.path, stop), 0
+        else:
+            from ups.data.transfer import download
+
+            threads = DOWNLOAD_THREADS if config.features.parallel_downloads else 1
+            done = download(
+                store,
+                source.bucket,
+                source.key,
+                source.path,
+                num_threads=threads,
+                stop=stop,
+                progress=progress,
+            )
+            sha256, num_bytes = done.sha256, done.num_bytes
+            fetched = 0 if done.reused else num_bytes - done.resumed_bytes
+        staged.append(
+            Staged(
+                split=split,
+                uri=source.uri,
+                path=source.path,
+                rows=source.rows,
+                sha256=sha256,
+                num_bytes=num_bytes,
+                fetched_bytes=fetched,
+                seconds=time.monotonic() - started,
+            )
+        )
+    return staged
+
+
+def _identify(path: Path, stop: threading.Event | None) -> tuple[str, int]:
+    """SHA-256 and size of a local file; hashed once, then known by its stamp."""
+    from ups.data.stamps import hash_file, read_stamp, write_stamp
+
+    stamp = read_stamp(path)
+    if stamp is not None:
+        return stamp.sha256, stamp.num_bytes
+    stat = path.stat()
+    sha256 = hash_file(path, stop)
+    write_stamp(path, stat, sha256, etag="")
+    return sha256, stat.st_size

@@ -1,0 +1,214 @@
+"""Download one object to one file: reuse what is there and verified, else fetch and verify it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ups.data.objectstore import ObjectInfo, ObjectStore, Progress
+from ups.data.ranges import MIB, RangedFetch
+from ups.data.s3errors import ObjectChanged
+from ups.data.stamps import Stamp, hash_file, locked, read_stamp, write_stamp
+from ups.errors import ChecksumMismatch, FetchError, Interrupted
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    path: Path
+    sha256: str
+    num_bytes: int
+    seconds: float
+    reused: bool  # no byte of the object was transferred
+    resumed_bytes: int  # taken over from an interrupted download
+
+
+def download(
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    dest: Path,
+    *,
+    num_threads: int = 8,
+    range_bytes: int = 16 * MIB,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> Download:
+    """Have the object at `dest`, whole and verified.
+
+    A file there is reused if its SHA-256 is the manifest's, or without a manifest if its ETag is
+    the object's; a stamp spares hashing it. A file at `dest` is always whole: a new one is
+    verified before it takes the place of the old. Concurrent calls for one `dest`, in threads or
+    processes, fetch once.
+
+    Args:
+        num_threads: ranges fetched at once; 1 fetches them one after the other.
+        stop: checked all the time; what has arrived is kept for the next call.
+        progress: called in this thread, at most 10 times a second.
+    Raises:
+        ObjectUnavailable: no such bucket or key, forbidden, or no credentials.
+        FetchError: the store failed too often. ChecksumMismatch: it did so twice.
+        DiskFull: not enough room, checked before the transfer.
+        Interrupted: `stop` was set.
+    """
+    dest = Path(dest)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    fetch = _Fetch(store, bucket, key, dest, num_threads, range_bytes, stop, progress)
+    try:
+        return fetch.once(fresh=False)
+    except (ChecksumMismatch, ObjectChanged) as error:
+        logger.warning("%s; starting over, once", error)
+        return fetch.once(fresh=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    store: ObjectStore
+    bucket: str
+    key: str
+    dest: Path
+    num_threads: int
+    range_bytes: int
+    stop: threading.Event | None
+    progress: Progress | None
+
+    def once(self, fresh: bool) -> Download:
+        started = time.perf_counter()
+        stamp = read_stamp(self.dest)
+        info = self._head(stamp, fresh)
+        if (sha256 := self._stamped(stamp, info)) is not None:
+            return self._reused(sha256, started)
+        with locked(self.dest, self.stop):
+            stamp = read_stamp(self.dest)  # whoever held the lock may have fetched it
+            sha256 = self._stamped(stamp, info) or self._hashed(stamp, info)
+            if sha256 is not None:
+                return self._reused(sha256, started)
+            if info is None:
+                raise FetchError(
+                    f"{self.dest} is damaged, and {self.store.endpoint} cannot be reached; "
+                    "run again when it can"
+                )
+            return self._fetched(info, started)
+
+    def _head(self, stamp: Stamp | None, fresh: bool) -> ObjectInfo | None:
+        """None where the store cannot be reached but a file that was verified is there."""
+        retry = self.store.retry
+        if stamp is not None:
+            retry = replace(retry, attempts=min(2, retry.attempts))
+
+        def head() -> ObjectInfo:
+            info = self.store.head(self.bucket, self.key, fresh=fresh, retry=retry)
+            if stamp is None or fresh or info.etag == stamp.etag:
+                return info
+            # The object changed since, so what was read of the manifest may be of before.
+            return self.store.head(self.bucket, self.key, fresh=True, retry=retry)
+
+        try:
+            return _watching(self.stop, head)
+        except FetchError as error:
+            if stamp is None:
+                raise
+            logger.warning("using %s as verified earlier, not compared anew: %s", self.dest, error)
+            return None
+
+    def _stamped(self, stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
+        if stamp is None or not stamp.from_this_boot:
+            return None
+        return stamp.sha256 if stamp.sha256 == _expected(stamp, info) else None
+
+    def _hashed(self, stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
+        """The digest of the file, if hashing it shows that it is the object; then stamp it."""
+        expected = _expected(stamp, info)
+        if expected is None or not self.dest.is_file():
+            return None
+        stat = self.dest.stat()
+        sha256 = None
+        if info is None or stat.st_size == info.num_bytes:
+            sha256 = hash_file(self.dest, self.stop)
+        if sha256 != expected:
+            logger.warning("%s differs from its object: it is replaced", self.dest)
+            return None
+        etag = info.etag if info else stamp.etag if stamp else ""
+        write_stamp(self.dest, stat, sha256, etag)
+        return sha256
+
+    def _fetched(self, info: ObjectInfo, started: float) -> Download:
+        fetch = RangedFetch(self.store, info, self.dest, self.num_threads, self.range_bytes)
+        try:
+            sha256 = fetch.run(self.stop, self.progress)
+        except ObjectChanged:
+            fetch.discard()
+            raise
+        if info.sha256 is not None and sha256 != info.sha256:
+            fetch.discard()
+            raise ChecksumMismatch(info.uri, info.sha256, sha256)
+        write_stamp(self.dest, fetch.publish(), sha256, info.etag)
+        seconds = time.perf_counter() - started
+        logger.info(
+            "downloaded %s %s in %.1f s, %.0f MB/s, %s%s",
+            info.uri,
+            _size(info.num_bytes),
+            seconds,
+            (info.num_bytes - fetch.resumed_bytes) / 1e6 / seconds,
+            "sha256 verified against the manifest" if info.sha256 else "no sha256 to compare with",
+            f", {_size(fetch.resumed_bytes)} resumed" if fetch.resumed_bytes else "",
+        )
+        return Download(self.dest, sha256, info.num_bytes, seconds, False, fetch.resumed_bytes)
+
+    def _reused(self, sha256: str, started: float) -> Download:
+        num_bytes, seconds = self.dest.stat().st_size, time.perf_counter() - started
+        logger.info(
+            "reused %s, %s, verified as s3://%s/%s in %.2f s",
+            self.dest,
+            _size(num_bytes),
+            self.bucket,
+            self.key,
+            seconds,
+        )
+        if self.progress is not None:
+            self.progress(num_bytes, num_bytes)
+        return Download(self.dest, sha256, num_bytes, seconds, True, 0)
+
+
+def _expected(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
+    """The digest that a file must have to be the object, where one is known."""
+    if info is not None and info.sha256 is not None:
+        return info.sha256
+    if stamp is None:
+        return None
+    same = info is None or (info.etag, info.num_bytes) == (stamp.etag, stamp.num_bytes)
+    return stamp.sha256 if same else None
+
+
+def _watching(stop: threading.Event | None, call: Callable[[], T]) -> T:
+    """Call in a thread, so that `stop` need not wait for a store that does not answer."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001, raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="ask the object store", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+        if stop is not None and stop.is_set():
+            raise Interrupted("stopped while waiting for the object store")
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,82 @@
+"""Every error the library raises on purpose.
+
+UpsError
+├── ConfigError         a config value is wrong, unknown or contradicts another; a ValueError
+├── ShapeError          an array has the wrong shape; a ValueError
+├── DataError           a data file is truncated, lacks its data set, or holds NaN
+├── FetchError          a transfer failed in a way that can pass: the only error that is retried
+│   └── ChecksumMismatch
+├── ObjectUnavailable   the object store says no: no such bucket or key, forbidden, no credentials
+├── DiskFull            not enough free space for what is about to be written
+├── DeviceError         a device was asked for that this machine does not have
+├── CacheError          a cache entry cannot be used
+│   └── CacheDamaged    its bytes differ from its manifest
+├── TrainingDiverged    the loss is no longer finite
+├── CheckpointError     a checkpoint is missing, unreadable, or of another model
+└── Interrupted         somebody asked to stop
+
+A message says what happened, what was found, what was expected, and the next move.
+"""
+
+
+class UpsError(Exception):
+    """Base of all of them; its text is meant for the user."""
+
+
+class ConfigError(UpsError, ValueError):
+    pass
+
+
+class ShapeError(UpsError, ValueError):
+    pass
+
+
+class DataError(UpsError):
+    pass
+
+
+class FetchError(UpsError):
+    pass
+
+
+class ChecksumMismatch(FetchError):
+    """Args: uri, expected SHA-256, SHA-256 found."""
+
+    def __str__(self) -> str:
+        uri, expected, got = self.args
+        return (
+            f"{uri}: sha256 {got}, expected {expected}; the partial file was removed. "
+            "If the object changed upstream, refresh the manifest."
+        )
+
+
+class ObjectUnavailable(UpsError):
+    pass
+
+
+class DiskFull(UpsError):
+    pass
+
+
+class DeviceError(UpsError):
+    pass
+
+
+class CacheError(UpsError):
+    pass
+
+
+class CacheDamaged(CacheError):
+    pass
+
+
+class TrainingDiverged(UpsError):
+    pass
+
+
+class CheckpointError(UpsError):
+    pass
+
+
+class Interrupted(UpsError):
+    pass

@@ -1,0 +1,89 @@
+"""Small file operations that must not be half done: atomic writes, locks, room on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ups.errors import DiskFull, Interrupted
+
+log = logging.getLogger(__name__)
+
+LOCK_POLL_S = 0.05
+DISK_MARGIN_BYTES = 64 << 20
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old file or the new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def exclusive_lock(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
+    """Hold an OS lock on `path`; the kernel frees it when its holder dies. Waits for others.
+
+    Raises:
+        Interrupted: `stop` was set while waiting.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        waiting_since = None
+        while not try_lock(fd):
+            if waiting_since is None:
+                waiting_since = time.monotonic()
+                log.info("waiting for another process that holds %s", path)
+            if stop is not None and stop.is_set():
+                raise Interrupted(f"stopped while waiting for the lock {path}")
+            time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Take the lock on an open file if it is free at once."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def require_free_space(directory: Path, needed_bytes: int, what: str) -> None:
+    """
+    Raises:
+        DiskFull: `directory`'s file system has no room for `needed_bytes` and a margin.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if needed_bytes + DISK_MARGIN_BYTES > free:
+        raise DiskFull(
+            f"{what} needs {needed_bytes / 1e6:,.0f} MB in {directory}, and {free / 1e6:,.0f} MB "
+            "are free: make room there, or name another directory in the config."
+        )

@@ -1,0 +1,307 @@
+"""Build a cache entry once: every worker takes a chunk from source bytes to stored bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ups.config import Model, RunConfig
+from ups.data.pdebench import TrajectoryFile
+from ups.data.sources import Staged
+from ups.errors import Interrupted
+from ups.files import exclusive_lock, require_free_space, sync_directory
+from ups.latents import store
+from ups.latents.chunks import ChunkEncoder
+from ups.latents.encode import PatchEncoder, fit_encoder
+from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
+from ups.latents.store import LatentFile, Manifest
+
+log = logging.getLogger(__name__)
+
+PROGRESS_NAME = ".progress.jsonl"
+Progress = Callable[[int, int], None]
+
+
+class CacheEntry(Model):
+    """Where an entry is, relative to the cache directory, and how it came to be."""
+
+    config_hash: str
+    generation: str
+    reused: bool
+    num_trajectories: int
+    num_bytes: int
+    seconds: float
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One chunk: `rows` of a source, to be written into the file `index` of the plan."""
+
+    index: int
+    chunk: int
+
+
+def ensure(
+    config: RunConfig,
+    sources: Mapping[str, Sequence[Staged]],
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> CacheEntry:
+    """The cache entry of this config and data: the one that is there, or a new one.
+
+    Args:
+        sources: the staged sources of train and val.
+        device: where to encode; on a CUDA out-of-memory the batch is halved, then the CPU used.
+        progress: called with trajectories done and in all.
+    Raises:
+        Interrupted: `stop` was set; what is encoded is kept, and the next build goes on from it.
+        DataError, DiskFull.
+    """
+    cache_dir = config.training.latent_cache_dir
+    fields = key_fields(config, sources)
+    config_hash = hash_fields(fields)
+    entry = store.entry_dir(cache_dir, config_hash)
+    with exclusive_lock(entry / ".lock", stop):
+        started = time.monotonic()
+        if overwrite:
+            _drop_partial_builds(entry)
+        elif store.check_cache_valid(cache_dir, config_hash):
+            manifest = store.open_current(cache_dir, config_hash)
+            return _entry_of(manifest, reused=True, seconds=time.monotonic() - started)
+        changed = store.explain_miss(cache_dir, fields)
+        if changed:
+            log.info("cache entry %s is new: %s", config_hash, "; ".join(changed))
+        build = _Build(config, sources, fields, device)
+        manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
+        store.publish(cache_dir, manifest)
+        seconds = time.monotonic() - started
+        result = _entry_of(manifest, reused=False, seconds=seconds, changed=tuple(changed))
+    log.info(
+        "encoded %d trajectories to %s: %.0f MB in %.2f s, %.0f trajectories/s, hash=%s",
+        result.num_trajectories,
+        entry / manifest.generation,
+        result.num_bytes / 1e6,
+        seconds,
+        result.num_trajectories / seconds,
+        config_hash,
+    )
+    return result
+
+
+class _Build:
+    """One build of one generation, in its private directory."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        sources: Mapping[str, Sequence[Staged]],
+        fields: dict[str, Any],
+        device: str,
+    ) -> None:
+        self.config, self.fields, self.device = config, fields, device
+        self.entry = store.entry_dir(config.training.latent_cache_dir, hash_fields(fields))
+        self.readers: list[TrajectoryFile] = []
+        self.files: list[LatentFile] = []
+        for split in ENCODED_SPLITS:
+            for i, source in enumerate(sources[split]):
+                reader = TrajectoryFile(
+                    source.path, source.rows, grid_points=config.data.grid_points
+                )
+                self.readers.append(reader)
+                self.files.append(_plan_file(config, reader, f"{split}_{i:03d}", split))
+
+    def run(self, stop: threading.Event, progress: Progress) -> Manifest:
+        total = sum(file.shape[0] for file in self.files)
+        directory, encoder, done = self._resume() or self._start()
+        finished = sum(_num_rows(self.files, job) for job in done)
+        progress(finished, total)
+        jobs = [_Job(i, c) for i, f in enumerate(self.files) for c in range(f.num_chunks)]
+        with ChunkEncoder(self.config, encoder, self.device) as chunks:
+            lock = threading.Lock()
+            journal = (directory / PROGRESS_NAME).open("a", buffering=1)
+            handles = [os.open(directory / f.name, os.O_WRONLY | os.O_CLOEXEC) for f in self.files]
+
+            def work(job: _Job) -> None:
+                nonlocal finished
+                if stop.is_set():
+                    raise Interrupted("the cache build was stopped; a new one goes on from here")
+                file, (first, end) = self.files[job.index], self.files[job.index].chunk(job.chunk)
+                data = chunks.encode(self.readers[job.index], first, end)
+                _write_all(handles[job.index], data, file.data_offset + first * file.row_bytes)
+                checksum = xxhash.xxh3_64_hexdigest(data)
+                with lock:
+                    done[job] = checksum
+                    journal.write(json.dumps([job.index, job.chunk, checksum]) + "\n")
+                    finished += end - first
+                    progress(finished, total)
+
+            try:
+                self._map(work, [job for job in jobs if job not in done])
+                for handle in handles:
+                    os.fsync(handle)
+            finally:
+                journal.close()
+                for handle in handles:
+                    os.close(handle)
+                for reader in self.readers:
+                    reader.close()
+        return self._finish(directory, encoder, done)
+
+    def _map(self, work: Callable[[_Job], None], jobs: list[_Job]) -> None:
+        """Run the jobs on the workers; a fault, or Ctrl-C, ends the others at their chunk."""
+        workers = self.config.training.num_workers if self.config.features.parallel_encode else 0
+        if workers <= 1:
+            for job in jobs:
+                work(job)
+            return
+        failed = threading.Event()
+
+        def guarded(job: _Job) -> None:
+            if not failed.is_set():
+                work(job)
+
+        with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
+            try:
+                for _ in pool.map(guarded, jobs):
+                    pass
+            except BaseException:
+                failed.set()
+                raise
+
+    def _start(self) -> tuple[Path, PatchEncoder, dict[_Job, str]]:
+        _drop_partial_builds(self.entry)
+        needed = sum(file.data_offset + file.num_bytes for file in self.files)
+        require_free_space(self.entry, needed, f"the latent cache of {self.config.name}")
+        encoder = fit_encoder(self.config, self.readers[0])
+        generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        directory = self.entry / f"building-{generation}"
+        directory.mkdir()
+        for file in self.files:
+            with (directory / file.name).open("wb") as handle:
+                handle.write(file.header)
+                os.posix_fallocate(handle.fileno(), 0, file.data_offset + file.num_bytes)
+        header = json.dumps(self._header(encoder))
+        (directory / PROGRESS_NAME).write_text(header + "\n")
+        return directory, encoder, {}
+
+    def _resume(self) -> tuple[Path, PatchEncoder, dict[_Job, str]] | None:
+        """A build that was killed, if it was of the same files: its finished chunks, re-checked."""
+        for directory in sorted(self.entry.glob("building-*")):
+            try:
+                lines = (directory / PROGRESS_NAME).read_text().split("\n")
+                header = json.loads(lines[0])
+                encoder = PatchEncoder.from_manifest(header["encoder"])
+                if header != json.loads(json.dumps(self._header(encoder))):
+                    continue
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("%s cannot be resumed: %s", directory, error)
+                continue
+            done = {}
+            for line in lines[1:-1]:
+                index, chunk, checksum = json.loads(line)
+                if _stored_checksum(directory, self.files[index], chunk) == checksum:
+                    done[_Job(index, chunk)] = checksum
+            log.info("resuming %s: %d chunks are done", directory, len(done))
+            return directory, encoder, done
+        return None
+
+    def _header(self, encoder: PatchEncoder) -> dict[str, Any]:
+        return {
+            "key_fields": self.fields,
+            "files": [file.model_dump() for file in self.files],
+            "encoder": encoder.to_manifest(),
+        }
+
+    def _finish(self, directory: Path, encoder: PatchEncoder, done: dict[_Job, str]) -> Manifest:
+        files = tuple(
+            file.model_copy(
+                update={
+                    "checksums": tuple(done[_Job(i, c)] for c in range(file.num_chunks)),
+                    "mtime_ns": (directory / file.name).stat().st_mtime_ns,
+                }
+            )
+            for i, file in enumerate(self.files)
+        )
+        manifest = Manifest(
+            config_hash=hash_fields(self.fields),
+            key_fields=self.fields,
+            generation=directory.name.removeprefix("building-"),
+            generated_at=time.time(),
+            encoder=encoder.to_manifest(),
+            files=files,
+        )
+        store.save_cache_metadata(directory, manifest)
+        (directory / PROGRESS_NAME).unlink()
+        directory.rename(self.entry / manifest.generation)
+        sync_directory(self.entry)
+        return manifest
+
+
+def _plan_file(config: RunConfig, reader: TrajectoryFile, stem: str, split: Any) -> LatentFile:
+    return LatentFile(
+        name=f"{stem}.safetensors",
+        split=split,
+        shape=(
+            reader.num_trajectories,
+            reader.num_frames,
+            config.latent.tokens,
+            config.latent.dim,
+        ),
+        dtype=config.training.latent_cache_dtype,
+        dt=reader.dt,
+        nu=reader.nu,
+        chunk_rows=config.training.encode_batch_size,
+    )
+
+
+def _num_rows(files: Sequence[LatentFile], job: _Job) -> int:
+    first, end = files[job.index].chunk(job.chunk)
+    return end - first
+
+
+def _entry_of(
+    manifest: Manifest, *, reused: bool, seconds: float, changed: tuple[str, ...] = ()
+) -> CacheEntry:
+    return CacheEntry(
+        config_hash=manifest.config_hash,
+        generation=manifest.generation,
+        reused=reused,
+        num_trajectories=sum(file.shape[0] for file in manifest.files),
+        num_bytes=manifest.num_bytes,
+        seconds=seconds,
+        changed=changed,
+    )
+
+
+def _drop_partial_builds(entry: Path) -> None:
+    for directory in entry.glob("building-*"):
+        shutil.rmtree(directory)
+
+
+def _stored_checksum(directory: Path, file: LatentFile, chunk: int) -> str:
+    first, end = file.chunk(chunk)
+    with (directory / file.name).open("rb", buffering=0) as handle:
+        handle.seek(file.data_offset + first * file.row_bytes)
+        return xxhash.xxh3_64_hexdigest(handle.read((end - first) * file.row_bytes))
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

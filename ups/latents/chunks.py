@@ -1,0 +1,123 @@
+"""Encode one chunk of trajectories: read, project, cast, on the CPU or through a GPU."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ups.config import RunConfig
+from ups.data.pdebench import TrajectoryFile, check_finite
+from ups.errors import DataError
+from ups.latents.encode import PatchEncoder
+
+log = logging.getLogger(__name__)
+
+CPU_BATCH = 2
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, of any dtype, without a copy."""
+    return tensor.view(torch.uint8).numpy().data.cast("B")
+
+
+class ChunkEncoder:
+    """Encodes chunks from several threads at once, each in buffers (and a stream) of its own.
+
+    One worker takes a chunk all the way, so reading, copying, encoding and writing overlap between
+    workers without queues, and memory is bounded by workers x chunk. On the CPU a worker computes
+    on one thread and in batches that stay in its core's cache.
+    """
+
+    def __init__(self, config: RunConfig, encoder: PatchEncoder, device: str) -> None:
+        self._dtype = getattr(torch, config.training.latent_cache_dtype)
+        self._encoders = {"cpu": encoder.to("cpu")}
+        self._device = device
+        self._batch = config.training.encode_batch_size
+        if device != "cpu":
+            self._encoders[device] = encoder.to(device)
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._threads_before = torch.get_num_threads()
+        self._single_threaded = config.features.parallel_encode and config.training.num_workers > 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        torch.set_num_threads(self._threads_before)
+
+    def encode(self, source: TrajectoryFile, first: int, end: int) -> memoryview:
+        """The latents of rows [first, end) as stored: the bytes of a (n, T, K, D) array.
+
+        The view is the calling thread's own and holds until its next call.
+
+        Raises:
+            DataError: a value of the source is not finite, or overflows the stored dtype.
+        """
+        if self._single_threaded and not getattr(self._local, "ready", False):
+            torch.set_num_threads(1)
+            self._local.ready = True
+        frames = self._buffer(
+            "frames", (end - first, source.num_frames, source.grid_points), torch.float32
+        )
+        source.read(first, end, out=frames.numpy())
+        encoder = self._encoders["cpu"]
+        tokens = source.grid_points // encoder.weight_PD.shape[0]
+        shape = (end - first, source.num_frames, tokens, encoder.weight_PD.shape[1])
+        latents = self._buffer("latents", shape, self._dtype)
+        while self._device != "cpu":
+            try:
+                self._encode_on_gpu(frames, latents)
+                break
+            except torch.cuda.OutOfMemoryError:
+                self._shrink()
+        else:
+            for i in range(0, len(frames), CPU_BATCH):
+                latents[i : i + CPU_BATCH] = encoder.encode(frames[i : i + CPU_BATCH])
+        if not torch.isfinite(latents).all():
+            check_finite(frames.numpy(), source.path, first)
+            raise DataError(
+                f"{source.path}: rows {first} to {end} overflow {self._dtype}; "
+                "set training.latent_cache_dtype to float32"
+            )
+        return bytes_of(latents)
+
+    def _encode_on_gpu(self, frames: Tensor, latents: Tensor) -> None:
+        stream = getattr(self._local, "stream", None)
+        if stream is None:
+            stream = self._local.stream = torch.cuda.Stream(self._device)
+        batch = self._batch
+        with torch.cuda.stream(stream):
+            for i in range(0, len(frames), batch):
+                on_gpu = frames[i : i + batch].to(self._device, non_blocking=True)
+                encoded = self._encoders[self._device].encode(on_gpu)
+                latents[i : i + batch].copy_(encoded.to(self._dtype), non_blocking=True)
+        stream.synchronize()
+
+    def _shrink(self) -> None:
+        with self._lock:
+            if self._batch > 1:
+                self._batch //= 2
+                log.warning("out of GPU memory: encoding with batch %d", self._batch)
+            elif self._device != "cpu":
+                log.warning("out of GPU memory at batch 1: encoding on the CPU instead")
+                self._device = "cpu"
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of this shape in memory that this thread keeps; pinned where a GPU reads it."""
+        size = torch.Size(shape).numel()
+        flat: Tensor | None = getattr(self._local, name, None)
+        if flat is None or flat.numel() < size:
+            flat = torch.empty(size, dtype=dtype, pin_memory=self._device != "cpu")
+            setattr(self._local, name, flat)
+        return flat[:size].view(shape)

@@ -1,0 +1,102 @@
+"""The encoder: patches of a frame projected on an orthonormal basis, one matrix product.
+
+A frame of X grid points is cut into K patches of P = X / K points, and each patch is projected to
+D channels. D < P: the principal subspace of the training patches, the best any linear encoder can
+do. D = P: the whole orthogonal basis. D > P: the basis seen through orthonormal columns. From
+D = P on nothing is lost; decoding is the transpose in all three cases.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ups.config import RunConfig
+from ups.data.pdebench import TrajectoryFile
+from ups.errors import ShapeError
+
+FIT_FRAME_STRIDE = 8
+
+
+class PatchEncoder:
+    """Encodes frames to latents and back.
+
+    Args:
+        weight_PD: (P, D) float32, P points of a patch to D channels, orthonormal.
+        mean, std: of the field over the training patches, field units.
+    """
+
+    def __init__(self, weight_PD: Tensor, mean: float, std: float) -> None:
+        self.weight_PD = weight_PD
+        self.mean, self.std = mean, std
+        self._scaled_PD = weight_PD / std
+        self._bias_D = -(mean / std) * weight_PD.sum(0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight_PD.device
+
+    def to(self, device: torch.device | str) -> PatchEncoder:
+        return PatchEncoder(self.weight_PD.to(device), self.mean, self.std)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(…, X) field units → (…, K, D) float32, on the encoder's device.
+
+        Raises:
+            ShapeError: X is not a multiple of the patch size.
+        """
+        points = self.weight_PD.shape[0]
+        if frames.shape[-1] % points:
+            raise ShapeError(f"frames have {frames.shape[-1]} points, not a multiple of {points}")
+        patches = frames.unflatten(-1, (-1, points)).flatten(0, -2)
+        latents = torch.addmm(self._bias_D, patches, self._scaled_PD)
+        return latents.view(*frames.shape[:-1], -1, self.weight_PD.shape[1])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(…, K, D) → (…, X), field units."""
+        return (latents @ self.weight_PD.T).flatten(-2) * self.std + self.mean
+
+    def to_manifest(self) -> dict[str, Any]:
+        weight = self.weight_PD.cpu().numpy().astype("<f4")
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "shape": list(weight.shape),
+            "weight_float32_base64": base64.b64encode(weight.tobytes()).decode(),
+        }
+
+    @classmethod
+    def from_manifest(cls, record: Mapping[str, Any]) -> Self:
+        flat = np.frombuffer(base64.b64decode(record["weight_float32_base64"]), "<f4")
+        weight = torch.from_numpy(flat.reshape(record["shape"]).copy())
+        return cls(weight, record["mean"], record["std"])
+
+
+def fit_encoder(config: RunConfig, train: TrajectoryFile) -> PatchEncoder:
+    """Fit on a seeded subset of the training trajectories, on the CPU in float64.
+
+    Every machine gets the same weights: the subset, the signs and the precision are fixed.
+    """
+    num_points, dim = config.patch_points, config.latent.dim
+    rng = np.random.default_rng(config.encoder.fit_seed)
+    num_fit = min(config.encoder.fit_trajectories, train.num_trajectories)
+    chosen = np.sort(rng.choice(train.num_trajectories, num_fit, replace=False))
+    fields = np.stack([train.read(i, i + 1)[0, ::FIT_FRAME_STRIDE] for i in chosen.tolist()])
+    patches = fields.reshape(-1, num_points).astype(np.float64)
+    mean, std = 0.0, 1.0
+    if config.encoder.normalise:
+        mean, std = float(patches.mean()), float(patches.std()) or 1.0
+    patches = (patches - mean) / std
+    _, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    basis = vectors[:, ::-1][:, : min(dim, num_points)]
+    basis = basis * np.where(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])] < 0, -1, 1)
+    if dim > num_points:
+        lift, _ = np.linalg.qr(rng.standard_normal((dim, num_points)))
+        basis = basis @ lift.T
+    weight = torch.from_numpy(np.ascontiguousarray(basis, dtype=np.float32))
+    return PatchEncoder(weight, mean, std)

@@ -1,0 +1,262 @@
+"""Put a cache entry where the training loop reads it fastest, and check it on the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from ups.config import RunConfig, Split
+from ups.data.pdebench import TrajectoryFile
+from ups.data.sources import Staged
+from ups.errors import CacheDamaged, DataError, Interrupted
+from ups.latents import store
+from ups.latents.build import CacheEntry, ensure
+from ups.latents.chunks import bytes_of
+from ups.latents.datasets import (
+    DiskCacheDataset,
+    GridLatentPairDataset,
+    LatentDataset,
+    PreloadedCacheDataset,
+    nu_of,
+)
+from ups.latents.encode import PatchEncoder, fit_encoder
+from ups.latents.key import ENCODED_SPLITS
+from ups.latents.store import LatentFile, Manifest
+from ups.telemetry.memory import available_ram_mb, check_sufficient_ram
+
+log = logging.getLogger(__name__)
+
+GPU_RESERVE_BYTES = 4 << 30
+
+
+@dataclass(slots=True)
+class Latents:
+    """Train and val, ready to be read, and the encoder that turns them back into fields.
+
+    Attributes:
+        tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
+        num_bytes: read to get there.
+    """
+
+    train: LatentDataset
+    val: LatentDataset
+    encoder: PatchEncoder
+    tier: str
+    num_bytes: int
+    seconds: float
+    hold: store.InUse | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Let go of the cache entry, which may then be evicted."""
+        if self.hold is not None:
+            self.hold.close()
+            self.hold = None
+
+
+def load(
+    config: RunConfig,
+    entry: CacheEntry,
+    sources: Mapping[str, Sequence[Staged]],
+    *,
+    device: str,
+    stop: threading.Event | None = None,
+) -> Latents:
+    """Load an entry into the best tier; a damaged one is set aside and rebuilt once.
+
+    Raises:
+        CacheDamaged: the rebuilt entry is damaged, too.
+    """
+    try:
+        return _load(config, entry, device, stop)
+    except CacheDamaged as damage:
+        cache_dir = config.training.latent_cache_dir
+        manifest = store.read_manifest(
+            store.entry_dir(cache_dir, entry.config_hash) / entry.generation
+        )
+        aside = store.quarantine(cache_dir, manifest)
+        log.warning("%s; moved it to %s and building it anew", damage, aside)
+    entry = ensure(config, sources, device=device, stop=stop)
+    return _load(config, entry, device, stop)
+
+
+def _load(
+    config: RunConfig, entry: CacheEntry, device: str, stop: threading.Event | None
+) -> Latents:
+    started = time.monotonic()
+    cache_dir = config.training.latent_cache_dir
+    manifest = store.open_current(cache_dir, entry.config_hash)
+    directory = store.generation_dir(cache_dir, manifest)
+    hold = store.InUse(directory)
+    try:
+        tier = choose_tier(config, manifest, device)
+        read = threading.Event() if stop is None else stop
+        stride = config.training.time_stride
+        splits: dict[Split, LatentDataset] = {}
+        for split in ENCODED_SPLITS:
+            files = manifest.of_split(split)
+            check_frames(config, files[0].shape[1])
+            if tier == "disk":
+                splits[split] = DiskCacheDataset(directory, files, stride, device)
+            else:
+                z_NTKD = read_files(directory, files, config, tier, read)
+                nu_N = nu_of(files).to(device)
+                splits[split] = PreloadedCacheDataset(z_NTKD, nu_N, files[0].dt * stride, device)
+    except BaseException:
+        hold.close()
+        raise
+    seconds = time.monotonic() - started
+    megabytes = manifest.num_bytes / 1e6
+    log.info(
+        "latents %s in %s: %.0f MB in %.2f s, %.0f MB/s",
+        entry.config_hash,
+        tier,
+        megabytes,
+        seconds,
+        megabytes / seconds,
+    )
+    encoder = PatchEncoder.from_manifest(manifest.encoder)
+    return Latents(splits["train"], splits["val"], encoder, tier, manifest.num_bytes, seconds, hold)
+
+
+def load_on_demand(
+    config: RunConfig, sources: Mapping[str, Sequence[Staged]], *, device: str
+) -> Latents:
+    """No cache: the encoder is fitted, and encodes each batch when it is asked for."""
+    started = time.monotonic()
+    readers = {
+        split: [
+            TrajectoryFile(s.path, s.rows, grid_points=config.data.grid_points)
+            for s in sources[split]
+        ]
+        for split in ENCODED_SPLITS
+    }
+    check_frames(config, readers["train"][0].num_frames)
+    encoder = fit_encoder(config, readers["train"][0])
+    on_device = encoder.to(device)
+    train, val = (
+        GridLatentPairDataset(readers[split], on_device, config.training.time_stride)
+        for split in ENCODED_SPLITS
+    )
+    log.info("no cache (features.preload is off): encoding each batch on demand, on %s", device)
+    return Latents(train, val, encoder, "on demand", 0, time.monotonic() - started)
+
+
+def choose_tier(config: RunConfig, manifest: Manifest, device: str) -> str:
+    """`gpu`, `ram` or `disk`: the first one, from what the config allows down, that has room."""
+    wanted = config.features.preload
+    stride = config.training.time_stride
+    resident_mb = manifest.num_bytes / stride / 1e6
+    if device == "cuda" and wanted in ("auto", "gpu"):
+        free_mb = (torch.cuda.mem_get_info()[0] - GPU_RESERVE_BYTES) / 1e6
+        if resident_mb <= free_mb:
+            return "gpu"
+        log.warning(
+            "latents of %.0f MB do not fit into the %.0f MB of GPU memory beside the model: "
+            "trying RAM instead",
+            resident_mb,
+            free_mb,
+        )
+    elif wanted == "gpu":
+        log.warning("features.preload is gpu and the device is %s: trying RAM instead", device)
+    if wanted != "disk":
+        if check_sufficient_ram(resident_mb):
+            return "ram"
+        log.warning(
+            "latents of %.0f MB do not fit into the %.0f MB of available RAM: "
+            "reading them from disk instead",
+            resident_mb,
+            available_ram_mb(),
+        )
+    return "disk"
+
+
+def check_frames(config: RunConfig, num_frames: int) -> None:
+    """
+    Raises:
+        DataError: a trajectory is too short for one training pair.
+    """
+    training = config.training
+    needed = training.time_stride * training.rollout_horizon + 1
+    if num_frames < needed:
+        raise DataError(
+            f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
+            f"and rollout_horizon {training.rollout_horizon} need {needed}: lower one of them"
+        )
+
+
+def read_files(
+    directory: Path,
+    files: Sequence[LatentFile],
+    config: RunConfig,
+    tier: str,
+    stop: threading.Event,
+) -> Tensor:
+    """(N, T', K, D) as stored, every chunk checked and only every s-th frame kept.
+
+    Several threads read: one alone does not fill a fast disk or a memory bus.
+
+    Raises:
+        CacheDamaged: a chunk differs from its checksum.
+        Interrupted: `stop` was set.
+    """
+    stride, dtype = config.training.time_stride, getattr(torch, files[0].dtype)
+    _, frames, tokens, dim = files[0].shape
+    shape = (sum(f.shape[0] for f in files), -(-frames // stride), tokens, dim)
+    on_gpu = tier == "gpu"
+    pinned = config.training.pin_memory and torch.cuda.is_available()
+    resident = torch.empty(
+        shape, dtype=dtype, device="cuda" if on_gpu else "cpu", pin_memory=pinned and not on_gpu
+    )
+    local = threading.local()
+
+    def work(job: tuple[LatentFile, int, int]) -> None:
+        file, chunk, offset = job
+        if stop.is_set():
+            raise Interrupted("loading the latents was stopped")
+        first, end = file.chunk(chunk)
+        if not hasattr(local, "buffer"):
+            chunk_shape = (file.chunk_rows, frames, tokens, dim)
+            local.buffer = torch.empty(chunk_shape, dtype=dtype, pin_memory=pinned and on_gpu)
+            local.stream = torch.cuda.Stream() if on_gpu else None
+        rows: Tensor = local.buffer[: end - first]
+        view = bytes_of(rows)
+        path = directory / file.name
+        read_exactly(path, view, file.data_offset + first * file.row_bytes)
+        store.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
+        with torch.cuda.stream(local.stream):
+            on_device = rows.to(resident.device, non_blocking=True)
+            resident[offset + first : offset + end] = on_device[:, ::stride]
+        if local.stream is not None:
+            local.stream.synchronize()
+
+    jobs, offset = [], 0
+    for file in files:
+        jobs += [(file, chunk, offset) for chunk in range(file.num_chunks)]
+        offset += file.shape[0]
+    with ThreadPoolExecutor(max(1, config.training.num_workers)) as pool:
+        for _ in pool.map(work, jobs):
+            pass
+    return resident
+
+
+def read_exactly(path: Path, view: memoryview, offset: int) -> None:
+    """Fill `view` from the file; a short file raises CacheDamaged."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while view:
+            count = os.preadv(fd, [view], offset)
+            if count == 0:
+                raise CacheDamaged(f"{path} ends {len(view)} bytes early")
+            view, offset = view[count:], offset + count
+    finally:
+        os.close(fd)

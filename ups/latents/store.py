@@ -1,0 +1,287 @@
+"""The cache on disk: safetensors files, a manifest with chunk checksums, a pointer, locks.
+
+<latent_cache_dir>/<config hash>/
+    CURRENT                      names the generation that readers use; replaced atomically
+    .lock                        flock: one builder at a time
+    <generation>/
+        .cache_metadata.json     the manifest
+        .in_use                  flock, shared: held by readers, so that nothing is deleted
+        train_000.safetensors    one tensor `latents` (N, T, K, D) per source
+    building-<generation>/       private to the builder, resumed after a kill
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import ValidationError
+
+from ups.config import Model, RunConfig, Split
+from ups.errors import CacheDamaged, CacheError
+from ups.files import try_lock, write_atomically
+from ups.latents.key import explain_difference
+
+log = logging.getLogger(__name__)
+
+MANIFEST_NAME = ".cache_metadata.json"
+POINTER_NAME = "CURRENT"
+DATA_ALIGNMENT = 4096
+SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+VERIFY_READ_BYTES = 8 << 20
+
+
+class LatentFile(Model):
+    """One safetensors file: the latents of one source of a split."""
+
+    name: str
+    split: Split
+    shape: tuple[int, int, int, int]
+    dtype: str
+    dt: float
+    nu: float
+    chunk_rows: int
+    checksums: tuple[str, ...] = ()
+    mtime_ns: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        _, frames, tokens, dim = self.shape
+        return frames * tokens * dim * ITEM_BYTES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape[0] * self.row_bytes
+
+    @property
+    def header(self) -> bytes:
+        """The safetensors header, padded so that the tensor starts on a page boundary."""
+        fields = {
+            "__metadata__": {"split": self.split, "dt": repr(self.dt), "nu": repr(self.nu)},
+            "latents": {
+                "dtype": SAFETENSORS_DTYPES[self.dtype],
+                "shape": list(self.shape),
+                "data_offsets": [0, self.num_bytes],
+            },
+        }
+        text = json.dumps(fields, separators=(",", ":")).encode()
+        padded = -(-(len(text) + 8) // DATA_ALIGNMENT) * DATA_ALIGNMENT - 8
+        return padded.to_bytes(8, "little") + text.ljust(padded)
+
+    @property
+    def data_offset(self) -> int:
+        return len(self.header)
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.shape[0] // self.chunk_rows)
+
+    def chunk(self, index: int) -> tuple[int, int]:
+        """The rows [first, end) of a chunk."""
+        first = index * self.chunk_rows
+        return first, min(first + self.chunk_rows, self.shape[0])
+
+
+class Manifest(Model):
+    """What a generation holds; written last, so that its presence means complete."""
+
+    config_hash: str
+    key_fields: dict[str, Any]
+    generation: str
+    generated_at: float
+    encoder: dict[str, Any]
+    files: tuple[LatentFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
+
+    def of_split(self, split: Split) -> list[LatentFile]:
+        return [file for file in self.files if file.split == split]
+
+
+def entry_dir(cache_dir: Path, config_hash: str) -> Path:
+    return cache_dir / config_hash
+
+
+def generation_dir(cache_dir: Path, manifest: Manifest) -> Path:
+    return entry_dir(cache_dir, manifest.config_hash) / manifest.generation
+
+
+def save_cache_metadata(directory: Path, manifest: Manifest) -> None:
+    write_atomically(directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """
+    Raises:
+        CacheError: there is no manifest, or it cannot be read.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CacheError(f"{path}: no manifest") from error
+    except (OSError, ValidationError) as error:
+        raise CacheError(f"{path}: unreadable manifest ({error})") from error
+
+
+def open_current(cache_dir: Path, config_hash: str) -> Manifest:
+    """The manifest of an entry that readers may use.
+
+    Sizes must agree; where a file was touched since it was written, its checksums must, too.
+
+    Raises:
+        CacheError: there is no such entry, or what there is cannot be used; the message says why.
+        CacheDamaged: the files are not those that the manifest describes.
+    """
+    pointer = entry_dir(cache_dir, config_hash) / POINTER_NAME
+    try:
+        generation = pointer.read_text().strip()
+    except FileNotFoundError as error:
+        raise CacheError(f"no cache entry {config_hash} in {cache_dir}") from error
+    directory = pointer.parent / generation
+    manifest = read_manifest(directory)
+    if manifest.config_hash != config_hash:
+        raise CacheError(f"{directory} is of config {manifest.config_hash}, not {config_hash}")
+    for file in manifest.files:
+        _check_stamp(directory / file.name, file)
+    return manifest
+
+
+def check_cache_valid(cache_dir: Path, config_hash: str) -> bool:
+    """Whether the entry of this hash is complete and unchanged; logs its age, or what is wrong."""
+    try:
+        manifest = open_current(cache_dir, config_hash)
+    except CacheError as error:
+        log.info("cache not valid: %s", error)
+        return False
+    age_h = (time.time() - manifest.generated_at) / 3600
+    log.info("cache valid (hash=%s, age=%.1f h)", config_hash, age_h)
+    return True
+
+
+def check_cache_complete(
+    cache_dir: Path, config_hash: str, num_samples: int | None = None
+) -> tuple[bool, int]:
+    """Whether the entry has all trajectories (`num_samples` of them, if given), and how many."""
+    try:
+        manifest = open_current(cache_dir, config_hash)
+    except CacheError:
+        return False, 0
+    count = sum(file.shape[0] for file in manifest.files)
+    return num_samples is None or count == num_samples, count
+
+
+def estimate_cache_size_mb(config: RunConfig, num_samples: int, num_frames: int = 201) -> float:
+    """Size of the latents of `num_samples` trajectories as stored, in MB."""
+    values = num_frames * config.latent.tokens * config.latent.dim
+    return num_samples * values * ITEM_BYTES[config.training.latent_cache_dtype] / 1e6
+
+
+def publish(cache_dir: Path, manifest: Manifest) -> None:
+    """Make a generation the one that readers use, and drop older ones that nobody reads."""
+    entry = entry_dir(cache_dir, manifest.config_hash)
+    write_atomically(entry / POINTER_NAME, manifest.generation.encode())
+    for old in entry.iterdir():
+        if old.is_dir() and old.name != manifest.generation and not old.name.startswith("damaged-"):
+            remove_unused(old)
+
+
+def quarantine(cache_dir: Path, manifest: Manifest) -> Path:
+    """Take a damaged generation out of use; it stays beside the entry to be looked at."""
+    entry = entry_dir(cache_dir, manifest.config_hash)
+    aside = entry / f"damaged-{manifest.generation}"
+    (entry / POINTER_NAME).unlink(missing_ok=True)
+    (entry / manifest.generation).rename(aside)
+    return aside
+
+
+class InUse:
+    """A shared lock on a generation, which keeps `remove_unused` away while it is open."""
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = os.open(directory / ".in_use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if not try_lock(self._fd, shared=True):
+            self.close()
+            raise CacheError(f"{directory} is being removed")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def remove_unused(directory: Path) -> bool:
+    """Delete a generation unless somebody reads it."""
+    try:
+        fd = os.open(directory / ".in_use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:
+        return False
+    try:
+        if not try_lock(fd):
+            log.info("%s is in use and stays", directory)
+            return False
+        shutil.rmtree(directory)
+        return True
+    finally:
+        os.close(fd)
+
+
+def explain_miss(cache_dir: Path, fields: dict[str, Any]) -> list[str]:
+    """How the nearest existing entry differs from the one that is wanted; empty without any."""
+    differences = [
+        explain_difference(fields, manifest.key_fields) for manifest in list_entries(cache_dir)
+    ]
+    return min((d for d in differences if d), key=len, default=[])
+
+
+def list_entries(cache_dir: Path) -> Iterator[Manifest]:
+    """The manifests of the entries that are complete, newest last."""
+    pointers = sorted(cache_dir.glob(f"*/{POINTER_NAME}"), key=lambda p: p.stat().st_mtime)
+    for pointer in pointers:
+        try:
+            yield read_manifest(pointer.parent / pointer.read_text().strip())
+        except CacheError as error:
+            log.warning("%s", error)
+
+
+def verify_file(path: Path, file: LatentFile) -> None:
+    """Read the whole file and compare its chunks with their checksums.
+
+    Raises:
+        CacheDamaged: a chunk differs, or the header does.
+    """
+    with path.open("rb", buffering=0) as handle:
+        if handle.read(file.data_offset) != file.header:
+            raise CacheDamaged(f"{path}: the header is not the one in the manifest")
+        for index, expected in enumerate(file.checksums):
+            first, end = file.chunk(index)
+            left, digest = (end - first) * file.row_bytes, xxhash.xxh3_64()
+            while left and (block := handle.read(min(left, VERIFY_READ_BYTES))):
+                digest.update(block)
+                left -= len(block)
+            check_chunk(path, index, digest.hexdigest(), expected)
+
+
+def check_chunk(path: Path, index: int, found: str, expected: str) -> None:
+    if found != expected:
+        raise CacheDamaged(f"{path}: chunk {index} has checksum {found}, expected {expected}")
+
+
+def _check_stamp(path: Path, file: LatentFile) -> None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise CacheDamaged(f"{path} is gone") from error
+    expected = file.data_offset + file.num_bytes
+    if stat.st_size != expected:
+        raise CacheDamaged(f"{path} has {stat.st_size} bytes, expected {expected}")
+    if stat.st_mtime_ns != file.mtime_ns:
+        verify_file(path, file)

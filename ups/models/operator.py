@@ -1,0 +1,119 @@
+"""The latent operator: a U-shaped transformer over the tokens of a frame, with a residual update.
+
+    z(t + s) = z(t) + f(z(t), dt, parameters)
+
+The domain is periodic and so is the model: attention sees only the circular distance of two
+tokens (rotary embedding with whole-number frequencies), so a shift of the input by a token shifts
+the output by a token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups.config import RunConfig
+
+# B batch, K tokens, D latent dim, H hidden dim, C conditioning features
+NUM_CONDITIONS = 2
+
+
+def conditioning(nu: Tensor, step_dt: float) -> Tensor:
+    """(B,) ν and the time of one operator step → (B, C), each feature of order one."""
+    return torch.stack([torch.log10(nu) / 2 + 1, torch.full_like(nu, math.log10(step_dt) + 1)], -1)
+
+
+class LatentOperator(nn.Module):
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        op, dim = config.operator, config.latent.dim
+        width, tokens = op.hidden_dim, config.latent.tokens
+        self.embed = nn.Linear(dim, width)
+        self.condition = nn.Sequential(
+            nn.Linear(NUM_CONDITIONS, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        levels = op.num_levels
+        sizes = [tokens >> min(i, len(op.depths) - 1 - i) for i in range(len(op.depths))]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Block(width, op.num_heads, op.mlp_ratio, size) for _ in range(depth))
+            for depth, size in zip(op.depths, sizes, strict=True)
+        )
+        self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(levels - 1))
+        self.split = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(levels - 1))
+        self.skip = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(levels - 1))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, z_BKD: Tensor, condition_BC: Tensor) -> Tensor:
+        """One operator step: (B, K, D), (B, C) → (B, K, D)."""
+        c_BH = self.condition(condition_BC)
+        x = self.embed(z_BKD)
+        num_down = len(self.merge)
+        skips: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            if i > num_down:
+                x = self.split[i - num_down - 1](x).unflatten(-1, (2, -1)).flatten(1, 2)
+                x = self.skip[i - num_down - 1](torch.cat([x, skips.pop()], -1))
+            for block in cast(nn.ModuleList, stage):
+                x = block(x, c_BH)
+            if i < num_down:
+                skips.append(x)
+                x = self.merge[i](x.unflatten(1, (-1, 2)).flatten(2))
+        return z_BKD + cast(Tensor, self.head(self.norm(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, both modulated by the conditioning (AdaLN-zero, Peebles & Xie 2023)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, tokens: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        cos, sin = _circular_rotary(tokens, width // num_heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, x_BKH: Tensor, c_BH: Tensor) -> Tensor:
+        modulation = self.modulation(c_BH).unsqueeze(1).chunk(6, -1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+        x_BKH = x_BKH + gate_a * self._attend(_norm(x_BKH) * (1 + scale_a) + shift_a)
+        return x_BKH + cast(Tensor, gate_m * self.mlp(_norm(x_BKH) * (1 + scale_m) + shift_m))
+
+    def _attend(self, x_BKH: Tensor) -> Tensor:
+        qkv = self.qkv(x_BKH).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        mixed = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v)
+        return cast(Tensor, self.out(mixed.transpose(1, 2).flatten(2)))
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _circular_rotary(tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, (K, head_dim / 2): whole-number frequencies, so position K is position 0."""
+    frequency = torch.arange(head_dim // 2) % (tokens // 2 + 1)
+    angle = 2 * math.pi / tokens * torch.outer(torch.arange(tokens), frequency)
+    return angle.cos(), angle.sin()

@@ -1,0 +1,64 @@
+"""The phases of a run as plain functions, for tasks and for the shell alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from ups.config import RunConfig
+from ups.data.sources import Staged
+from ups.device import check_compile, encoding_device, training_device
+from ups.latents.build import CacheEntry, ensure
+from ups.latents.loader import Latents, load, load_on_demand
+
+SourcesBySplit = Mapping[str, Sequence[Staged]]
+
+
+def build_cache(
+    config: RunConfig,
+    sources: SourcesBySplit,
+    *,
+    overwrite: bool = False,
+    stop: threading.Event | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CacheEntry:
+    """The entry that `load_latents` reads, after the config's features: legacy, new or reused."""
+    if config.features.is_legacy:
+        from ups.latents import legacy
+
+        return legacy.precompute(config, sources, stop=stop, progress=progress)
+    return ensure(
+        config,
+        sources,
+        device=encoding_device(config),
+        overwrite=overwrite or not config.features.reuse_cache,
+        stop=stop,
+        progress=progress,
+    )
+
+
+def load_latents(
+    config: RunConfig,
+    sources: SourcesBySplit,
+    entry: CacheEntry | None,
+    *,
+    stop: threading.Event | None = None,
+) -> Latents:
+    """Train and val in the tier that the config's features and this machine's memory allow."""
+    device = training_device(config)
+    if entry is None:
+        return load_on_demand(config, sources, device=device)
+    if config.features.is_legacy:
+        from ups.latents import legacy
+
+        return legacy.load(config, sources, device)
+    return load(config, entry, sources, device=device, stop=stop)
+
+
+def check_devices(config: RunConfig) -> None:
+    """
+    Raises:
+        DeviceError: the config asks for what this machine does not have.
+    """
+    training_device(config)
+    check_compile(config)

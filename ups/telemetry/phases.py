@@ -1,0 +1,119 @@
+"""The overhead breakdown: where every second between trigger and first optimizer step went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ups.config import Model
+
+STARTUP_PHASES = ("queue", "boot", "download", "warm-up", "cache", "load", "first step")
+LATER_PHASES = ("train", "evaluate")
+
+
+class Span(Model):
+    """One stretch of work. Times are Unix times in seconds."""
+
+    phase: str
+    name: str
+    start: float
+    end: float
+    state: str = "Completed"
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+class Phase(Model):
+    """A row of the breakdown: the wall time that a phase's spans cover before the first step."""
+
+    phase: str
+    seconds: float
+    share: float | None
+    bound: str
+
+
+class Breakdown(Model):
+    """What `breakdown.json` holds.
+
+    Attributes:
+        ttfs_s: trigger to first step; None where the run did not get that far.
+        until_s: trigger to the end of the startup: the first step, else the failure.
+        unaccounted_s: the part of that which no span covers.
+        changed: the fields of the cache key that differ from the nearest entry's, on a miss.
+    """
+
+    run: str
+    config: str
+    config_hash: str | None
+    start_mode: str = "cold"
+    triggered_at: float
+    ttfs_s: float | None
+    until_s: float
+    unaccounted_s: float
+    cost_usd: float
+    cache_reused: bool | None
+    changed: tuple[str, ...] = ()
+    failed: str | None = None
+    phases: tuple[Phase, ...]
+    spans: tuple[Span, ...]
+    metrics: dict[str, float]
+    nrmse_rollout: float | None = None
+    nrmse_persistence: float | None = None
+
+    def save(self, run_dir: Path) -> Path:
+        path = run_dir / "breakdown.json"
+        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1))
+        return path
+
+
+def covered(spans: Iterable[Span], start: float, end: float) -> float:
+    """Seconds of [start, end] that at least one span covers."""
+    total, reached = 0.0, start
+    for span in sorted(spans, key=lambda s: s.start):
+        begin, stop = max(span.start, reached), min(span.end, end)
+        if stop > begin:
+            total += stop - begin
+            reached = stop
+    return total
+
+
+def tabulate(
+    spans: Sequence[Span], bounds: dict[str, str], start: float, end: float
+) -> tuple[Phase, ...]:
+    """A row per startup phase, then `unaccounted`; phases overlap, so shares may exceed 100 %.
+
+    Args:
+        bounds: phase → what bounds it, in words.
+        start, end: of the startup, Unix times in seconds.
+    """
+    total = max(end - start, 1e-9)
+    rows = []
+    for phase in STARTUP_PHASES:
+        of_phase = [span for span in spans if span.phase == phase]
+        if of_phase:
+            seconds = covered(of_phase, start, end)
+            rows.append((phase, seconds, bounds.get(phase, "")))
+    rows.append(("unaccounted", total - covered(spans, start, end), "between the phases"))
+    return tuple(
+        Phase(phase=name, seconds=seconds, share=seconds / total, bound=bound)
+        for name, seconds, bound in rows
+    )
+
+
+def plan_metrics(
+    *, cache_s: float, cache_reused: bool, startup_s: float, ttfs_s: float | None, cost_usd: float
+) -> dict[str, float]:
+    """The plan's metrics, under the plan's names and in its units, and the two that we add."""
+    metrics: dict[str, Any] = {
+        "startup/cache_precompute_time_min": cache_s / 60,
+        "startup/cache_reused": float(cache_reused),
+        "startup/total_startup_time_min": startup_s / 60,
+        "startup/cost_usd": cost_usd,
+    }
+    if ttfs_s is not None:
+        metrics["startup/ttfs_s"] = ttfs_s
+    return metrics

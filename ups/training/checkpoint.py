@@ -1,0 +1,83 @@
+"""Checkpoints: written aside and renamed, with config, position and random state inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ups.config import RunConfig, parse_config
+from ups.errors import CheckpointError
+from ups.files import sync_directory
+
+FORMAT_VERSION = 1
+FIXED_SECTIONS = ("latent", "encoder", "operator")
+
+
+def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
+    """Write a checkpoint; a reader, or a crash, never sees half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    record = {
+        "format": FORMAT_VERSION,
+        "config": config.model_dump_json(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        **state,
+    }
+    try:
+        with aside.open("wb") as file:
+            torch.save(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def load(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint {path}") from error
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
+    if record.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {record.get('format')}, expected {FORMAT_VERSION}: "
+            "it is of another version of this project"
+        )
+    return record
+
+
+def config_of(record: dict[str, Any]) -> RunConfig:
+    return parse_config(json.loads(record["config"]), where="checkpoint")
+
+
+def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
+    """
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    saved = json.loads(record["config"])
+    for section in FIXED_SECTIONS:
+        now = json.loads(config.model_dump_json())[section]
+        if saved[section] != now:
+            raise CheckpointError(
+                f"{path} was trained with {section} {saved[section]}, and this run has {now}: "
+                "resume with the config it was made with, or start anew"
+            )
+
+
+def restore_rng(record: dict[str, Any]) -> None:
+    torch.set_rng_state(record["rng"].cpu())
+    if record["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state.cpu() for state in record["cuda_rng"]])

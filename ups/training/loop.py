@@ -1,0 +1,250 @@
+"""Train the operator: epochs over shuffled trajectories, val picks the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ups.config import Model, RunConfig
+from ups.errors import Interrupted, TrainingDiverged
+from ups.latents.datasets import LatentDataset
+from ups.latents.loader import Latents
+from ups.models.operator import conditioning
+from ups.signals import DeferredSignals
+from ups.training import checkpoint
+from ups.training.step import TrainStep, rollout
+
+log = logging.getLogger(__name__)
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+class TrainResult(Model):
+    """What training came to. Times are Unix times in seconds, durations in seconds."""
+
+    checkpoint: Path
+    num_epochs: int
+    num_steps: int
+    best_epoch: int
+    best_val_nrmse: float
+    first_step_at: float | None
+    seconds: float
+    epoch_time_s: float
+    tier: str
+    resumed_from_step: int
+
+
+@dataclass(slots=True)
+class Position:
+    """Where training stands: everything that is not in the weights."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    train_loss: float = 0.0
+    best_epoch: int = -1
+    best_val_nrmse: float = math.inf
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    config: RunConfig,
+    latents: Latents,
+    run_dir: Path,
+    *,
+    step: TrainStep | None = None,
+    resume: Path | None = None,
+    stop: threading.Event | None = None,
+    on_first_step: Callable[[float], None] | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> TrainResult:
+    """Train, and leave `checkpoints/last.pt`, `checkpoints/best.pt` and `metrics.jsonl` in run_dir.
+
+    A checkpoint of this run is resumed; SIGTERM, Ctrl-C and `stop` take effect between two steps
+    and leave one.
+
+    Args:
+        step: a warmed-up step; a new one otherwise.
+        resume: a checkpoint of another run to go on from.
+        on_first_step: called with the Unix time at which the first step was done on the device.
+        on_epoch: called with the metrics of each epoch.
+    Raises:
+        TrainingDiverged: the loss is not finite.
+        CheckpointError: the checkpoint to resume is of another model.
+        Interrupted: `stop` was set.
+    """
+    started = time.monotonic()
+    step = TrainStep(config) if step is None else step
+    last = run_dir / "checkpoints" / LAST
+    resume = last if last.exists() else resume
+    position = Position() if resume is None else _restore(resume, config, step)
+    resumed_from = position.step
+    loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
+    if resume not in (None, last):
+        loop.save(BEST)
+    first_step_at = loop.run(on_first_step, on_epoch)
+    seconds = time.monotonic() - started
+    epoch_times = [row["training/epoch_time_sec"] for row in position.history]
+    return TrainResult(
+        checkpoint=run_dir / "checkpoints" / BEST,
+        num_epochs=position.epoch,
+        num_steps=position.step,
+        best_epoch=position.best_epoch,
+        best_val_nrmse=position.best_val_nrmse,
+        first_step_at=first_step_at,
+        seconds=seconds,
+        epoch_time_s=sorted(epoch_times)[len(epoch_times) // 2],
+        tier=latents.tier,
+        resumed_from_step=resumed_from,
+    )
+
+
+class _Loop:
+    def __init__(
+        self,
+        config: RunConfig,
+        latents: Latents,
+        run_dir: Path,
+        step: TrainStep,
+        position: Position,
+        stop: threading.Event,
+    ) -> None:
+        self.config, self.latents, self.run_dir = config, latents, run_dir
+        self.step, self.position, self.stop = step, position, stop
+        self.rows_per_step = config.training.batch_size * config.training.accumulation_steps
+        self.steps_per_epoch = -(-len(latents.train) // self.rows_per_step)
+        self.num_epochs = config.stages.operator.epochs
+        self.total_steps = self.steps_per_epoch * self.num_epochs
+
+    def run(
+        self,
+        on_first_step: Callable[[float], None] | None,
+        on_epoch: Callable[[dict[str, float]], None] | None,
+    ) -> float | None:
+        position, first_step_at = self.position, None
+        with DeferredSignals() as signals:
+            while position.epoch < self.num_epochs and not self._out_of_patience():
+                started = time.monotonic()
+                order_N = epoch_order(len(self.latents.train), self.config, position.epoch)
+                order_N = order_N.to(self.step.device)
+                for index_B in order_N.split(self.rows_per_step)[position.batch :]:
+                    if self.stop.is_set() or signals.pending is not None:
+                        self.save(LAST)
+                        log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
+                        if signals.pending is None:
+                            raise Interrupted("training was stopped; a rerun resumes it")
+                        return first_step_at
+                    self.step(self.latents.train, index_B, position.step, self.total_steps)
+                    position.step += 1
+                    position.batch += 1
+                    if first_step_at is None:
+                        self.step.synchronize()
+                        first_step_at = time.time()
+                        if on_first_step is not None:
+                            on_first_step(first_step_at)
+                    if position.step % self.config.training.log_every == 0:
+                        self._check_loss()
+                metrics = self._end_epoch(started)
+                if on_epoch is not None:
+                    on_epoch(metrics)
+        return first_step_at
+
+    def _end_epoch(self, started: float) -> dict[str, float]:
+        position = self.position
+        train_loss = self._check_loss() / self.steps_per_epoch
+        trained = time.monotonic()
+        val_nrmse = validate(self.step, self.latents.val, self.config)
+        position.epoch += 1
+        position.batch, position.train_loss = 0, 0.0
+        is_best = val_nrmse < position.best_val_nrmse
+        if is_best:
+            position.best_epoch, position.best_val_nrmse = position.epoch, val_nrmse
+        metrics = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "train/loss": train_loss,
+            "val/nrmse_rollout": val_nrmse,
+            "training/epoch_time_sec": trained - started,
+        }
+        position.history.append(metrics)
+        with (self.run_dir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if is_best:
+            self.save(BEST)
+        if position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done():
+            self.save(LAST)
+        log.info(
+            "epoch %d/%d: train loss %.3e, val rollout nRMSE %.4f%s, %.2f s",
+            position.epoch,
+            self.num_epochs,
+            train_loss,
+            val_nrmse,
+            " (best)" if is_best else "",
+            trained - started,
+        )
+        return metrics
+
+    def _check_loss(self) -> float:
+        """Bring the epoch's sum of losses to the host: the loop's only synchronisation."""
+        self.position.train_loss += self.step.loss_sum.item()
+        self.step.loss_sum.zero_()
+        if not math.isfinite(self.position.train_loss):
+            raise TrainingDiverged(
+                f"the training loss is {self.position.train_loss} at step {self.position.step}: "
+                "lower stages.operator.optimizer.lr or training.grad_clip"
+            )
+        return self.position.train_loss
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.stages.operator.patience
+        waited = self.position.epoch - max(0, self.position.best_epoch)
+        return patience is not None and waited >= patience
+
+    def _is_done(self) -> bool:
+        return self.position.epoch == self.num_epochs or self._out_of_patience()
+
+    def save(self, name: str) -> None:
+        self._check_loss()
+        state = {**self.step.state_dict(), "position": asdict(self.position)}
+        checkpoint.save(self.run_dir / "checkpoints" / name, self.config, state)
+
+
+def epoch_order(num: int, config: RunConfig, epoch: int) -> Tensor:
+    """(N,) the trajectories of an epoch, shuffled; a function of seed and epoch alone."""
+    generator = torch.Generator().manual_seed(config.training.seed * 1_000_003 + epoch)
+    return torch.randperm(num, generator=generator)
+
+
+@torch.no_grad()
+def validate(step: TrainStep, data: LatentDataset, config: RunConfig) -> float:
+    """nRMSE of full rollouts of the averaged model over a split, in normalised latents."""
+    total = torch.zeros((), device=step.device)
+    for index_B in torch.arange(len(data), device=step.device).split(config.evaluation.batch_size):
+        z_BTKD = data.batch(index_B).float()
+        condition_BC = conditioning(data.nu_N[index_B.to(data.nu_N.device)], data.step_dt)
+        with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
+            predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
+        error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
+        total += (error / z_BTKD[:, 1:].flatten(2).norm(dim=-1)).mean(1).sum()
+    return total.item() / len(data)
+
+
+def _restore(path: Path, config: RunConfig, step: TrainStep) -> Position:
+    record = checkpoint.load(path, step.device)
+    checkpoint.check_fits(path, record, config)
+    step.load_state_dict(record)
+    checkpoint.restore_rng(record)
+    saved: dict[str, Any] = record["position"]
+    position = Position(**saved)
+    log.info("resuming from %s at epoch %d, step %d", path, position.epoch + 1, position.step)
+    return position

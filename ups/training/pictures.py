@@ -1,0 +1,66 @@
+"""Pictures of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def draw_prediction(
+    path: Path,
+    examples: Sequence[tuple[Tensor, Tensor]],
+    errors_NT: NDArray[np.floating],
+    step_dt: float,
+) -> None:
+    """Truth, prediction and error of some trajectories, and the error of all of them over time.
+
+    Args:
+        examples: (target, prediction), each (T, X), field units.
+        errors_NT: nRMSE of every test trajectory at every step, dimensionless.
+        step_dt: time of a step.
+    """
+    rows = len(examples)
+    figure = Figure(figsize=(13, 2.6 * rows + 3.2), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.0] * rows + [1.15])
+    end = errors_NT.shape[1] * step_dt
+    for row, (target, prediction) in enumerate(examples):
+        limit = float(target.abs().max())
+        error = prediction - target
+        worst = float(error.abs().max())
+        panels = (
+            ("truth", target, limit),
+            ("prediction", prediction, limit),
+            ("error", error, worst),
+        )
+        for column, (name, field, scale) in enumerate(panels):
+            axes = figure.add_subplot(grid[row, column])
+            image = axes.imshow(
+                field.T.numpy(),
+                origin="lower",
+                aspect="auto",
+                extent=(step_dt, end, 0, 1),
+                cmap="RdBu_r",
+                vmin=-scale,
+                vmax=scale,
+            )
+            figure.colorbar(image, ax=axes)
+            axes.set_title(f"{name}, test trajectory {row}", fontsize=11)
+            axes.set_xlabel("t")
+            axes.set_ylabel("x")
+    axes = figure.add_subplot(grid[rows, :])
+    time = step_dt * np.arange(1, errors_NT.shape[1] + 1)
+    low, middle, high = np.percentile(errors_NT, [10, 50, 90], axis=0)
+    axes.fill_between(time, low, high, alpha=0.25, label="10th to 90th percentile")
+    axes.plot(time, middle, label="median")
+    axes.set_xlabel("t")
+    axes.set_ylabel("rollout nRMSE")
+    axes.set_title(f"error over time, {len(errors_NT)} test trajectories", fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=100)
