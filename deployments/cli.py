@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from ups.cli import app as ups_app
 
 if TYPE_CHECKING:

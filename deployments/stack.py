@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -64,10 +65,9 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
         begin = time.monotonic()
 
         def wait(*parts: Part) -> None:
-            _wait(stack, parts, begin, lambda part, s: part.name in started and say_part(part, s))
-
-        def say_part(part: Part, seconds: float) -> None:
-            say(part.name, seconds, part.note)
+            for part, seconds in _as_answered(stack, parts, begin):
+                if part.name in started:
+                    say(part.name, seconds, part.note)
 
         try:
             if "object-store" in started:
@@ -84,19 +84,14 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
             if store_is_up:
                 store_is_up()
             wait(Part("prefect-server", lambda: api.is_ready(client), stack.ui_url))
-            created = [pool for pool, text in POOLS.items() if api.create_pool(client, pool, text)]
-            if created:
-                say("work-pools", time.monotonic() - begin, ", ".join(created))
-                started.append("work-pools")
-
-            if "worker" in started:
-                if not api.other_workers(client, "local"):
-                    api.crash_runs(client, "local", "The worker was not running any more.")
-                processes.release("worker")
-            parts = [_worker_part(stack, client)]
+            wait(Part("work-pools", lambda: _prepare(client, started), ", ".join(POOLS)))
             if not deploying and not deployment_names() <= api.deployment_names(client):
                 deploying = True
                 _start_gated(stack, "deploy", *DEPLOY_COMMAND)
+
+            if "worker" in started:
+                processes.release("worker")
+            parts = [_worker_part(stack, client)]
             if deploying:
                 started.append("deployments")
                 processes.release("deploy")
@@ -133,6 +128,8 @@ def write_prefect_toml(stack: Stack, say: Say) -> None:
         say("prefect.toml", None, f"not written: {path} is yours. It needs: " + repr(text))
     elif current != text:
         path.write_text(text)
+    if os.environ.get("PREFECT_API_URL", stack.api_url) != stack.api_url:
+        say("prefect.toml", None, "PREFECT_API_URL in your environment goes before it: unset that")
 
 
 def _check_place(stack: Stack) -> None:
@@ -166,6 +163,15 @@ def _start_server(stack: Stack) -> None:
     command = [str(BIN_DIR / "prefect"), "server", "start"]
     command += ["--host", stack.host, "--port", str(stack.prefect_port)]
     stack.processes.start("prefect-server", command, env=stack.prefect_env(), cwd=stack.folder)
+
+
+def _prepare(client: httpx.Client, started: list[str]) -> bool:
+    """Work pools, and an end for runs that a worker which died has left behind."""
+    if [pool for pool, text in POOLS.items() if api.create_pool(client, pool, text)]:
+        started.append("work-pools")
+    if "worker" in started and not api.other_workers(client, "local"):
+        api.crash_runs(client, "local", "The worker was not running any more.")
+    return True
 
 
 def _start_gated(stack: Stack, name: str, *arguments: str) -> None:
@@ -240,16 +246,14 @@ def _store_answers(stack: Stack) -> bool:
     return True
 
 
-def _wait(
-    stack: Stack, parts: Iterable[Part], since: float, done: Callable[[Part, float], object]
-) -> None:
-    """Until each part answers; `done` gets it with the seconds since `since`."""
+def _as_answered(stack: Stack, parts: Iterable[Part], since: float) -> Iterator[tuple[Part, float]]:
+    """Wait for all; yields each part as it answers, with the seconds since `since`."""
     waiting, deadline = list(parts), time.monotonic() + READY_TIMEOUT_S
     while waiting:
         for part in list(waiting):
             if _answers(part):
                 waiting.remove(part)
-                done(part, time.monotonic() - since)
+                yield part, time.monotonic() - since
             elif part.name in PARTS and not stack.processes.running(part.name):
                 raise _fault(stack, part.name, f"{part.name} ended while it was starting")
             elif time.monotonic() > deadline:

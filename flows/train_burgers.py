@@ -26,7 +26,7 @@ from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import check_cache_valid
 from ups.runs import open_run_dir
 
-log = logging.getLogger(__name__)
+logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 

@@ -11,7 +11,7 @@ from prefect import Task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
 from prefect.filesystems import LocalFileSystem
-from prefect.results import ResultRecord
+from prefect.results import ResultRecordMetadata
 from prefect.transactions import IsolationLevel
 
 from tasks.locks import FlockManager
@@ -38,9 +38,9 @@ class ValidEntries(LocalFileSystem):
         content = super().read_path(path, _sync=True)
         if not check_cache_valid(cache_dir, config_hash):
             raise ValueError(f"the latent cache entry {config_hash} is not valid any more")
-        record = ResultRecord.deserialize_metadata(content)
-        if not (home / "results" / record.storage_key).is_file():
-            raise ValueError(f"the result of {path} is gone")
+        result = home / "results" / (ResultRecordMetadata.load_bytes(content).storage_key or "")
+        if home not in result.parents or not result.is_file():
+            raise ValueError(f"the result of {path} is gone, or of another cache directory")
         return content
 
     async def aread_path(self, path: str) -> bytes:

@@ -2,7 +2,7 @@
 
 Worker threads take the ranges in order, and write what they read from the socket to its final
 place in the preallocated file. The calling thread follows behind them with SHA-256, which so
-hides behind the transfer. A journal names the finished ranges: a killed download goes on from it.
+hides behind the transfer. A journal says how far each range is: a killed download goes on there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MIB = 1 << 20
 DISK_MARGIN_BYTES = 64 * MIB
 _CHUNK_BYTES = 256 << 10  # read and written while still in the processor's cache
 _HASH_CHUNK_BYTES = 2 * MIB
+_JOURNAL_BYTES = 8 * MIB  # of a range, between two lines in the journal: what a kill can cost
 _WATCH_S = 0.05
 _PROGRESS_S = 0.1
 
@@ -48,11 +49,11 @@ class RangedFetch:
         # No range so large that a thread has none; whole MiB, as a memory map starts at a page.
         share = -(-info.num_bytes // num_threads)
         self.range_bytes = max(MIB, min(range_bytes, share + -share % MIB) // MIB * MIB)
-        finished = self._read_journal()
+        arrived = self._read_journal()
         num_ranges = -(-info.num_bytes // self.range_bytes)
-        self._filled = [self._length(i) if i in finished else 0 for i in range(num_ranges)]
-        self._todo = (i for i in range(num_ranges) if i not in finished)
-        self._num_threads = min(num_threads, num_ranges - len(finished))
+        self._filled = [min(self._length(i), arrived.get(i, 0)) for i in range(num_ranges)]
+        missing = [i for i in range(num_ranges) if self._filled[i] < self._length(i)]
+        self._todo, self._num_threads = iter(missing), min(num_threads, len(missing))
         self.resumed_bytes = self._done = sum(self._filled)
         self._changed = threading.Condition()  # guards what stands below, _filled and _done
         self._halt = threading.Event()
@@ -75,6 +76,7 @@ class RangedFetch:
             self._write_journal()
             self._journal_fd = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             stack.callback(os.close, self._journal_fd)
+            stack.callback(self._write_journal)  # after the workers: to the byte
             stack.callback(self._stop_workers)
             for n in range(self._num_threads):
                 name = f"fetch {self.dest.name} {n}"
@@ -129,11 +131,11 @@ class RangedFetch:
                     self._write(self._fd, chunk, start)
                     start += len(chunk)
                     with self._changed:
-                        self._filled[index] += len(chunk)
+                        self._filled[index] = start - first
                         self._done += len(chunk)
                         self._changed.notify_all()
-                if start == end:
-                    self._write(self._journal_fd, f"{index}\n".encode())
+                    if start == end or (start - first) % _JOURNAL_BYTES < len(chunk):
+                        self._write(self._journal_fd, f"{index} {start - first}\n".encode())
             finally:
                 with self._changed:
                     self._live.remove(body)
@@ -243,29 +245,30 @@ class RangedFetch:
             "boot_id": boot_id(),
         }
 
-    def _read_journal(self) -> set[int]:
-        """Finished ranges of the same object; their size is that of the interrupted download.
+    def _read_journal(self) -> dict[int, int]:
+        """Bytes of each range that an interrupted download of the same object has written.
 
-        What the journal names may not have reached the disk before a reboot. It is then used
-        only if there is a SHA-256 to tell.
+        Its range size is taken over. What the journal names may not have reached the disk before
+        a reboot, so it is then used only if there is a SHA-256 to tell.
         """
         try:
             first, *rest = self._journal.read_text().splitlines()
             head = json.loads(first)
-            whole = self.partial.stat().st_size == self.info.num_bytes
             range_bytes = int(head["range_bytes"])
+            whole = self.partial.stat().st_size == self.info.num_bytes
+            pairs = [line.split() for line in rest]
+            arrived = {int(index): int(filled) for index, filled in pairs}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return set()
+            return {}
         expected = self._journal_head() | {"range_bytes": range_bytes}
         if self.info.sha256 is not None:
             expected["boot_id"] = head.get("boot_id")
         if not whole or head != expected or range_bytes < MIB or range_bytes % MIB:
-            return set()
+            return {}
         self.range_bytes = range_bytes
-        num_ranges = -(-self.info.num_bytes // range_bytes)
-        return {int(line) for line in rest if line.isdecimal() and int(line) < num_ranges}
+        return arrived
 
     def _write_journal(self) -> None:
-        finished = [i for i, filled in enumerate(self._filled) if filled]
-        lines = [json.dumps(self._journal_head()), *map(str, finished)]
+        arrived = [f"{index} {filled}" for index, filled in enumerate(self._filled) if filled]
+        lines = [json.dumps(self._journal_head()), *arrived]
         write_atomically(self._journal, "\n".join(lines) + "\n")

@@ -38,7 +38,7 @@ def download(
     dest: Path,
     *,
     num_threads: int = 8,
-    range_bytes: int = 16 * MIB,
+    range_bytes: int = 32 * MIB,
     stop: threading.Event | None = None,
     progress: Progress | None = None,
 ) -> Download:

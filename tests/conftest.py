@@ -1,0 +1,121 @@
+"""Fixtures for every folder: a real S3 server on loopback, and a tiny data set of our own."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ups.config import SPLITS, RunConfig, load_config
+from ups.data.sources import Staged, stage
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    directory: Path  # a folder is a bucket, a file in it an object; the server keeps what it read,
+    #                  so look, but change objects through S3 alone
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a process needs to reach it, and nothing that points elsewhere."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """`rclone serve s3` on a free port; tests use it with `s3.env` in the environment."""
+    directory = tmp_path_factory.mktemp("s3")
+    log = tmp_path_factory.mktemp("s3-log") / "rclone.log"
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    rclone = Path(sys.executable).with_name("rclone")
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [rclone, "serve", "s3", directory, "--addr", "127.0.0.1:0", "--config", os.devnull],
+            env={**os.environ, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield S3Server(_endpoint(server, log), access_key, secret_key, directory)
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:
+    """The address that the server says it listens on."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and server.poll() is None:
+        if found := re.search(r"Starting s3 server on \[(http://[\d.]+:\d+)/", log.read_text()):
+            return found[1]
+        time.sleep(0.02)
+    pytest.fail(f"the S3 server did not start: {log.read_text()}")
+
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
+
+TINY = {"train": 20, "val": 5, "test": 6}
+TINY_OVERRIDES = {
+    "data.grid_points": 256,
+    "latent.tokens": 8,
+    "latent.dim": 16,
+    "operator.hidden_dim": 32,
+    "training.batch_size": 6,
+    "training.encode_batch_size": 4,
+    "training.time_stride": 4,
+    "stages.operator.epochs": 3,
+    "evaluation.batch_size": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `burgers1d_{split}.h5` from the project's own solver: 41 frames, 256 points."""
+    from ups.data.burgers import generate
+
+    root = tmp_path_factory.mktemp("tiny")
+    for seed, (split, num) in enumerate(TINY.items()):
+        path = root / f"burgers1d_{split}.h5"
+        generate(path, num, nu=0.02, seed=seed, grid_points=256, num_frames=41, t_end=0.4)
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_data: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """`tiny_config(**overrides)`: the smoke config on the tiny local files; `__` stands for `.`."""
+
+    def make(**overrides: object) -> RunConfig:
+        folders = {
+            "runs_dir": str(tmp_path / "runs"),
+            "data.root": str(tiny_data),
+            "data.sources": None,
+            "data.generate": None,
+            "training.latent_cache_dir": str(tmp_path / "cache"),
+        }
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        return load_config("smoke", {**TINY_OVERRIDES, **folders, **dotted})
+
+    return make
+
+
+@pytest.fixture
+def stage_all() -> Callable[[RunConfig], dict[str, list[Staged]]]:
+    return lambda config: {split: stage(config, split, None) for split in SPLITS}

@@ -1,0 +1,31 @@
+import re
+
+import yaml
+
+from deployments.layout import PROJECT_DIR
+from deployments.stack import POOLS
+from ups.config import load_config
+
+DEPLOYMENTS = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())["deployments"]
+
+
+def test_the_local_and_the_gpu_deployment_are_there():
+    pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
+    assert pools["train-burgers"] == "local"
+    assert pools["gpu"] == "gpu"
+
+
+def test_every_deployment_names_a_flow_a_pool_that_up_creates_and_a_config_that_loads():
+    for deployment in DEPLOYMENTS:
+        assert re.fullmatch(r"flows/\w+\.py:\w+", deployment["entrypoint"])
+        assert deployment["work_pool"]["name"] in POOLS
+        assert deployment["description"]
+        assert deployment["tags"]
+        load_config(deployment["parameters"]["config"])
+
+
+def test_runs_of_one_deployment_wait_for_each_other_and_import_prefect_once():
+    for deployment in DEPLOYMENTS:
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        command = deployment["work_pool"]["job_variables"]["command"]
+        assert command == "python -m prefect.engine"

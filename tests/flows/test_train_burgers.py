@@ -1,0 +1,246 @@
+"""The flow through a real Prefect server, against a real object store."""
+
+import json
+import os
+import time
+
+import h5py
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+
+from flows.train_burgers import train_burgers
+from ups.config import Features
+from ups.latents.store import list_entries
+
+PHASES = {
+    "1 warm-up-device",
+    "1 download [train]",
+    "1 download [val]",
+    "1 download [test]",
+    "3 load-latents",
+    "4 train-operator",
+    "5 evaluate",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(config, **parameters)`: the final state, task runs by name, and the breakdown."""
+
+    def start(config, **parameters):
+        state = train_burgers(config, return_state=True, **parameters)
+        run_id = state.state_details.flow_run_id
+        folder = next((tmp_path / "runs").glob(f"*-{str(run_id)[:8]}"), None)
+        breakdown = None
+        if folder is not None and (folder / "breakdown.json").exists():
+            breakdown = json.loads((folder / "breakdown.json").read_text())
+        return state, task_runs(run_id), breakdown
+
+    return start
+
+
+def task_runs(run_id):
+    """Names and states of a flow run's tasks, when the API has caught up."""
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+    deadline = time.monotonic() + 10
+    while True:
+        with get_client(sync_client=True) as client:
+            runs = client.read_task_runs(flow_run_filter=only)
+        if all(run.state and run.state.is_final() for run in runs) or time.monotonic() > deadline:
+            return {run.name: run.state.name for run in runs}
+        time.sleep(0.2)
+
+
+def artifacts(run_id):
+    only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        return {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=only)}
+
+
+def seconds(breakdown, phase):
+    return next(row["seconds"] for row in breakdown["phases"] if row["phase"] == phase)
+
+
+def test_the_plans_three_runs_generate_reuse_and_invalidate(flow_config, run, tmp_path):
+    path = flow_config()
+    state, tasks, first = run(path)
+    assert state.is_completed()
+    key = first["config_hash"]
+    assert tasks[f"2 build-latent-cache [{key}]"] == "Completed"
+    assert tasks.keys() >= PHASES
+    assert first["cache_reused"] is False
+    assert first["nrmse_rollout"] < first["nrmse_persistence"]
+
+    state, tasks, second = run(path)
+    assert state.is_completed()
+    assert tasks[f"2 build-latent-cache [{key}] reused"] == "Cached"
+    assert second["cache_reused"] is True
+    assert second["metrics"]["startup/cache_reused"] == 1
+    assert "nothing fetched" in next(
+        row["bound"] for row in second["phases"] if row["phase"] == "download"
+    )
+    assert second["nrmse_rollout"] == pytest.approx(first["nrmse_rollout"], rel=1e-4)
+
+    state, tasks, third = run(path, latent_dim=8)
+    assert state.is_completed()
+    assert third["config_hash"] != key
+    assert third["cache_reused"] is False
+    assert third["changed"] == ["latent.dim 8, the cached entry has 16"]
+    kept = {manifest.config_hash for manifest in list_entries(tmp_path / "cache")}
+    assert kept == {key, third["config_hash"]}
+    for breakdown in (first, second, third):
+        assert breakdown["ttfs_s"] > 0
+        assert breakdown["unaccounted_s"] < 0.5
+        assert breakdown["metrics"]["startup/ttfs_s"] == breakdown["ttfs_s"]
+
+
+def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, tmp_path):
+    state, _, breakdown = run(flow_config())
+    run_id = state.state_details.flow_run_id
+    left = artifacts(run_id)
+    assert {"overhead", "overhead-breakdown", "download-train"} <= left.keys()
+    markdown = left["overhead"].data
+    assert markdown.count("data:image/png;base64,") == 2
+    assert breakdown["config_hash"] in markdown
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(run_id).name == f"smoke [{breakdown['config_hash']}]"
+    folder = tmp_path / "runs" / breakdown["run"]
+    present = {path.name for path in folder.iterdir()}
+    assert present == {
+        "breakdown.json",
+        "checkpoints",
+        "config.yaml",
+        "gantt.png",
+        "metrics.jsonl",
+        "prediction.png",
+        "scores.json",
+    }
+
+
+def test_a_deleted_entry_behind_a_cached_state_is_built_again(flow_config, run, tmp_path):
+    path = flow_config()
+    _, _, first = run(path)
+    next((tmp_path / "cache" / first["config_hash"]).glob("*/train_000.safetensors")).unlink()
+    state, tasks, again = run(path)
+    assert state.is_completed()
+    assert again["cache_reused"] is False
+    assert tasks[f"2 build-latent-cache [{first['config_hash']}]"] == "Completed"
+    _, tasks, _ = run(path)
+    assert tasks[f"2 build-latent-cache [{first['config_hash']}] reused"] == "Cached"
+
+
+def test_another_cache_directory_never_answers(flow_config, run, tmp_path):
+    _, _, first = run(flow_config())
+    elsewhere = str(tmp_path / "elsewhere")
+    _, _, other = run(flow_config(), overrides={"training.latent_cache_dir": elsewhere})
+    assert other["config_hash"] == first["config_hash"]
+    assert other["cache_reused"] is False
+
+
+def test_overwrite_builds_an_entry_again(flow_config, run):
+    path = flow_config()
+    run(path)
+    _, _, again = run(path, overwrite_cache=True)
+    assert again["cache_reused"] is False
+
+
+def test_legacy_mode_trains_the_same_operator(flow_config, run):
+    path = flow_config()
+    _, _, fast = run(path)
+    state, tasks, legacy = run(path, features=Features.legacy())
+    assert state.is_completed()
+    assert "1 warm-up-device" not in tasks
+    assert legacy["cache_reused"] is False
+    assert legacy["nrmse_rollout"] == pytest.approx(fast["nrmse_rollout"], rel=1e-3)
+
+
+def test_training_without_a_cache_encodes_on_demand(flow_config, run):
+    state, tasks, breakdown = run(flow_config(features__preload="off"))
+    assert state.is_completed()
+    assert not any("build-latent-cache" in name for name in tasks)
+    assert breakdown["cache_reused"] is None
+
+
+def test_a_missing_bucket_fails_the_run_and_reports_what_there_is(flow_config, run):
+    state, tasks, breakdown = run(flow_config(), overrides={"data.sources.train": missing_bucket()})
+    assert state.is_failed()
+    assert "nowhere" in state.message
+    assert "4 train-operator" not in tasks
+    assert breakdown["ttfs_s"] is None
+    assert "ObjectUnavailable" in breakdown["failed"]
+    assert seconds(breakdown, "download") > 0
+
+
+def missing_bucket():
+    return [{"key": "burgers1d/burgers1d_train.h5", "bucket": "nowhere"}]
+
+
+def test_a_wrong_config_fails_the_run_with_the_key(flow_config, run):
+    state, tasks, _ = run(flow_config(), latent_tokens=7)
+    assert state.is_failed()
+    assert "latent.tokens: found 7, expected a divisor of data.grid_points (256)" in state.message
+    assert tasks == {}
+
+
+def test_nan_in_the_data_fails_the_run_and_leaves_no_entry(
+    flow_config, run, tiny_data, s3_client, bucket, tmp_path
+):
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes((tiny_data / "burgers1d_train.h5").read_bytes())
+    with h5py.File(broken, "r+") as file:
+        file["tensor"][3, 1, 1] = np.nan
+    s3_client.upload_file(str(broken), bucket, "broken/train.h5")
+    state, _, _ = run(
+        flow_config(),
+        overrides={"data.sources.train": [{"key": "broken/train.h5", "bucket": bucket}]},
+    )
+    assert state.is_failed()
+    assert "trajectory 3" in state.message
+    assert list(list_entries(tmp_path / "cache")) == []
+
+
+def test_a_file_that_is_no_hdf5_fails_the_run(flow_config, run, s3_client, bucket):
+    s3_client.put_object(Bucket=bucket, Key="broken/text.h5", Body=b"not HDF5" * 100)
+    state, _, _ = run(
+        flow_config(), overrides={"data.sources.val": [{"key": "broken/text.h5", "bucket": bucket}]}
+    )
+    assert state.is_failed()
+    assert "text.h5" in state.message
+    assert "HDF5" in state.message
+
+
+def test_missing_credentials_fail_the_run_with_a_remedy(flow_config, run, monkeypatch):
+    path = flow_config()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    state, _, _ = run(path)
+    assert state.is_failed()
+    assert "AWS_ACCESS_KEY_ID" in state.message
+
+
+def test_cuda_that_is_not_there_fails_the_run(flow_config, run):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("the message is for machines without CUDA")
+    state, _, _ = run(flow_config(training__device="cuda"))
+    assert state.is_failed()
+    assert "torch sees no CUDA device" in state.message
+
+
+def test_secrets_are_in_no_file_or_artifact_of_the_run(flow_config, run, tmp_path, s3):
+    state, _, _ = run(flow_config())
+    secret = s3.secret_key.encode()
+    for folder in ("runs", "cache", "staged"):
+        for path in (tmp_path / folder).rglob("*"):
+            assert not (path.is_file() and secret in path.read_bytes()), path
+    for artifact in artifacts(state.state_details.flow_run_id).values():
+        assert s3.secret_key not in str(artifact.data)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == s3.secret_key
