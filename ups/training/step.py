@@ -15,6 +15,7 @@ from ups.config import RunConfig
 from ups.device import check_compile, training_device
 from ups.latents.datasets import LatentDataset
 from ups.models.operator import LatentOperator, conditioning
+from ups.training.optimizer import AdamW
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class TrainStep:
         self.lr = torch.zeros((), device=self.device)
         self.ema_weight = torch.zeros((), device=self.device)
         self.loss_sum = torch.zeros((), device=self.device)
-        self.optimizer = self._build_optimizer()
+        self.optimizer = AdamW(self.model.parameters(), self.lr, config.stages.operator.optimizer)
         self.operator: Any = self.model
         if config.training.compile == "inductor":
             self.operator = torch.compile(self.model)
@@ -102,36 +103,7 @@ class TrainStep:
         """Copy a state in place: tensors keep their addresses, which a captured graph holds."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        moments = state["optimizer"]["state"]
-        live = self.optimizer.state_dict()["state"]
-        if moments and live.keys() == moments.keys():
-            for index, slots in moments.items():
-                for name, value in slots.items():
-                    live[index][name].copy_(value)
-        elif moments:
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
-        else:
-            for slots in self.optimizer.state.values():
-                for value in slots.values():
-                    value.zero_()
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.config.stages.operator.optimizer
-        parameters = list(self.model.parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(
-            groups,
-            lr=self.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-            capturable=self.device == "cuda",
-        )
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def _lr_at(self, step: int, total_steps: int) -> float:
         """Linear warm-up, then a cosine down to zero."""
@@ -164,7 +136,7 @@ class TrainStep:
     def _update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         ema: list[Tensor] = list(self.ema.parameters())
         live: list[Tensor] = list(self.model.parameters())
         with torch.no_grad():
