@@ -200,6 +200,8 @@ def _bounds(story: Story) -> dict[str, str]:
 
 
 def _headline(breakdown: Breakdown) -> str:
+    if breakdown.ttfs_s is None and breakdown.failed is None:
+        return f"{breakdown.config}: all steps were taken before, none was left to take"
     if breakdown.ttfs_s is None:
         return f"{breakdown.config}: failed after {breakdown.until_s:.1f} s"
     cache = "reused" if breakdown.cache_reused else "built"

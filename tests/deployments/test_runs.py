@@ -1,0 +1,204 @@
+"""Runs on the real stack: triggered by the bare name, cancelled in every phase, retried."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import yaml
+
+from deployments.layout import BIN_DIR, PROJECT_DIR, Stack
+from ups.config import load_config
+
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+CANCEL_S = 10
+
+
+class LiveStack:
+    def __init__(self, folder):
+        self.folder = folder
+        self.stack = Stack.find()
+        self.api = httpx.Client(base_url=self.stack.api_url, timeout=30)
+
+    def trigger(self, config, **parameters):
+        """`prefect deployment run train-burgers`, as a person types it in the project's folder."""
+        command = [BIN_DIR / "prefect", "deployment", "run", "train-burgers"]
+        command += ["-p", f"config={config}"]
+        for key, value in parameters.items():
+            command += ["-p", f"{key}={json.dumps(value)}"]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)[1]
+
+    def state(self, run_id):
+        return self.api.get(f"/flow_runs/{run_id}").json()["state"]
+
+    def set_state(self, run_id, kind, name):
+        state = {"type": kind, "name": name}
+        answer = self.api.post(f"/flow_runs/{run_id}/set_state", json={"state": state})
+        assert answer.json()["status"] == "ACCEPT", answer.text
+
+    def tasks(self, run_id):
+        only = {"flow_runs": {"id": {"any_": [run_id]}}}
+        found = self.api.post("/task_runs/filter", json=only).json()
+        return {run["name"]: run["state_name"] for run in found}
+
+    def wait(self, condition, timeout_s=90):
+        started = time.monotonic()
+        while time.monotonic() - started < timeout_s:
+            if condition():
+                return time.monotonic() - started
+            time.sleep(0.25)
+        raise AssertionError(f"not after {timeout_s} s")
+
+    def wait_until_final(self, run_id, timeout_s=90):
+        return self.wait(lambda: self.state(run_id)["type"] in FINAL, timeout_s)
+
+    def wait_until_running(self, run_id, task):
+        self.wait(lambda: self.tasks(run_id).get(task) == "Running")
+
+    def run_folder(self, run_id):
+        return next((self.folder / "runs").glob(f"*-{run_id[:8]}"))
+
+    def breakdown(self, run_id):
+        return json.loads((self.run_folder(run_id) / "breakdown.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A stack of this module's own, with the data of a tiny config in its object store."""
+    folder = tmp_path_factory.mktemp("live")
+    ports = free_ports(2)
+    changes = {
+        "UPS_STACK_DIR": str(folder / ".stack"),
+        "UPS_PREFECT_PORT": str(ports[0]),
+        "UPS_S3_PORT": str(ports[1]),
+    }
+
+    def ups(*arguments):
+        command = [sys.executable, "-m", "deployments.cli", *arguments]
+        done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            patch.setenv(name, value)
+        try:
+            output = ups("run", "--config", str(write_config(folder)))
+            live = LiveStack(folder)
+            live.first_output = output
+            yield live
+            live.api.close()
+        finally:
+            ups("down")
+
+
+def free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def write_config(folder):
+    sources = {s: [{"key": f"tiny/{s}.h5"}] for s in ("train", "val", "test")}
+    overrides = {
+        "runs_dir": str(folder / "runs"),
+        "data.root": str(folder / "staged"),
+        "data.sources": sources,
+        "data.grid_points": 256,
+        "data.generate.num_trajectories": {"train": 12, "val": 4, "test": 4},
+        "latent.tokens": 8,
+        "latent.dim": 16,
+        "operator.hidden_dim": 32,
+        "training.batch_size": 4,
+        "training.latent_cache_dir": str(folder / "cache"),
+        "stages.operator.epochs": 2,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(load_config("smoke", overrides).model_dump(mode="json")))
+    return path
+
+
+@pytest.fixture
+def config(live):
+    return live.folder / "tiny.yaml"
+
+
+def test_run_follows_to_the_breakdown_the_score_and_the_link(live):
+    output = live.first_output
+    for expected in (
+        "train: 12 trajectories generated",
+        "1 download [train]",
+        "epoch 2/2",
+        "time to first step",
+        "test nRMSE",
+        f"{live.stack.ui_url}/runs/flow-run/",
+    ):
+        assert expected in output, output
+
+
+def test_the_bare_deployment_name_runs_and_a_retry_resumes_at_the_end(live, config):
+    run_id = live.trigger(config, epochs=3)
+    live.wait_until_final(run_id)
+    assert live.state(run_id)["type"] == "COMPLETED"
+    first = live.breakdown(run_id)
+    assert first["cache_reused"] is True
+    assert first["spans"][0]["phase"] == "queue"
+
+    live.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    live.wait(lambda: live.state(run_id)["type"] == "RUNNING")
+    live.wait_until_final(run_id)
+    assert live.state(run_id)["type"] == "COMPLETED"
+    retried = live.breakdown(run_id)
+    assert retried["triggered_at"] > first["triggered_at"]
+    assert retried["ttfs_s"] is None  # every step was taken before
+    assert retried["nrmse_rollout"] == first["nrmse_rollout"]
+
+
+def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(live, config):
+    endless = {"stages.operator.epochs": 100_000}
+    run_id = live.trigger(config, overrides=endless)
+    live.wait_until_running(run_id, "4 train-operator")
+    last = live.run_folder(run_id) / "checkpoints" / "last.pt"
+    live.wait(last.exists)
+    live.set_state(run_id, "CANCELLING", "Cancelling")
+    assert live.wait(lambda: live.state(run_id)["type"] == "CANCELLED") < CANCEL_S
+
+    epochs_before = count_epochs(live, run_id)
+    live.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    live.wait(lambda: count_epochs(live, run_id) > epochs_before)
+    live.set_state(run_id, "CANCELLING", "Cancelling")
+    live.wait(lambda: live.state(run_id)["type"] == "CANCELLED")
+    metrics = (live.run_folder(run_id) / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in metrics]
+    assert epochs == list(range(1, len(epochs) + 1))  # none twice: it went on where it was
+
+
+def count_epochs(live, run_id):
+    return len((live.run_folder(run_id) / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_run_cancelled_while_it_downloads_ends_cancelled(live, config):
+    store = live.stack.processes.running("object-store").pid
+    elsewhere = {"data.root": str(live.folder / "elsewhere")}
+    os.kill(store, signal.SIGSTOP)
+    try:
+        run_id = live.trigger(config, overrides=elsewhere)
+        live.wait_until_running(run_id, "1 download [train]")
+        live.set_state(run_id, "CANCELLING", "Cancelling")
+        assert live.wait(lambda: live.state(run_id)["type"] == "CANCELLED") < CANCEL_S
+    finally:
+        os.kill(store, signal.SIGCONT)
+    assert not list((live.folder / "elsewhere").rglob("*.h5"))
