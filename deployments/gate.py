@@ -1,7 +1,10 @@
-"""Run `prefect ARGUMENTS…` in two steps: import it now, begin when a line arrives on stdin.
+"""Start the worker or `prefect ARGUMENTS…` in two steps: import now, begin when a line arrives.
 
-The imports take seconds, so `ups up` lets them happen while the Prefect server starts. If stdin
-ends without a line, whoever was to send it is gone, and nothing is done.
+    python -m deployments.gate worker POOL …
+    python -m deployments.gate prefect --no-prompt deploy --all
+
+The imports take seconds, so `ups up` lets them happen while the Prefect server starts. If standard
+input ends without a line, whoever was to send it is gone, and nothing is done.
 """
 
 from __future__ import annotations
@@ -11,16 +14,24 @@ import sys
 
 
 def main() -> None:
-    import prefect.cli.deploy._core
-    import prefect.cli.worker
-    import prefect.workers.process  # noqa: F401
-    from prefect.cli import app
+    kind, *arguments = sys.argv[1:]
+    sys.argv = [kind, *arguments]
+    if kind == "worker":
+        from deployments import worker
 
+        worker.main(begin=wait_for_line)
+    else:
+        import prefect.cli.deploy._core  # noqa: F401
+        from prefect.cli import app
+
+        wait_for_line()
+        app()
+
+
+def wait_for_line() -> None:
     if not sys.stdin.readline():
         sys.exit("not started: `ups up` ended before")
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
-    sys.argv[0] = "prefect"
-    app()
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class Stack:
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
             # The default of 10 s is most of the wait between a trigger and its run; far less
             # than 1 s gives "database is locked" with SQLite.
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "10",  # events wake the worker in between
             # Otherwise scheduled runs may begin before their time.
             "PREFECT_WORKER_PREFETCH_SECONDS": "0",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",

@@ -27,9 +27,7 @@ POOLS = {
     "local": "This machine: its worker is started by `ups up`.",
     "gpu": "Machines with a GPU: `prefect worker start --pool gpu` on each.",
 }
-WORKER_COMMAND = ["worker", "start", "--pool", "local", "--type", "process"]
-WORKER_COMMAND += ["--name", api.WORKER_NAME]
-DEPLOY_COMMAND = ["--no-prompt", "deploy", "--all"]
+DEPLOY_COMMAND = ["prefect", "--no-prompt", "deploy", "--all"]
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
 
@@ -76,7 +74,7 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
                 _start_server(stack)
             # These two only import Prefect until they are released.
             if "worker" in started:
-                _start_gated(stack, "worker", *WORKER_COMMAND)
+                _start_gated(stack, "worker", *_worker_command(stack))
             if deploying := not _is_deployed(stack):
                 _start_gated(stack, "deploy", *DEPLOY_COMMAND)
 
@@ -180,6 +178,11 @@ def _start_gated(stack: Stack, name: str, *arguments: str) -> None:
         env |= stack.store_env()
     command = [sys.executable, "-m", "deployments.gate", *arguments]
     stack.processes.start(name, command, env=env, cwd=PROJECT_DIR, gated=True)
+
+
+def _worker_command(stack: Stack) -> list[str]:
+    socket = stack.folder / "warm.sock"
+    return ["worker", "local", "--name", api.WORKER_NAME, "--warm-socket", str(socket)]
 
 
 def _worker_part(stack: Stack, client: httpx.Client) -> Part:

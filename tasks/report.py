@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import psutil
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -21,6 +21,7 @@ from tasks.timeline import close_timeline, phase_task
 from ups.config import RunConfig
 from ups.data.sources import Staged
 from ups.telemetry.phases import Breakdown, Span, plan_metrics, tabulate
+from ups.telemetry.process import process_started_at
 
 if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
@@ -113,6 +114,7 @@ def _break_down(story: Story) -> Breakdown:
         run=story.run_dir.name,
         config=story.config.name,
         config_hash=story.config_hash,
+        start_mode=os.environ.get("UPS_STARTED", "in process"),
         triggered_at=triggered_at,
         ttfs_s=until_s if story.first_step_at else None,
         until_s=until_s,
@@ -145,7 +147,7 @@ def _trigger_time(states: Sequence[State], expected_start: datetime | None) -> f
 
 def _process_start(states: Sequence[State], triggered_at: float) -> float:
     """When this process started; when the flow began to run, in a process older than the run."""
-    started = psutil.Process().create_time()
+    started = process_started_at()
     if started >= triggered_at:
         return started
     running = [s.timestamp.timestamp() for s in states if s.is_running()]
@@ -168,7 +170,7 @@ def _with_first_step(spans: Sequence[Span], first_step_at: float | None) -> list
 def _bounds(story: Story) -> dict[str, str]:
     bounds = {
         "queue": "worker notices the run, starts a process",
-        "boot": "imports and Prefect's engine",
+        "boot": f"{os.environ.get('UPS_STARTED', 'in-process')} start: imports, Prefect's engine",
         "warm-up": "import torch, build and warm the model",
         "first step": "one optimizer step",
     }

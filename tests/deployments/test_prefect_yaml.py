@@ -28,4 +28,4 @@ def test_runs_of_one_deployment_wait_for_each_other_and_import_prefect_once():
     for deployment in DEPLOYMENTS:
         assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
         command = deployment["work_pool"]["job_variables"]["command"]
-        assert command == "python -m prefect.engine"
+        assert command == "python -I -S deployments/start.py"

@@ -202,3 +202,14 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live, config):
     finally:
         os.kill(store, signal.SIGCONT)
     assert not list((live.folder / "elsewhere").rglob("*.h5"))
+
+
+def test_a_restarted_server_loses_no_run_and_doubles_none(live, config):
+    live.stack.processes.running("prefect-server").kill()
+    command = [sys.executable, "-m", "deployments.cli", "up"]
+    subprocess.run(command, cwd=PROJECT_DIR, check=True, capture_output=True)
+    run_ids = [live.trigger(config) for _ in range(2)]
+    for run_id in run_ids:
+        live.wait_until_final(run_id)
+        assert live.state(run_id)["type"] == "COMPLETED"
+        assert list(live.tasks(run_id)).count("4 train-operator") == 1

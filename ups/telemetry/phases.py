@@ -42,6 +42,7 @@ class Breakdown(Model):
     Attributes:
         ttfs_s: trigger to first step; None where the run did not get that far.
         until_s: trigger to the end of the startup: the first step, else the failure.
+        start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
         unaccounted_s: the part of that which no span covers.
         changed: the fields of the cache key that differ from the nearest entry's, on a miss.
     """
@@ -49,7 +50,7 @@ class Breakdown(Model):
     run: str
     config: str
     config_hash: str | None
-    start_mode: str = "cold"
+    start_mode: str
     triggered_at: float
     ttfs_s: float | None
     until_s: float

@@ -1,0 +1,79 @@
+"""Start a flow run: `warm` from the process kept ready, or `cold` in a fresh interpreter.
+
+    python -I -S deployments/start.py [MODULE]        what a worker runs for each flow run
+
+UPS_START_MODE is `warm` (default) or `cold`. A warm start hands this process's environment,
+working directory and standard streams to the kept process, which forks the run; this process then
+stands in for it: signals go on to it, its exit code comes back. Without a kept process the start
+is cold, and a line says so. Only the standard library is imported here: each start pays for it.
+"""
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+
+LENGTH = struct.Struct("!I")
+STATUS = struct.Struct("!i")
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main() -> None:
+    module = sys.argv[1] if len(sys.argv) > 1 else "prefect.engine"
+    path = os.environ.get("UPS_WARM_SOCKET")
+    if os.environ.get("UPS_START_MODE", "warm") == "warm" and path:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            print(f"no process is kept ready at {path} ({error}): cold start", flush=True)
+        else:
+            sys.exit(run_warm(connection, module))
+    os.environ["UPS_STARTED"] = "cold"
+    os.execv(sys.executable, [sys.executable, "-m", module])
+
+
+def run_warm(connection: socket.socket, module: str) -> int:
+    """Have the run forked, and wait for it; returns its exit code."""
+    given = {"module": module, "env": dict(os.environ), "cwd": os.getcwd()}
+    request = json.dumps(given).encode()
+    streams = array.array("i", [0, 1, 2])
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
+    connection.sendmsg([LENGTH.pack(len(request))], rights)
+    connection.sendall(request)
+    (pid,) = STATUS.unpack(receive(connection, STATUS.size))
+
+    def forward(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    try:
+        (code,) = STATUS.unpack(receive(connection, STATUS.size))
+    except ConnectionError as error:
+        print(f"the process kept ready lost sight of the run ({error})", file=sys.stderr)
+        return 1
+    if code < 0:  # end as the run did, by the same signal
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def receive(connection: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes."""
+    data = b""
+    while len(data) < count:
+        part = connection.recv(count - len(data))
+        if not part:
+            raise ConnectionError("the connection was closed")
+        data += part
+    return data
+
+
+if __name__ == "__main__":
+    main()

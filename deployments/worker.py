@@ -1,0 +1,184 @@
+"""A process worker that the server's event stream wakes; polling stays as the fallback.
+
+    python -m deployments.worker POOL [--name NAME] [--warm-socket PATH]
+
+Prefect's own worker asks every 10 seconds by default; asking more often makes SQLite refuse writes.
+The stream tells within milliseconds that a run was scheduled. Events only wake: what is to be
+run is always what the server answers, so an event that is lost, late or double loses and doubles
+nothing. A run scheduled for later is waited for by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+import anyio
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.clients import get_events_subscriber
+from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.workers.process import ProcessWorker
+
+log = logging.getLogger("prefect.worker.events")
+
+EVENTS = ["prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingRetry"]
+RECONNECT_S = (0.5, 1, 2, 5)
+SECOND_LOOK_S = 0.1
+LOOK_AHEAD_S = 30.0
+
+
+class Waker:
+    """Submits what is due whenever it is woken; one at a time, however many events there are."""
+
+    def __init__(self, worker: ProcessWorker) -> None:
+        self.worker = worker
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def submit_when_woken(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), await self._seconds_until_next())
+            self._wake.clear()
+            try:
+                if not await self.worker.get_and_submit_flow_runs():
+                    # An event can be a little ahead of what queries see.
+                    await asyncio.sleep(SECOND_LOOK_S)
+                    await self.worker.get_and_submit_flow_runs()
+            except Exception as error:  # noqa: BLE001 (the poll that goes on asks again)
+                log.warning("could not ask for runs: %s", error)
+
+    async def listen(self) -> None:
+        """Wake on every event; after each connection once, for what was missed before it."""
+        only = EventFilter(event=EventNameFilter(name=EVENTS))
+        failures = 0
+        while True:
+            try:
+                async with get_events_subscriber(filter=only) as subscriber:
+                    log.info("listening for scheduled runs")
+                    failures = 0
+                    self.wake()
+                    async for _ in subscriber:
+                        self.wake()
+            except Exception as error:  # noqa: BLE001 (whatever ended the stream: connect again)
+                log.info("event stream lost (%s): polling until it is back", error)
+            await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
+            failures += 1
+
+    async def _seconds_until_next(self) -> float:
+        """Until the next run that is scheduled for later, or until it is time to look again."""
+        now = datetime.now(UTC)
+        try:
+            runs = await self.worker.client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(
+                        type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])
+                    ),
+                    next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(after_=now),
+                ),
+                work_pool_filter=WorkPoolFilter(
+                    name=WorkPoolFilterName(any_=[self.worker._work_pool_name])
+                ),
+                sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
+                limit=1,
+            )
+        except Exception as error:  # noqa: BLE001 (the poll that goes on finds scheduled runs)
+            log.warning("could not ask when the next run is due: %s", error)
+            return LOOK_AHEAD_S
+        if not runs or runs[0].next_scheduled_start_time is None:
+            return LOOK_AHEAD_S
+        due = (runs[0].next_scheduled_start_time - datetime.now(UTC)).total_seconds()
+        return min(max(due, 0.0), LOOK_AHEAD_S)
+
+
+async def work(pool: str, name: str) -> None:
+    """Run the worker until it is cancelled."""
+    worker = ProcessWorker(work_pool_name=pool, name=name, create_pool_if_not_found=False)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_wake_on_events, worker)
+        await worker.start()
+        group.cancel_scope.cancel()
+
+
+async def _wake_on_events(worker: ProcessWorker) -> None:
+    while not worker._has_successfully_synced:
+        await asyncio.sleep(0.05)
+    waker = Waker(worker)
+    async with anyio.create_task_group() as group:
+        group.start_soon(waker.submit_when_woken)
+        group.start_soon(waker.listen)
+
+
+@contextlib.asynccontextmanager
+async def kept_ready(socket_path: str | None) -> AsyncIterator[None]:
+    """Keep a warm process beside the worker: started anew when it dies, ended with the worker."""
+    if socket_path is None:
+        yield
+        return
+    os.environ["UPS_WARM_SOCKET"] = socket_path
+    command = [sys.executable, "-m", "deployments.zygote", socket_path]
+
+    async def keep() -> None:
+        while True:
+            process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE)
+            try:
+                code = await process.wait()
+            finally:
+                if process.stdin is not None:
+                    process.stdin.close()
+            log.warning("the process kept ready ended with exit code %s: starting another", code)
+            await asyncio.sleep(RECONNECT_S[-1])
+
+    task = asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def main(begin: Callable[[], None] = lambda: None) -> None:
+    """
+    Args:
+        begin: returns when the work may begin; imports, here and in the kept process, go on before.
+    """
+    parser = argparse.ArgumentParser(description="A process worker woken by events.")
+    parser.add_argument("pool")
+    parser.add_argument("--name", default="event-woken")
+    parser.add_argument("--warm-socket", help="keep a process ready there, for warm starts")
+    given = parser.parse_args()
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        async with kept_ready(given.warm_socket):
+            await asyncio.to_thread(begin)
+            await work(given.pool, given.name)
+
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

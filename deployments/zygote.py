@@ -1,0 +1,209 @@
+"""A process kept ready: Prefect, torch and the project imported once, one child forked per run.
+
+    python -m deployments.zygote SOCKET      ends when its standard input does
+
+For each connection of `deployments/start.py` a keeper process is forked, which forks the run and
+reports its exit code; so runs outlive a restart of this process. The runs are isolated from each
+other: environment, working directory, streams, signals, random state and exit codes are their own.
+The project's files are looked at before each run: if one has changed, that run imports them anew,
+and this process replaces itself. CUDA is never touched here: a fork could not use it.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from deployments.start import LENGTH, STATUS, receive
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+PACKAGES = ("ups", "tasks", "flows", "deployments")
+PREFECT_MODULES = (
+    "prefect.engine",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.task_runners",
+    "prefect.deployments.steps.core",
+    "prefect.deployments.steps.pull",
+    "prefect.events.worker",
+    "prefect.logging.configuration",
+    "prefect.results",
+    "prefect.runner",
+    "prefect.transactions",
+)
+PROJECT_MODULES = (
+    "flows.train_burgers",
+    "ups.data.transfer",
+    "ups.data.objectstore",
+    "ups.latents.legacy",
+    "ups.pipeline",
+    "ups.training.evaluate",
+    "ups.training.loop",
+)
+OTHERS = ("boto3", "botocore.httpsession", "matplotlib.figure", "matplotlib.backends.backend_agg")
+STDIN = 0
+
+
+def main() -> None:
+    path = Path(sys.argv[1])
+    for name in (*PREFECT_MODULES, *OTHERS, *PROJECT_MODULES):
+        importlib.import_module(name)
+    loaded = project_files()
+    listener = _listen(path)
+    gc.collect()
+    gc.freeze()  # the collector would otherwise touch, and so copy, what is shared
+    _check_single_threaded()
+    print(f"ready at {path}", flush=True)
+    while True:
+        readable, _, _ = select.select([listener, STDIN], [], [])
+        if STDIN in readable and not os.read(STDIN, 1):
+            path.unlink(missing_ok=True)
+            return
+        if listener in readable:
+            connection, _ = listener.accept()
+            stale = project_files(loaded) != loaded
+            _fork_keeper(listener, connection, stale)
+            if stale:
+                print("the project's files have changed: starting over", flush=True)
+                os.execv(sys.executable, [sys.executable, "-m", "deployments.zygote", str(path)])
+
+
+def project_files(of: dict[str, tuple[int, int]] | None = None) -> dict[str, tuple[int, int]]:
+    """Modification time and size of the project's modules that are loaded, or of those in `of`."""
+    paths = of or {
+        module.__file__: (0, 0)
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] in PACKAGES and module.__file__
+    }
+    found = {}
+    for path in paths:
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            found[path] = (0, 0)
+        else:
+            found[path] = (stat.st_mtime_ns, stat.st_size)
+    return found
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)  # only this user may start runs
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+def _check_single_threaded() -> None:
+    """A fork copies one thread: a lock that another one held would stay locked in the child."""
+    names = [thread.name for thread in threading.enumerate()]
+    if len(names) > 1:
+        print(f"warning: forking beside threads: {', '.join(names)}", flush=True)
+
+
+def _fork_keeper(listener: socket.socket, connection: socket.socket, stale: bool) -> None:
+    """Fork twice, so that the keeper belongs to init and this process has nothing to reap."""
+    first = os.fork()
+    if first:
+        connection.close()
+        os.waitpid(first, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    listener.close()
+    try:
+        _keep(connection, stale)
+    except BaseException:  # noqa: BLE001 (nothing may run on in a copy of the zygote)
+        traceback.print_exc()
+    os._exit(0)
+
+
+def _keep(connection: socket.socket, stale: bool) -> None:
+    """Fork the run, report its exit code; end it if the process that stands in for it is gone."""
+    header, ancillary, _, _ = connection.recvmsg(LENGTH.size, socket.CMSG_LEN(3 * 4))
+    streams = array.array("i")
+    for _, _, data in ancillary:
+        streams.frombytes(data)
+    request = json.loads(receive(connection, LENGTH.unpack(header)[0]))
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        _run(request, list(streams), stale)
+    for fd in streams:
+        os.close(fd)
+    connection.sendall(STATUS.pack(pid))
+    child = os.pidfd_open(pid)
+    readable, _, _ = select.select([connection, child], [], [])
+    if child not in readable:
+        os.kill(pid, signal.SIGTERM)
+        if not select.select([child], [], [], 30)[0]:
+            os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if connection not in readable:
+        connection.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
+
+
+def _run(request: dict[str, object], streams: list[int], stale: bool) -> None:
+    """Become the flow run that was asked for; does not return."""
+    code = 1
+    try:
+        os.setsid()
+        for target, fd in enumerate(streams):
+            os.dup2(fd, target)
+            os.close(fd)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update({**request["env"], "UPS_STARTED": "warm"})  # type: ignore[dict-item]
+        os.chdir(str(request["cwd"]))
+        sys.path[0] = os.getcwd()
+        random.seed()
+        if stale:
+            for name in [n for n in sys.modules if n.split(".")[0] in PACKAGES]:
+                del sys.modules[name]
+        import prefect.context
+
+        prefect.context.refresh_global_settings_context()
+        module = str(request["module"])
+        sys.modules.pop(module, None)
+        sys.argv = [module]
+        gc.unfreeze()
+        runpy.run_module(module, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 (what an interpreter does with one: show it, exit 1)
+        traceback.print_exc()
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """What an interpreter does at its end, without going back into the zygote's code."""
+    import atexit
+
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Warm and cold starts, with a real process kept ready; the runs are small modules of our own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from deployments.layout import PROJECT_DIR
+
+START = [sys.executable, "-I", "-S", str(PROJECT_DIR / "deployments" / "start.py")]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    """The socket of a process kept ready, and its log."""
+    folder = tmp_path_factory.mktemp("warm")
+    path, log = folder / "warm.sock", folder / "log"
+    with log.open("wb") as output:
+        zygote = subprocess.Popen(
+            [sys.executable, "-m", "deployments.zygote", str(path)],
+            cwd=PROJECT_DIR,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+        )
+    wait(lambda: "ready at" in log.read_text(), 60)
+    yield path, log
+    zygote.stdin.close()
+    assert zygote.wait(20) == 0
+    assert not path.exists()
+
+
+@pytest.fixture
+def start(ready, tmp_path):
+    """`start(code, **env)`: a run of `code`, from the folder that it lies in."""
+
+    def begin(code, **env):
+        (tmp_path / "the_run.py").write_text(textwrap.dedent(code))
+        return subprocess.Popen(
+            [*START, "the_run"],
+            cwd=tmp_path,
+            env={**os.environ, "UPS_WARM_SOCKET": str(ready[0]), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return begin
+
+
+def wait(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def output_of(process):
+    text, _ = process.communicate(timeout=30)
+    return text.strip()
+
+
+def test_a_warm_run_finds_the_slow_imports_done_and_knows_that_it_is_warm(start):
+    run = start(
+        """
+        import os, sys
+        print(os.environ["UPS_STARTED"], "torch" in sys.modules, "prefect" in sys.modules)
+        """
+    )
+    assert output_of(run) == "warm True True"
+
+
+@pytest.mark.parametrize("mode", ["told to", "no process kept ready"])
+def test_a_cold_start_is_a_fresh_interpreter(start, mode):
+    changes = {"told to": {"UPS_START_MODE": "cold"}}.get(mode, {"UPS_WARM_SOCKET": "/nowhere"})
+    run = start(
+        "import os, sys; print(os.environ['UPS_STARTED'], 'torch' in sys.modules)", **changes
+    )
+    lines = output_of(run).splitlines()
+    assert lines[-1] == "cold False"
+    assert len(lines) == 1 or "no process is kept ready at /nowhere" in lines[0]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_exit_codes_come_back(start, code):
+    run = start(f"raise SystemExit({code})")
+    run.communicate(timeout=30)
+    assert run.returncode == code
+
+
+def test_an_exception_is_shown_and_is_exit_code_1(start):
+    run = start("raise RuntimeError('on purpose')")
+    assert "RuntimeError: on purpose" in output_of(run)
+    assert run.returncode == 1
+
+
+def test_runs_do_not_see_each_others_environment_folder_or_modules(start):
+    changing = """
+        import os, sys, prefect
+        os.environ["LEFT_BEHIND"] = "1"
+        prefect.left_behind = True
+        os.chdir("/")
+        print("done")
+    """
+    assert output_of(start(changing, ONLY_HERE="1")) == "done"
+    looking = """
+        import os, prefect
+        print("LEFT_BEHIND" in os.environ, "ONLY_HERE" in os.environ, os.getcwd() == "/",
+              hasattr(prefect, "left_behind"))
+    """
+    assert output_of(start(looking)) == "False False False False"
+
+
+def test_runs_draw_different_random_numbers(start):
+    code = "import random; print(random.random())"
+    assert output_of(start(code)) != output_of(start(code))
+
+
+def test_a_run_has_a_group_of_its_own_and_default_signal_handlers(start):
+    code = """
+        import os, signal
+        print(os.getpid() == os.getsid(0), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+    """
+    assert output_of(start(code)) == "True True"
+
+
+WAITING = """
+    import os, signal, sys, time
+    def end(number, frame):
+        print("told to end", flush=True)
+        {end}
+    signal.signal(signal.SIGTERM, end)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_signal_reaches_the_run_which_ends_its_own_way(start):
+    run = start(WAITING.format(end="sys.exit(3)"))
+    int(run.stdout.readline())
+    run.send_signal(signal.SIGTERM)
+    assert "told to end" in output_of(run)
+    assert run.returncode == 3
+
+
+def test_a_run_that_a_signal_ended_looks_so(start):
+    run = start(
+        WAITING.format(end="signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)")
+    )
+    int(run.stdout.readline())
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=30)
+    assert run.returncode == -signal.SIGTERM
+
+
+def test_a_run_does_not_outlive_the_process_that_stands_in_for_it(start):
+    run = start(WAITING.format(end="sys.exit(3)"))
+    pid = int(run.stdout.readline())
+    run.kill()
+    wait(lambda: not psutil.pid_exists(pid))
+    run.communicate(timeout=30)
+
+
+def test_cuda_is_never_touched_before_the_fork(start):
+    assert output_of(start("import torch; print(torch.cuda.is_initialized())")) == "False"
+
+
+def test_changed_files_are_imported_anew_and_the_kept_process_starts_over(start, ready):
+    path, log = ready
+    code = "import sys; print('ups.training.loop' in sys.modules, 'torch' in sys.modules)"
+    assert output_of(start(code)) == "True True"
+    os.utime(PROJECT_DIR / "ups" / "training" / "loop.py")
+    assert output_of(start(code)) == "False True"
+    wait(lambda: log.read_text().count("ready at") == 2, 60)
+    assert output_of(start(code)) == "True True"

@@ -1,0 +1,71 @@
+"""The waker: what a stream of events does to a worker. Runs on the real one are in test_runs."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from deployments.worker import Waker
+
+
+class CountingWorker:
+    """Stands where a worker is asked to look for runs, and says when the next one is due."""
+
+    _work_pool_name = "pool"
+
+    def __init__(self, due_in_s=None, failures=0):
+        self.looks = 0
+        self.failures = failures
+        self.due = due_in_s and datetime.now(UTC) + timedelta(seconds=due_in_s)
+        self.client = SimpleNamespace(read_flow_runs=self.read_flow_runs)
+
+    async def get_and_submit_flow_runs(self):
+        self.looks += 1
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("the server restarts")
+        return ["a run"]
+
+    async def read_flow_runs(self, **_):
+        if self.due and self.due > datetime.now(UTC):
+            return [SimpleNamespace(next_scheduled_start_time=self.due)]
+        return []
+
+
+def looks_after(worker, seconds, wakes=()):
+    """How often the worker looked within `seconds`, woken at the given times."""
+
+    async def scenario():
+        waker = Waker(worker)
+        task = asyncio.create_task(waker.submit_when_woken())
+        for at in wakes:
+            asyncio.get_running_loop().call_later(at, waker.wake)
+        await asyncio.sleep(seconds)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return worker.looks
+
+    return asyncio.run(scenario())
+
+
+def test_nothing_is_asked_while_nothing_happens():
+    assert looks_after(CountingWorker(), 0.3) == 0
+
+
+def test_an_event_is_answered_at_once():
+    assert looks_after(CountingWorker(), 0.1, wakes=[0.02]) == 1
+
+
+def test_many_events_at_once_are_one_look_and_one_after_it():
+    assert looks_after(CountingWorker(), 0.2, wakes=[0.02] * 50) <= 2
+
+
+def test_a_run_scheduled_for_later_is_looked_for_when_it_is_due():
+    assert looks_after(CountingWorker(due_in_s=0.2), 0.1) == 0
+    assert looks_after(CountingWorker(due_in_s=0.2), 0.5) == 1
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_server_that_fails_does_not_end_the_waker(failures):
+    assert looks_after(CountingWorker(failures=failures), 0.5, wakes=[0.02, 0.2, 0.4]) >= 3
