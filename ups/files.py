@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ups.errors import DiskFull, Interrupted
 
@@ -20,19 +21,31 @@ LOCK_POLL_S = 0.05
 DISK_MARGIN_BYTES = 64 << 20
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old file or the new one, also after a crash."""
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file aside and put it into the place of `path`: a reader sees the old one or the new.
+
+    Args:
+        durable: also after a power cut; costs a wait for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    with replacing(path, durable=durable) as file:
+        file.write(data)
 
 
 def sync_directory(path: Path) -> None:
@@ -75,7 +88,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
     return True
 
 
-def require_free_space(directory: Path, needed_bytes: int, what: str) -> None:
+def require_free_space(directory: Path, needed_bytes: int, what: str, remedy: str) -> None:
     """
     Raises:
         DiskFull: `directory`'s file system has no room for `needed_bytes` and a margin.
@@ -84,6 +97,6 @@ def require_free_space(directory: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(directory).free
     if needed_bytes + DISK_MARGIN_BYTES > free:
         raise DiskFull(
-            f"{what} needs {needed_bytes / 1e6:,.0f} MB in {directory}, and {free / 1e6:,.0f} MB "
-            "are free: make room there, or name another directory in the config."
+            f"{what} needs {needed_bytes / 1e6:,.0f} MB in {directory}, found {free / 1e6:,.0f} MB "
+            f"free (and {DISK_MARGIN_BYTES / 1e6:.0f} MB must stay free): make room, or {remedy}"
         )

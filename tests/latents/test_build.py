@@ -211,7 +211,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(tiny_config, stage_al
     sources = stage_all(config)
     usage = shutil.disk_usage(config.data_root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    with pytest.raises(DiskFull, match="needs .* MB in .* and 1 MB are free"):
+    with pytest.raises(DiskFull, match="needs .* MB in .*, found 1 MB free"):
         ensure(config, sources)
     assert not list(config.training.latent_cache_dir.glob("*/*/*.safetensors"))
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -22,11 +21,12 @@ from typing import Any
 
 from ups.data.objectstore import ObjectInfo, ObjectStore, Progress
 from ups.data.s3errors import retrying
-from ups.data.stamps import beside, boot_id, write_atomically
+from ups.data.stamps import beside, boot_id
 from ups.errors import DiskFull, Interrupted, UpsError
+from ups.files import require_free_space, write_atomically
 
 MIB = 1 << 20
-DISK_MARGIN_BYTES = 64 * MIB
+ROOT_REMEDY = "set data.root or PDEBENCH_ROOT to a larger disk"
 _CHUNK_BYTES = 256 << 10  # read and written while still in the processor's cache
 _HASH_CHUNK_BYTES = 2 * MIB
 _JOURNAL_BYTES = 8 * MIB  # of a range, between two lines in the journal: what a kill can cost
@@ -220,20 +220,13 @@ class RangedFetch:
     def _check_space(self) -> None:
         present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
         needed = max(0, self.info.num_bytes - present)
-        free = shutil.disk_usage(self.dest.parent).free
-        if free < needed + DISK_MARGIN_BYTES:
-            raise DiskFull(
-                f"{self.dest}: {self.info.uri} needs {needed / 1e6:.0f} MB, found "
-                f"{free / 1e6:.0f} MB free (and {DISK_MARGIN_BYTES / 1e6:.0f} MB must stay free); "
-                "make room, or set data.root or PDEBENCH_ROOT to a larger disk"
-            )
+        require_free_space(self.dest.parent, needed, self.info.uri, ROOT_REMEDY)
 
     def _disk_error(self, error: OSError) -> UpsError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFull(
                 f"{self.partial}: the disk is full; expected room for "
-                f"{self.info.num_bytes / 1e6:.0f} MB. Make room, or set data.root or PDEBENCH_ROOT "
-                "to a larger disk"
+                f"{self.info.num_bytes / 1e6:.0f} MB. Make room, or {ROOT_REMEDY}"
             )
         return UpsError(f"{self.partial} cannot be written: {error}")
 
@@ -271,4 +264,4 @@ class RangedFetch:
     def _write_journal(self) -> None:
         arrived = [f"{index} {filled}" for index, filled in enumerate(self._filled) if filled]
         lines = [json.dumps(self._journal_head()), *arrived]
-        write_atomically(self._journal, "\n".join(lines) + "\n")
+        write_atomically(self._journal, ("\n".join(lines) + "\n").encode(), durable=False)

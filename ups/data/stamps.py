@@ -7,20 +7,17 @@ stamp from before a reboot therefore only says what digest to expect, and the fi
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import logging
 import os
 import threading
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ups.errors import Interrupted
+from ups.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +57,8 @@ def read_stamp(dest: Path) -> Stamp | None:
 def write_stamp(dest: Path, stat: os.stat_result, sha256: str, etag: str) -> None:
     """Record that the file had this digest when `stat` was taken (before hashing it)."""
     stamp = Stamp(*_key(stat), sha256=sha256, etag=etag, boot_id=boot_id())
-    write_atomically(beside(dest, "stamp"), json.dumps(asdict(stamp)))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_text(text)
-    aside.replace(path)
+    text = json.dumps(asdict(stamp))
+    write_atomically(beside(dest, "stamp"), text.encode(), durable=False)
 
 
 def hash_file(path: Path, stop: threading.Event | None = None) -> str:
@@ -84,30 +76,6 @@ def hash_file(path: Path, stop: threading.Event | None = None) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def locked(dest: Path, stop: threading.Event | None = None) -> Iterator[None]:
-    """Hold the one lock of a destination, among threads and processes of one machine.
-
-    The kernel releases it when its holder dies. The file stays: its presence means nothing.
-
-    Raises:
-        Interrupted: `stop` was set while waiting.
-    """
-    fd = os.open(beside(dest, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    stop = stop or threading.Event()
-    try:
-        waiting = False
-        while not _try_lock(fd):
-            if not waiting:
-                logger.info("%s: waiting for whoever is fetching it already", dest)
-                waiting = True
-            if stop.wait(0.05):
-                raise Interrupted(f"{dest}: stopped while waiting for its lock")
-        yield
-    finally:
-        os.close(fd)
-
-
 @functools.cache
 def boot_id() -> str:
     """Changes when the machine starts anew; "" where the system does not tell."""
@@ -115,14 +83,6 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _key(stat: os.stat_result) -> tuple[int, int, int]:

@@ -13,8 +13,9 @@ from typing import TypeVar
 from ups.data.objectstore import ObjectInfo, ObjectStore, Progress
 from ups.data.ranges import MIB, RangedFetch
 from ups.data.s3errors import ObjectChanged
-from ups.data.stamps import Stamp, hash_file, locked, read_stamp, write_stamp
+from ups.data.stamps import Stamp, beside, hash_file, read_stamp, write_stamp
 from ups.errors import ChecksumMismatch, FetchError, Interrupted
+from ups.files import exclusive_lock
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class _Fetch:
         info = self._head(stamp, fresh)
         if (sha256 := self._stamped(stamp, info)) is not None:
             return self._reused(sha256, started)
-        with locked(self.dest, self.stop):
+        with exclusive_lock(beside(self.dest, "lock"), self.stop):
             stamp = read_stamp(self.dest)  # whoever held the lock may have fetched it
             sha256 = self._stamped(stamp, info) or self._hashed(stamp, info)
             if sha256 is not None:

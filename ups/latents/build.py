@@ -31,6 +31,7 @@ from ups.latents.store import LatentFile, Manifest
 log = logging.getLogger(__name__)
 
 PROGRESS_NAME = ".progress.jsonl"
+CACHE_REMEDY = "set training.latent_cache_dir to a larger disk"
 Progress = Callable[[int, int], None]
 
 
@@ -187,7 +188,9 @@ class _Build:
     def _start(self) -> tuple[Path, PatchEncoder, dict[_Job, str]]:
         _drop_partial_builds(self.entry)
         needed = sum(file.data_offset + file.num_bytes for file in self.files)
-        require_free_space(self.entry, needed, f"the latent cache of {self.config.name}")
+        require_free_space(
+            self.entry, needed, f"the latent cache of {self.config.name}", CACHE_REMEDY
+        )
         encoder = fit_encoder(self.config, self.readers[0])
         generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         directory = self.entry / f"building-{generation}"

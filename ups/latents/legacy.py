@@ -20,7 +20,7 @@ from ups.data.pdebench import TrajectoryFile, check_finite
 from ups.data.sources import Staged
 from ups.errors import Interrupted
 from ups.files import require_free_space
-from ups.latents.build import CacheEntry
+from ups.latents.build import CACHE_REMEDY, CacheEntry
 from ups.latents.datasets import LegacyCacheDataset
 from ups.latents.encode import fit_encoder
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
@@ -60,7 +60,9 @@ def precompute(
                 check_frames(config, reader.num_frames)
                 total = reader.num_trajectories
                 needed_mb = estimate_cache_size_mb(config, total, reader.num_frames)
-                require_free_space(directory, int(needed_mb * 1e6), "the legacy cache")
+                require_free_space(
+                    directory, int(needed_mb * 1e6), "the legacy cache", CACHE_REMEDY
+                )
                 for row in range(0, total, BATCH):
                     if stop is not None and stop.is_set():
                         raise Interrupted("the legacy cache build was stopped")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from ups.telemetry.phases import Span
@@ -20,7 +22,9 @@ COLOURS = {
     "train": "#a8d8b9",
     "evaluate": "#cfd8dc",
 }
-TAIL_S = 0.06
+TAIL_SHARE = 0.06  # what is drawn after the end, as a share of the startup
+FONT_PT = 11  # readable where the UI scales the picture down to 700 pixels
+LETTER_SHARE = 0.015  # width of a letter, as a share of the startup; with a margin
 
 
 def draw_gantt(spans: Sequence[Span], start: float, end: float, title: str) -> bytes:
@@ -31,32 +35,54 @@ def draw_gantt(spans: Sequence[Span], start: float, end: float, title: str) -> b
     """
     shown = sorted((s for s in spans if s.start < end), key=lambda s: (s.start, s.end))
     total = max(end - start, 1e-3)
-    figure = Figure(figsize=(11, 0.42 * len(shown) + 1.6), layout="constrained")
+    figure = Figure(figsize=(9, 0.36 * len(shown) + 1.4), layout="constrained")
     axes = figure.add_subplot()
     for row, span in enumerate(shown):
-        left, right = span.start - start, min(span.end - start, total * (1 + TAIL_S))
+        left, right = span.start - start, min(span.end - start, total * (1 + TAIL_SHARE))
         width = max(right - left, total * 0.002)
         colour = COLOURS.get(span.phase, "#888888")
         axes.barh(row, width, left=left, height=0.66, color=colour)
         label = f"{span.seconds:.2f} s" + ("" if span.state == "Completed" else f", {span.state}")
-        inside = left + width > 0.85 * total
+        at, side, text_colour = _place(label, left, width, total, colour)
         axes.annotate(
             label,
-            (left if inside else left + width, row),
-            xytext=(-4 if inside else 4, 0),
+            (at, row),
+            xytext=(4 if side == "left" else -4, 0),
             textcoords="offset points",
             va="center",
-            ha="right" if inside else "left",
-            fontsize=10,
+            ha=side,
+            color=text_colour,
+            fontsize=FONT_PT,
         )
-    axes.axvline(total, color="#2e9e5b", linestyle="--", linewidth=1.2)
-    axes.set_yticks(range(len(shown)), [span.name for span in shown], fontsize=10)
+    stepped = any(span.phase == "first step" for span in shown)
+    axes.axvline(total, color="#2e9e5b" if stepped else "#c62828", linestyle="--", linewidth=1.2)
+    axes.set_yticks(range(len(shown)), [span.name for span in shown], fontsize=FONT_PT)
     axes.invert_yaxis()
-    axes.set_xlim(0, total * (1 + TAIL_S))
-    axes.set_xlabel("seconds since the trigger")
-    axes.set_title(title, fontsize=12, loc="left")
+    axes.set_xlim(0, total * (1 + TAIL_SHARE))
+    axes.set_xlabel("seconds since the trigger", fontsize=FONT_PT)
+    axes.tick_params(axis="x", labelsize=FONT_PT)
+    figure.suptitle(title, fontsize=FONT_PT + 1, x=0.01, ha="left")
+    axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
+
+
+def _place(
+    label: str, left: float, width: float, total: float, colour: str
+) -> tuple[float, Literal["left", "right"], str]:
+    """Where a bar's label stands so that it covers neither the line at the end nor the names.
+
+    Returns:
+        The x that it is anchored at, in seconds; the side of it that stands there; its colour.
+    """
+    needs = len(label) * LETTER_SHARE * total
+    if left + width + needs < total:
+        return left + width, "left", "black"
+    if width > needs:
+        red, green, blue = to_rgb(colour)
+        is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
+        return min(left + width, total), "right", "white" if is_dark else "black"
+    return left, "right", "black"

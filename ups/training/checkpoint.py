@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from ups.config import RunConfig, parse_config
 from ups.errors import CheckpointError
-from ups.files import sync_directory
+from ups.files import replacing
 
 FORMAT_VERSION = 1
 FIXED_SECTIONS = ("latent", "encoder", "operator")
@@ -19,8 +18,6 @@ FIXED_SECTIONS = ("latent", "encoder", "operator")
 
 def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
     """Write a checkpoint; a reader, or a crash, never sees half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     record = {
         "format": FORMAT_VERSION,
         "config": config.model_dump_json(),
@@ -28,15 +25,8 @@ def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         **state,
     }
-    try:
-        with aside.open("wb") as file:
-            torch.save(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    with replacing(path) as file:
+        torch.save(record, file)
 
 
 def load(path: Path, device: str = "cpu") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,10 +25,9 @@ def draw_prediction(
         errors_NT: nRMSE of every test trajectory at every step, dimensionless.
         step_dt: time of a step.
     """
-    rows = len(examples)
-    figure = Figure(figsize=(13, 2.6 * rows + 3.2), layout="constrained")
+    rows, end = len(examples), errors_NT.shape[1] * step_dt
+    figure = Figure(figsize=(9, 1.7 * rows + 2.5), layout="constrained")
     grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.0] * rows + [1.15])
-    end = errors_NT.shape[1] * step_dt
     for row, (target, prediction) in enumerate(examples):
         limit = float(target.abs().max())
         error = prediction - target
@@ -43,15 +43,20 @@ def draw_prediction(
                 field.T.numpy(),
                 origin="lower",
                 aspect="auto",
-                extent=(step_dt, end, 0, 1),
+                extent=(step_dt / 2, end + step_dt / 2, 0, 1),  # a column is centred on its time
                 cmap="RdBu_r",
                 vmin=-scale,
                 vmax=scale,
             )
-            figure.colorbar(image, ax=axes)
-            axes.set_title(f"{name}, test trajectory {row}", fontsize=11)
-            axes.set_xlabel("t")
-            axes.set_ylabel("x")
+            figure.colorbar(image, ax=axes, ticks=MaxNLocator(nbins=4))
+            axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
+            axes.label_outer()
+            if row == 0:
+                axes.set_title(name)
+            if row == rows - 1:
+                axes.set_xlabel("t")
+            if column == 0:
+                axes.set_ylabel(f"trajectory {row}\nx")
     axes = figure.add_subplot(grid[rows, :])
     time = step_dt * np.arange(1, errors_NT.shape[1] + 1)
     low, middle, high = np.percentile(errors_NT, [10, 50, 90], axis=0)
@@ -59,8 +64,9 @@ def draw_prediction(
     axes.plot(time, middle, label="median")
     axes.set_xlabel("t")
     axes.set_ylabel("rollout nRMSE")
-    axes.set_title(f"error over time, {len(errors_NT)} test trajectories", fontsize=11)
+    axes.set_title(f"error over time, {len(errors_NT)} test trajectories")
+    axes.set_xlim(0, end + step_dt / 2)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=100)
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=130)
