@@ -23,11 +23,13 @@ from tasks.train import train_operator
 from ups.config import SPLITS, Features, load_config
 from ups.data.sources import open_store
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.store import check_cache_valid
+from ups.latents.store import built_after, check_cache_valid
 from ups.runs import open_run_dir
 
+log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
+SHORT_ID = 8  # characters of the run's id in the name of its folder
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 
 
@@ -81,10 +83,13 @@ def train_burgers(
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    story = Story(resolved, run_id, open_run_dir(resolved, str(run_id)))
+    story = Story(resolved, run_id, open_run_dir(resolved, str(run_id)[:SHORT_ID]))
+    created = context.flow_run.created
+    overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
+    story.build_after = created.timestamp() if overwrite_cache and created else None
     stop = threading.Event()
     try:
-        _run_phases(story, stop, overwrite_cache, Path(resume_from) if resume_from else None)
+        _run_phases(story, stop, Path(resume_from) if resume_from else None)
     except BaseException as error:
         stop.set()
         story.failure = error
@@ -92,13 +97,10 @@ def train_burgers(
     finally:
         if story.latents is not None:
             story.latents.close()
-        report_overhead(story)
-        _name_after_cache_entry(story)
+        _report(story)
 
 
-def _run_phases(
-    story: Story, stop: threading.Event, overwrite_cache: bool, resume: Path | None
-) -> None:
+def _run_phases(story: Story, stop: threading.Event, resume: Path | None) -> None:
     config = story.config
     store = open_store(config)
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
@@ -114,10 +116,11 @@ def _run_phases(
     if config.features.preload != "off":
         from ups.latents.build import CacheEntry
 
-        overwrite = overwrite_cache or not config.features.reuse_cache
-        there = not overwrite and check_cache_valid(config.training.latent_cache_dir, key)
-        build = cache_task(config, key, overwrite=overwrite_cache, reused=there)
-        state = build(config, encoded, key, overwrite_cache, stop, return_state=True)
+        cache_dir, since = config.training.latent_cache_dir, story.build_after
+        overwrite = since is not None and not built_after(cache_dir, key, since)
+        there = not overwrite and check_cache_valid(cache_dir, key)
+        build = cache_task(config, key, overwrite=overwrite, reused=there)
+        state = build(config, encoded, key, overwrite, stop, return_state=True)
         story.entry = CacheEntry.model_validate(state.result())
         story.cache_reused = state.name == "Cached" or story.entry.reused
 
@@ -141,6 +144,8 @@ def _wait_for(
     warm_up: PrefectFuture[Any] | None,
 ) -> None:
     """Wait until these splits are staged; whatever fails meanwhile fails the run at once."""
+    if all(split in story.staged for split in splits):
+        return
     names = {future.task_run_id: split for split, future in downloads.items()}
     pending = [future for split, future in downloads.items() if split not in story.staged]
     if warm_up is not None:
@@ -151,6 +156,15 @@ def _wait_for(
             story.staged[split] = result
         if all(split in story.staged for split in splits):
             return
+
+
+def _report(story: Story) -> None:
+    """Publish the breakdown. What a run came to does not change because that fails."""
+    try:
+        report_overhead(story)
+        _name_after_cache_entry(story)
+    except Exception as error:  # noqa: BLE001 (the API can refuse an artifact in many ways)
+        log.warning("the overhead breakdown could not be published: %s", error)
 
 
 def _name_after_cache_entry(story: Story) -> None:

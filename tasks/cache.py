@@ -31,6 +31,7 @@ class ValidEntries(LocalFileSystem):
     _block_type_slug = "valid-latent-entries"
 
     def read_path(self, path: str, _sync: bool = True) -> bytes:
+        from ups.latents.build import CacheEntry
         from ups.latents.store import check_cache_valid
 
         home = Path(self.basepath or ".").parent
@@ -39,8 +40,9 @@ class ValidEntries(LocalFileSystem):
         if not check_cache_valid(cache_dir, config_hash):
             raise ValueError(f"the latent cache entry {config_hash} is not valid any more")
         result = home / "results" / (ResultRecordMetadata.load_bytes(content).storage_key or "")
-        if home not in result.parents or not result.is_file():
-            raise ValueError(f"the result of {path} is gone, or of another cache directory")
+        if home not in result.parents:
+            raise ValueError(f"the result of {path} is of another cache directory")
+        CacheEntry.model_validate_json(result.read_bytes())
         return content
 
     async def aread_path(self, path: str) -> bytes:
@@ -85,7 +87,7 @@ def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) ->
         persist_result=True,
         result_storage=home / "results",
         result_serializer="json",
-        refresh_cache=overwrite or not config.features.reuse_cache,
+        refresh_cache=overwrite,
     )
 
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 
 from tasks.timeline import close_timeline, phase_task
 from ups.config import RunConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRIGGERS = ("Scheduled", "AwaitingRetry")
+STOPPED = "by a signal, as cancelling does"
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class Story:
     scores: Scores | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
+    build_after: float | None = None  # Unix time: an older cache entry is built again
 
 
 @phase_task("report", task_run_name="6 report-overhead")
@@ -97,7 +100,7 @@ def _break_down(story: Story) -> Breakdown:
     ]
     end = story.first_step_at or max(span.end for span in spans)
     until_s = end - triggered_at
-    phases = tabulate(spans, _bounds(story), triggered_at, end)
+    phases = tabulate(spans, _bounds(story, states), triggered_at, end)
     cost = until_s / 3600 * story.config.startup.price_per_hour
     reused = bool(story.cache_reused)
     metrics = plan_metrics(
@@ -162,21 +165,26 @@ def _with_first_step(spans: Sequence[Span], first_step_at: float | None) -> list
             cut.append(span)
             continue
         first = {"phase": "first step", "name": "4 first step", "end": first_step_at}
+        first["state"] = "Completed"  # whatever became of the training after it
         cut.append(span.model_copy(update=first))
         cut.append(span.model_copy(update={"start": first_step_at}))
     return cut
 
 
-def _bounds(story: Story) -> dict[str, str]:
+def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
+    waited = any(state.name == "AwaitingConcurrencySlot" for state in states)
     bounds = {
-        "queue": "worker notices the run, starts a process",
+        "queue": "another run of this deployment, which ran first"
+        if waited
+        else "worker notices the run, starts a process",
+        "download": "nothing was staged",
         "boot": f"{os.environ.get('UPS_STARTED', 'in-process')} start: imports, Prefect's engine",
         "warm-up": "import torch, build and warm the model",
         "first step": "one optimizer step",
     }
     files = {s.path: s for staged in story.staged.values() for s in staged}.values()
     if files:
-        fetched = sum(s.fetched_bytes for s in files)
+        fetched = sum(s.fetched_bytes for staged in story.staged.values() for s in staged)
         total = sum(s.num_bytes for s in files)
         seconds = max(s.seconds for s in files)
         bounds["download"] = (
@@ -205,7 +213,8 @@ def _headline(breakdown: Breakdown) -> str:
     if breakdown.ttfs_s is None and breakdown.failed is None:
         return f"{breakdown.config}: all steps were taken before, none was left to take"
     if breakdown.ttfs_s is None:
-        return f"{breakdown.config}: failed after {breakdown.until_s:.1f} s"
+        ended = "stopped" if breakdown.failed == STOPPED else "failed"
+        return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
     cache = "reused" if breakdown.cache_reused else "built"
     return (
         f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s, cache {cache}, "
@@ -216,7 +225,8 @@ def _headline(breakdown: Breakdown) -> str:
 def _markdown(breakdown: Breakdown, gantt: bytes, picture: bytes | None) -> str:
     lines = [f"## {_headline(breakdown)}", ""]
     if breakdown.failed:
-        lines += [f"**Failed:** {breakdown.failed}", ""]
+        label = "Stopped" if breakdown.failed == STOPPED else "Failed"
+        lines += [f"**{label}:** {breakdown.failed}", ""]
     lines += [_image("phases up to the first step", gantt), ""]
     lines += ["| phase | seconds | share | what bounds it |", "|:--|--:|--:|:--|"]
     lines += [
@@ -254,4 +264,6 @@ def _size(num_bytes: int) -> str:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, TerminationSignal):
+        return STOPPED
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ups.config import CONFIG_DIR, Features, dump_config, load_config, parse_config
@@ -73,3 +75,29 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
 def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
     monkeypatch.setenv("PDEBENCH_ROOT", str(tmp_path))
     assert load_config("smoke").data_root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.sources.train": [{"kee": "a.h5"}]}, "kee: unknown key; did you mean key"),
+        ({"data.generate.nuu": 1.0}, "nuu: unknown key; did you mean nu"),
+        ({"training.batch_size": True}, "training.batch_size: found True"),
+        ({"stages.operator.optimizer.betas": [1.5, 2]}, "betas.0: found 1.5"),
+        ({"data.sources.val": [{"key": "/etc/x.h5"}]}, "without a leading /"),
+        ({"data.sources.val": [{"key": "a/../../x.h5"}]}, "without .."),
+        (
+            {"training.compile": "graph", "training.accumulation_steps": 4},
+            "training.accumulation_steps: found 4, expected 1",
+        ),
+    ],
+)
+def test_each_wrong_value_is_refused_with_its_key(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config("smoke", overrides)
+
+
+def test_credentials_in_an_endpoint_are_refused_and_not_repeated():
+    with pytest.raises(ConfigError, match="holds credentials") as error:
+        load_config("smoke", {"data.endpoint_url": "http://KEYID:hunter2@127.0.0.1:9000"})
+    assert "hunter2" not in str(error.value)

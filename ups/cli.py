@@ -90,7 +90,9 @@ def train(
         staged = _stage(resolved, SPLITS)
         entry = None
         if resolved.features.preload != "off":
-            entry = build_cache(resolved, staged, progress=progress_line("encoded", "trajectories"))
+            overwrite = not resolved.features.reuse_cache
+            show = progress_line("encoded", "trajectories")
+            entry = build_cache(resolved, staged, overwrite=overwrite, progress=show)
         latents = load_latents(resolved, staged, entry)
         try:
             result = train_operator(resolved, latents, run_dir, resume=resume)

@@ -10,17 +10,19 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ups.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "deployments" / "configs"
 Split = Literal["train", "val", "test"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -35,6 +37,12 @@ class Source(Model):
     key: str = Field(min_length=1)
     bucket: str | None = Field(None, description="default: data.bucket")
     rows: tuple[int, int] | None = Field(None, description="[first, end), default: all")
+
+    @model_validator(mode="after")
+    def _stays_below_the_root(self) -> Self:
+        if self.key.startswith("/") or ".." in self.key.split("/"):
+            raise ValueError(f"key {self.key!r}: expected a key without a leading / and without ..")
+        return self
 
     @model_validator(mode="after")
     def _rows_in_order(self) -> Self:
@@ -61,6 +69,16 @@ class Data(Model):
         None, description="default: the local files {root}/{task}_{split}.h5, or its shards"
     )
     generate: Generate | None = None
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).username is not None:
+            raise ValueError(
+                "holds credentials, which would be logged: give them by AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
+        return url
 
     @model_validator(mode="after")
     def _sources_are_whole(self) -> Self:
@@ -118,7 +136,7 @@ class Training(Model):
 
 class Optimizer(Model):
     lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
 
 
@@ -218,6 +236,12 @@ class RunConfig(Model):
                 f"operator.hidden_dim: found {op.hidden_dim}, expected a multiple of "
                 f"2 * operator.num_heads ({2 * op.num_heads})"
             )
+        training = self.training
+        if training.compile == "graph" and training.accumulation_steps > 1:
+            faults.append(
+                f"training.accumulation_steps: found {training.accumulation_steps}, expected 1 "
+                "with training.compile graph, which captures a whole step"
+            )
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -292,10 +316,17 @@ def _explain(error: Any) -> list[str]:
 
 
 def _fields_at(location: list[str]) -> list[str]:
-    model: Any = RunConfig
+    """The keys of the section at a location; list positions and dict keys are stepped over."""
+    model: type[BaseModel] = RunConfig
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+        if part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The config model inside `X | None`, `list[X]`, `dict[str, list[X]]` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(inner) for inner in get_args(annotation))
+    return next((model for model in found if model is not None), None)

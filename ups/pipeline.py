@@ -31,7 +31,7 @@ def build_cache(
         config,
         sources,
         device=encoding_device(config),
-        overwrite=overwrite or not config.features.reuse_cache,
+        overwrite=overwrite,
         stop=stop,
         progress=progress,
     )

@@ -244,3 +244,35 @@ def test_secrets_are_in_no_file_or_artifact_of_the_run(flow_config, run, tmp_pat
     for artifact in artifacts(state.state_details.flow_run_id).values():
         assert s3.secret_key not in str(artifact.data)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == s3.secret_key
+
+
+def test_a_torn_record_of_a_cached_result_is_a_miss_not_a_failure(flow_config, run, tmp_path):
+    path = flow_config()
+    _, _, first = run(path)
+    record = tmp_path / "cache" / ".prefect" / "results" / f"latents-{first['config_hash']}"
+    record.write_bytes(record.read_bytes()[:20])
+    state, _, again = run(path)
+    assert state.is_completed()
+    assert again["cache_reused"] is True  # by the entry itself, whose files are whole
+
+
+def test_a_breakdown_that_cannot_be_published_does_not_fail_the_run(flow_config, run, monkeypatch):
+    import tasks.report
+
+    def refuse(**_):
+        raise RuntimeError("503: database is locked")
+
+    monkeypatch.setattr(tasks.report, "create_table_artifact", refuse)
+    state, _, breakdown = run(flow_config())
+    assert state.is_completed()
+    assert breakdown["ttfs_s"] > 0
+
+
+def test_three_splits_of_one_object_are_fetched_once_and_counted_once(flow_config, run):
+    object_key, bucket = "burgers1d/burgers1d_train.h5", "tiny"
+    rows = {"train": [0, 12], "val": [12, 16], "test": [16, 20]}
+    sources = {s: [{"key": object_key, "bucket": bucket, "rows": r}] for s, r in rows.items()}
+    state, _, breakdown = run(flow_config(data__sources=sources))
+    assert state.is_completed()
+    download = next(row for row in breakdown["phases"] if row["phase"] == "download")
+    assert download["bound"].startswith("network: 1 MB")

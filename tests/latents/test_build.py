@@ -19,6 +19,7 @@ from ups.data.pdebench import TrajectoryFile
 from ups.errors import DataError, DiskFull, Interrupted
 from ups.latents import build, store
 from ups.latents.build import ensure
+from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder
 
 
@@ -126,6 +127,7 @@ import json, time, sys
 from ups.config import parse_config
 from ups.data.sources import stage
 from ups.latents.build import ensure
+from ups.latents.chunks import ChunkEncoder
 config = parse_config(json.loads({config.model_dump_json()!r}))
 sources = {{split: stage(config, split, None) for split in ("train", "val")}}
 def slow(done, total):
@@ -216,15 +218,61 @@ def test_a_full_disk_is_refused_before_anything_is_written(tiny_config, stage_al
     assert not list(config.training.latent_cache_dir.glob("*/*/*.safetensors"))
 
 
-def test_a_trajectory_with_nan_is_refused_and_leaves_no_entry(tiny_config, stage_all, tmp_path):
+@pytest.mark.parametrize("frame", [3, 8])  # one that the fit reads, and one that it does not
+def test_a_trajectory_with_nan_is_refused_and_leaves_nothing(
+    tiny_config, stage_all, tmp_path, frame
+):
     root = tmp_path / "broken"
     shutil.copytree(tiny_config().data_root, root)
     with h5py.File(root / "burgers1d_train.h5", "r+") as file:
-        file["tensor"][7, 3, 5] = np.nan
+        file["tensor"][17, frame, 5] = np.nan
     config = tiny_config(data__root=str(root))
-    with pytest.raises(DataError, match="trajectory 7"):
+    with pytest.raises(DataError, match="trajectory 17"):
         ensure(config, stage_all(config))
     assert not list(config.training.latent_cache_dir.glob("*/CURRENT"))
+    assert not list(config.training.latent_cache_dir.glob("*/building-*"))
+
+
+def test_a_nan_is_named_by_its_row_in_the_file(tiny_data, tmp_path, tiny_config):
+    path = tmp_path / "broken.h5"
+    shutil.copy(tiny_data / "burgers1d_train.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["tensor"][17, 3, 5] = np.nan
+    config = tiny_config()
+    encoder = PatchEncoder(torch.eye(32), 0.0, 1.0)
+    with (
+        TrajectoryFile(path, (10, 20)) as reader,
+        ChunkEncoder(config, encoder, "cpu") as chunks,
+        pytest.raises(DataError, match="trajectory 17"),
+    ):
+        chunks.encode(reader, 5, 10)
+
+
+def test_out_of_memory_halves_the_batch_to_one_then_goes_to_the_cpu(
+    tiny_config, tiny_data, monkeypatch, caplog
+):
+    tried = []
+
+    def no_memory(self, frames, latents, batch):
+        tried.append(batch)
+        raise torch.cuda.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(ChunkEncoder, "_encode_on_gpu", no_memory)
+    encoder = PatchEncoder(torch.eye(32), 0.0, 1.0)
+    with TrajectoryFile(tiny_data / "burgers1d_train.h5") as reader:
+        with ChunkEncoder(tiny_config(), encoder, "cpu") as chunks:
+            expected = bytes(chunks.encode(reader, 0, 4))
+        with ChunkEncoder(tiny_config(), encoder, "cpu") as chunks, caplog.at_level("WARNING"):
+            chunks._device = "cuda"
+            monkeypatch.setattr(torch, "empty", unpinned(torch.empty))
+            assert bytes(chunks.encode(reader, 0, 4)) == expected
+    assert tried == [4, 2, 1]
+    assert caplog.text.count("out of GPU memory") == 3
+    assert "on the CPU instead" in caplog.text
+
+
+def unpinned(empty):
+    return lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs)
 
 
 def test_values_beyond_half_precision_are_refused_with_a_remedy(tiny_config, stage_all, tmp_path):
@@ -237,7 +285,7 @@ def test_values_beyond_half_precision_are_refused_with_a_remedy(tiny_config, sta
         ensure(config, stage_all(config))
 
 
-def test_progress_and_manifest_tell_the_same_story(built):
+def test_the_manifest_says_what_the_entry_is_and_no_progress_record_stays(built):
     config, _, entry = built
     _, directory = open_entry(config, entry)
     record = json.loads((directory / store.MANIFEST_NAME).read_text())
@@ -245,3 +293,22 @@ def test_progress_and_manifest_tell_the_same_story(built):
     assert record["key_fields"]["latent"] == {"dim": 16, "tokens": 8}
     assert not (directory / build.PROGRESS_NAME).exists()
     assert time.time() - record["generated_at"] < 300
+
+
+def test_a_copied_cache_is_read_once_not_at_every_look(built, tmp_path, monkeypatch):
+    config, _, entry = built
+    copy = tmp_path / "copy"
+    shutil.copytree(config.training.latent_cache_dir, copy, copy_function=shutil.copyfile)
+    verified = []
+    real = store.verify_file
+    monkeypatch.setattr(store, "verify_file", lambda path, file: verified.append(real(path, file)))
+    for _ in range(3):
+        assert store.check_cache_valid(copy, entry.config_hash)
+    assert len(verified) == 2
+
+
+def test_a_late_quarantine_leaves_a_good_entry_alone(built):
+    config, _, entry = built
+    assert store.quarantine(config.training.latent_cache_dir, entry.config_hash) is None
+    assert store.check_cache_valid(config.training.latent_cache_dir, entry.config_hash)
+    assert store.quarantine(config.training.latent_cache_dir, "0" * 12) is None

@@ -1,3 +1,7 @@
+import math
+import shutil
+
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,7 +18,7 @@ def train_file(tiny_data):
 
 
 def fitted(tiny_config, train_file, **overrides):
-    return fit_encoder(tiny_config(**overrides), train_file)
+    return fit_encoder(tiny_config(**overrides), [train_file])
 
 
 @pytest.mark.parametrize("dim", [32, 48])
@@ -66,3 +70,14 @@ def test_the_manifest_holds_the_encoder_to_the_bit(tiny_config, train_file):
 def test_a_grid_that_patches_do_not_fill_is_refused(tiny_config, train_file):
     with pytest.raises(ShapeError, match="100 points, not a multiple of 32"):
         fitted(tiny_config, train_file).encode(torch.from_numpy(np.zeros((1, 100), np.float32)))
+
+
+def test_every_shard_of_train_has_its_part_in_the_fit(tiny_config, tiny_data, train_file, tmp_path):
+    path = tmp_path / "scaled.h5"
+    shutil.copy(tiny_data / "burgers1d_train.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["tensor"][...] *= 3
+    with TrajectoryFile(path) as scaled:
+        alone = fit_encoder(tiny_config(), [train_file])
+        together = fit_encoder(tiny_config(), [train_file, scaled])
+    assert together.std == pytest.approx(math.sqrt(5) * alone.std, rel=1e-3)

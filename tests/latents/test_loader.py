@@ -137,3 +137,28 @@ def test_an_entry_that_is_loaded_is_not_removed_before_it_is_closed(tiny_config,
     assert not store.remove_unused(directory / entry.generation)
     latents.close()
     assert store.remove_unused(directory / entry.generation)
+
+
+def test_damage_after_a_rebuild_by_others_is_rebuilt_too(tiny_config, stage_all):
+    config = tiny_config()
+    sources = stage_all(config)
+    first = ensure(config, sources)  # what Prefect remembers
+    newer = ensure(config, sources, overwrite=True)
+    directory = store.entry_dir(config.training.latent_cache_dir, first.config_hash)
+    flip_a_bit_behind_the_stamp(directory / newer.generation / "train_000.safetensors")
+    assert len(loader.load(config, first, sources, device="cpu").train) == 20
+
+
+def test_legacy_mode_does_not_read_its_samples_before_they_are_wanted(
+    tiny_config, stage_all, monkeypatch
+):
+    config = tiny_config(**{f"features__{k}": v for k, v in legacy_features().items()})
+    sources = stage_all(config)
+    entry = build_cache(config, sources)
+    reads = []
+    real = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: reads.append(a) or real(*a, **k))
+    latents = load_latents(config, sources, entry)
+    assert reads == []
+    latents.train.batch(INDEX)
+    assert len(reads) == 3

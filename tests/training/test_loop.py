@@ -57,26 +57,31 @@ def test_training_lowers_the_loss_and_leaves_a_record(prepared):
     assert result.best_val_nrmse == best["val/nrmse_rollout"]
 
 
-class StopAfter(threading.Event):
-    """Set once it has been asked `count` times."""
+def stop_after(latents, count):
+    """An event that is set while the batch of the step `count` is fetched."""
+    stop, real, fetched = threading.Event(), latents.train.batch, []
 
-    def __init__(self, count):
-        super().__init__()
-        self.count = count
+    def fetch(index_B):
+        fetched.append(index_B)
+        if len(fetched) == count:
+            stop.set()
+        return real(index_B)
 
-    def is_set(self):
-        self.count -= 1
-        return self.count < 0
+    latents.train.batch = fetch
+    return stop
 
 
-@pytest.mark.parametrize("steps", [8, 10])  # the end of an epoch, and the middle of one
+@pytest.mark.parametrize(
+    "steps", [8, 9, 10]
+)  # the end of an epoch, the start and the middle of one
 def test_a_stopped_run_resumes_to_the_same_weights(prepared, steps):
     config, latents, whole = prepared("whole")
     train(config, latents, whole)
     config, latents, halves = prepared("halves")
     with pytest.raises(Interrupted):
-        train(config, latents, halves, stop=StopAfter(steps))
+        train(config, latents, halves, stop=stop_after(latents, steps))
     assert checkpoint.load(halves / "checkpoints/last.pt")["position"]["step"] == steps
+    config, latents, halves = prepared("halves")
     result = train(config, latents, halves)
     assert result.resumed_from_step == steps
     assert_same_weights(
@@ -179,7 +184,8 @@ def test_a_new_run_goes_on_from_a_checkpoint_when_told(prepared):
     result = train(config, latents, second, resume=first / "checkpoints/last.pt")
     assert result.resumed_from_step == done.num_steps
     assert result.num_epochs == 5
-    assert result.checkpoint.exists()
+    assert result.best_epoch > 3  # of its own epochs, whose weights it has
+    assert checkpoint.load(result.checkpoint)["position"]["epoch"] == result.best_epoch
 
 
 def test_resuming_another_model_is_refused(prepared):
@@ -200,7 +206,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 def test_the_checkpoint_holds_the_config(prepared):
     config, latents, run_dir = prepared()
     result = train(config, latents, run_dir)
-    assert checkpoint.config_of(checkpoint.load(result.checkpoint)) == config
+    saved = json.loads(checkpoint.load(result.checkpoint)["config"])
+    assert saved == config.model_dump(mode="json")
 
 
 def test_every_epoch_has_its_own_order_of_all_trajectories(tiny_config):
@@ -234,6 +241,51 @@ def test_scores_are_in_field_units_beside_persistence(prepared, stage_all):
     assert saved["rollout"]["nRMSE"] == scores.rollout["nRMSE"]
 
 
+def test_a_rollout_that_always_diverges_still_leaves_a_checkpoint(prepared):
+    config, latents, run_dir = prepared()
+    latents.val.z_NTKD[:] = float("inf")
+    result = train(config, latents, run_dir)
+    assert result.best_epoch == 1
+    assert result.checkpoint.exists()
+
+
+def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared):
+    config, latents, whole = prepared("whole")
+    train(config, latents, whole)
+    config, latents, killed = prepared("killed")
+    pid = os.fork()
+    if pid == 0:
+        train(
+            config,
+            latents,
+            killed,
+            on_epoch=lambda row: row["epoch"] == 2 and os.kill(os.getpid(), signal.SIGKILL),
+        )
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    result = train(config, latents, killed)
+    assert result.resumed_from_step == 8
+    assert_same_weights(
+        weights(whole / "checkpoints/last.pt"), weights(killed / "checkpoints/last.pt")
+    )
+    rows = (killed / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_a_stop_during_validation_takes_effect_between_its_batches(prepared):
+    config, latents, run_dir = prepared(evaluation__batch_size=1)
+    stop = threading.Event()
+    real = latents.val.batch
+
+    def stopping(index_B):
+        stop.set()
+        return real(index_B)
+
+    latents.val.batch = stopping
+    with pytest.raises(Interrupted):
+        train(config, latents, run_dir, stop=stop)
+    assert checkpoint.load(run_dir / "checkpoints/last.pt")["position"]["step"] == 4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_cuda_graph_trains_what_eager_trains(prepared):
@@ -247,3 +299,12 @@ def test_a_cuda_graph_trains_what_eager_trains(prepared):
         rows = (run_dir / "metrics.jsonl").read_text().splitlines()
         losses[mode] = [json.loads(row)["train/loss"] for row in rows]
     assert losses["graph"] == pytest.approx(losses["off"], rel=1e-3)
+
+
+def test_a_run_stopped_before_its_first_step_is_not_a_finished_one(prepared):
+    config, latents, run_dir = prepared()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted):
+        train(config, latents, run_dir, stop=stop)
+    assert train(config, latents, run_dir).num_steps == 12

@@ -106,6 +106,14 @@ class TrajectoryFile:
             self._read_raw(self._fd, self._offset + (self._first + lo) * self._row_bytes, out)
         return out
 
+    def check_finite(self, frames: Frames, lo: int) -> None:
+        """Refuse NaN and infinity in what `read(lo, …)` gave.
+
+        Raises:
+            DataError: naming the first bad trajectory, as a row of the file.
+        """
+        check_finite(frames, self.path, self._first + lo)
+
     def _read_raw(self, fd: int, offset: int, out: Frames) -> None:
         left = out.data.cast("B")
         while left:

@@ -135,9 +135,12 @@ def _identify(path: Path, stop: threading.Event | None) -> tuple[str, int]:
     from ups.data.stamps import hash_file, read_stamp, write_stamp
 
     stamp = read_stamp(path)
-    if stamp is not None:
+    if stamp is not None and stamp.from_this_boot:
         return stamp.sha256, stamp.num_bytes
     stat = path.stat()
     sha256 = hash_file(path, stop)
-    write_stamp(path, stat, sha256, etag="")
+    try:
+        write_stamp(path, stat, sha256, etag="")
+    except OSError as error:
+        log.info("no stamp beside %s (%s): it will be hashed again next time", path, error)
     return sha256, stat.st_size

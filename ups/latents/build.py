@@ -20,7 +20,7 @@ import xxhash
 from ups.config import Model, RunConfig
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged
-from ups.errors import Interrupted
+from ups.errors import DataError, Interrupted
 from ups.files import exclusive_lock, require_free_space, sync_directory
 from ups.latents import store
 from ups.latents.chunks import ChunkEncoder
@@ -89,7 +89,11 @@ def ensure(
         if changed:
             log.info("cache entry %s is new: %s", config_hash, "; ".join(changed))
         build = _Build(config, sources, fields, device)
-        manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
+        try:
+            manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
+        except DataError:
+            _drop_partial_builds(entry)  # there is nothing to resume in a build of bad data
+            raise
         store.publish(cache_dir, manifest)
         seconds = time.monotonic() - started
         result = _entry_of(manifest, reused=False, seconds=seconds, changed=tuple(changed))
@@ -126,6 +130,10 @@ class _Build:
                 )
                 self.readers.append(reader)
                 self.files.append(_plan_file(config, reader, f"{split}_{i:03d}", split))
+
+    @property
+    def _train_readers(self) -> list[TrajectoryFile]:
+        return [r for r, f in zip(self.readers, self.files, strict=True) if f.split == "train"]
 
     def run(self, stop: threading.Event, progress: Progress) -> Manifest:
         total = sum(file.shape[0] for file in self.files)
@@ -191,7 +199,7 @@ class _Build:
         require_free_space(
             self.entry, needed, f"the latent cache of {self.config.name}", CACHE_REMEDY
         )
-        encoder = fit_encoder(self.config, self.readers[0])
+        encoder = fit_encoder(self.config, self._train_readers)
         generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         directory = self.entry / f"building-{generation}"
         directory.mkdir()

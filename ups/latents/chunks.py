@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ups.config import RunConfig
-from ups.data.pdebench import TrajectoryFile, check_finite
+from ups.data.pdebench import TrajectoryFile
 from ups.errors import DataError
 from ups.latents.encode import PatchEncoder
 
@@ -76,36 +76,43 @@ class ChunkEncoder:
         shape = (end - first, source.num_frames, tokens, encoder.weight_PD.shape[1])
         latents = self._buffer("latents", shape, self._dtype)
         while self._device != "cpu":
+            batch = self._batch
             try:
-                self._encode_on_gpu(frames, latents)
+                self._encode_on_gpu(frames, latents, batch)
                 break
             except torch.cuda.OutOfMemoryError:
-                self._shrink()
+                self._shrink(batch)
         else:
             for i in range(0, len(frames), CPU_BATCH):
                 latents[i : i + CPU_BATCH] = encoder.encode(frames[i : i + CPU_BATCH])
         if not torch.isfinite(latents).all():
-            check_finite(frames.numpy(), source.path, first)
+            source.check_finite(frames.numpy(), first)
             raise DataError(
                 f"{source.path}: rows {first} to {end} overflow {self._dtype}; "
                 "set training.latent_cache_dtype to float32"
             )
         return bytes_of(latents)
 
-    def _encode_on_gpu(self, frames: Tensor, latents: Tensor) -> None:
+    def _encode_on_gpu(self, frames: Tensor, latents: Tensor, batch: int) -> None:
         stream = getattr(self._local, "stream", None)
         if stream is None:
-            stream = self._local.stream = torch.cuda.Stream(self._device)
-        batch = self._batch
-        with torch.cuda.stream(stream):
-            for i in range(0, len(frames), batch):
-                on_gpu = frames[i : i + batch].to(self._device, non_blocking=True)
-                encoded = self._encoders[self._device].encode(on_gpu)
-                latents[i : i + batch].copy_(encoded.to(self._dtype), non_blocking=True)
-        stream.synchronize()
+            stream = self._local.stream = torch.cuda.Stream("cuda")
+            # The encoder was copied, and memory may have been freed, on the default stream.
+            stream.wait_stream(torch.cuda.default_stream())
+        try:
+            with torch.cuda.stream(stream):
+                for i in range(0, len(frames), batch):
+                    on_gpu = frames[i : i + batch].to("cuda", non_blocking=True)
+                    encoded = self._encoders["cuda"].encode(on_gpu)
+                    latents[i : i + batch].copy_(encoded.to(self._dtype), non_blocking=True)
+        finally:
+            stream.synchronize()
 
-    def _shrink(self) -> None:
+    def _shrink(self, failed_batch: int) -> None:
+        """Halve the batch that failed, once for all the workers that it failed."""
         with self._lock:
+            if self._batch != failed_batch:
+                return
             if self._batch > 1:
                 self._batch //= 2
                 log.warning("out of GPU memory: encoding with batch %d", self._batch)

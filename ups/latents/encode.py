@@ -9,15 +9,16 @@ D = P on nothing is lost; decoding is the transpose in all three cases.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.config import RunConfig
-from ups.data.pdebench import TrajectoryFile
+from ups.data.pdebench import Frames, TrajectoryFile
 from ups.errors import ShapeError
 
 FIT_FRAME_STRIDE = 8
@@ -77,16 +78,22 @@ class PatchEncoder:
         return cls(weight, record["mean"], record["std"])
 
 
-def fit_encoder(config: RunConfig, train: TrajectoryFile) -> PatchEncoder:
+def fit_encoder(config: RunConfig, train: Sequence[TrajectoryFile]) -> PatchEncoder:
     """Fit on a seeded subset of the training trajectories, on the CPU in float64.
 
     Every machine gets the same weights: the subset, the signs and the precision are fixed.
+
+    Args:
+        train: the files of the train split; the subset is drawn from the rows of all of them.
+    Raises:
+        DataError: a trajectory of the subset is not finite.
     """
     num_points, dim = config.patch_points, config.latent.dim
     rng = np.random.default_rng(config.encoder.fit_seed)
-    num_fit = min(config.encoder.fit_trajectories, train.num_trajectories)
-    chosen = np.sort(rng.choice(train.num_trajectories, num_fit, replace=False))
-    fields = np.stack([train.read(i, i + 1)[0, ::FIT_FRAME_STRIDE] for i in chosen.tolist()])
+    ends = np.cumsum([file.num_trajectories for file in train])
+    num_fit = min(config.encoder.fit_trajectories, int(ends[-1]))
+    chosen = np.sort(rng.choice(int(ends[-1]), num_fit, replace=False))
+    fields = np.stack([_read_for_fit(train, ends, index) for index in chosen.tolist()])
     patches = fields.reshape(-1, num_points).astype(np.float64)
     mean, std = 0.0, 1.0
     if config.encoder.normalise:
@@ -100,3 +107,12 @@ def fit_encoder(config: RunConfig, train: TrajectoryFile) -> PatchEncoder:
         basis = basis @ lift.T
     weight = torch.from_numpy(np.ascontiguousarray(basis, dtype=np.float32))
     return PatchEncoder(weight, mean, std)
+
+
+def _read_for_fit(files: Sequence[TrajectoryFile], ends: NDArray[np.int64], index: int) -> Frames:
+    """Every 8th frame of trajectory `index` of all the files' rows."""
+    which = int(np.searchsorted(ends, index, side="right"))
+    row = index - (int(ends[which - 1]) if which else 0)
+    frames = files[which].read(row, row + 1)
+    files[which].check_finite(frames, row)
+    return frames[0, ::FIT_FRAME_STRIDE]

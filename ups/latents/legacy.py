@@ -6,7 +6,7 @@ batches read back from those files. Written as a sensible person would have, nev
 
 from __future__ import annotations
 
-import logging
+import json
 import shutil
 import threading
 import time
@@ -16,20 +16,19 @@ from pathlib import Path
 import torch
 
 from ups.config import RunConfig
-from ups.data.pdebench import TrajectoryFile, check_finite
+from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged
 from ups.errors import Interrupted
 from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry
 from ups.latents.datasets import LegacyCacheDataset
-from ups.latents.encode import fit_encoder
+from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.loader import Latents, check_frames
 from ups.latents.store import estimate_cache_size_mb
 
-log = logging.getLogger(__name__)
-
 BATCH = 4
+ENCODER_NAME = "encoder.json"
 
 
 def split_dir(config: RunConfig, split: str) -> Path:
@@ -47,39 +46,38 @@ def precompute(
     started = time.monotonic()
     dtype = getattr(torch, config.training.latent_cache_dtype)
     num_bytes = done = 0
-    with TrajectoryFile(sources["train"][0].path, sources["train"][0].rows) as first:
-        encoder = fit_encoder(config, first)
-    shutil.rmtree(config.training.latent_cache_dir / "legacy", ignore_errors=True)
+    home = config.training.latent_cache_dir / "legacy"
+    shutil.rmtree(home, ignore_errors=True)
+    readers = {split: _open(config, sources[split]) for split in ENCODED_SPLITS}
+    encoder = fit_encoder(config, readers["train"])
+    total = sum(r.num_trajectories for files in readers.values() for r in files)
     for split in ENCODED_SPLITS:
         directory = split_dir(config, split)
         index = 0
-        for source in sources[split]:
-            with TrajectoryFile(
-                source.path, source.rows, grid_points=config.data.grid_points
-            ) as reader:
-                check_frames(config, reader.num_frames)
-                total = reader.num_trajectories
-                needed_mb = estimate_cache_size_mb(config, total, reader.num_frames)
-                require_free_space(
-                    directory, int(needed_mb * 1e6), "the legacy cache", CACHE_REMEDY
-                )
-                for row in range(0, total, BATCH):
-                    if stop is not None and stop.is_set():
-                        raise Interrupted("the legacy cache build was stopped")
-                    frames = reader.read(row, min(row + BATCH, total))
-                    check_finite(frames, source.path, row)
-                    for latent in encoder.encode(torch.from_numpy(frames)).to(dtype):
-                        sample = {
-                            "latent": latent.clone(),
-                            "params": {"nu": reader.nu, "dt": reader.dt},
-                            "bc": None,
-                        }
-                        torch.save(sample, directory / f"sample_{index:05d}.pt")
-                        num_bytes += latent.nbytes
-                        index += 1
-                    done += len(frames)
-                    if progress is not None:
-                        progress(done, total)
+        for reader in readers[split]:
+            check_frames(config, reader.num_frames)
+            needed_mb = estimate_cache_size_mb(config, reader.num_trajectories, reader.num_frames)
+            needed = int(needed_mb * 1e6)
+            require_free_space(directory, needed, "the legacy cache", CACHE_REMEDY)
+            for row in range(0, reader.num_trajectories, BATCH):
+                if stop is not None and stop.is_set():
+                    raise Interrupted("the legacy cache build was stopped")
+                frames = reader.read(row, min(row + BATCH, reader.num_trajectories))
+                reader.check_finite(frames, row)
+                for latent in encoder.encode(torch.from_numpy(frames)).to(dtype):
+                    sample = {
+                        "latent": latent.clone(),
+                        "params": {"nu": reader.nu, "dt": reader.dt},
+                        "bc": None,
+                    }
+                    torch.save(sample, directory / f"sample_{index:05d}.pt")
+                    num_bytes += latent.nbytes
+                    index += 1
+                done += len(frames)
+                if progress is not None:
+                    progress(done, total)
+            reader.close()
+    (home / ENCODER_NAME).write_text(json.dumps(encoder.to_manifest()))
     return CacheEntry(
         config_hash=compute_cache_hash(config, sources),
         generation="legacy",
@@ -93,10 +91,20 @@ def precompute(
 def load(config: RunConfig, sources: Mapping[str, Sequence[Staged]], device: str) -> Latents:
     """The data sets that read those files, batch by batch."""
     started = time.monotonic()
-    with TrajectoryFile(sources["train"][0].path, sources["train"][0].rows) as reader:
-        encoder, dt = fit_encoder(config, reader), reader.dt
-    stride = config.training.time_stride
-    train, val = (
-        LegacyCacheDataset(split_dir(config, split), dt, stride, device) for split in ENCODED_SPLITS
-    )
+    home = config.training.latent_cache_dir / "legacy"
+    encoder = PatchEncoder.from_manifest(json.loads((home / ENCODER_NAME).read_text()))
+    datasets = []
+    for split in ENCODED_SPLITS:
+        readers = _open(config, sources[split])
+        nu_N = torch.cat([torch.full((r.num_trajectories,), r.nu) for r in readers])
+        stride, dt = config.training.time_stride, readers[0].dt
+        datasets.append(LegacyCacheDataset(split_dir(config, split), nu_N, dt, stride, device))
+        for reader in readers:
+            reader.close()
+    train, val = datasets
     return Latents(train, val, encoder, "legacy", 0, time.monotonic() - started)
+
+
+def _open(config: RunConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
+    grid_points = config.data.grid_points
+    return [TrajectoryFile(s.path, s.rows, grid_points=grid_points) for s in sources]

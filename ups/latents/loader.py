@@ -18,7 +18,7 @@ from torch import Tensor
 from ups.config import RunConfig, Split
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged
-from ups.errors import CacheDamaged, DataError, Interrupted
+from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
 from ups.latents import store
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
@@ -78,13 +78,9 @@ def load(
     """
     try:
         return _load(config, entry, device, stop)
-    except CacheDamaged as damage:
-        cache_dir = config.training.latent_cache_dir
-        manifest = store.read_manifest(
-            store.entry_dir(cache_dir, entry.config_hash) / entry.generation
-        )
-        aside = store.quarantine(cache_dir, manifest)
-        log.warning("%s; moved it to %s and building it anew", damage, aside)
+    except CacheError as damage:
+        aside = store.quarantine(config.training.latent_cache_dir, entry.config_hash)
+        log.warning("%s; moved to %s; building it anew", damage, aside)
     entry = ensure(config, sources, device=device, stop=stop)
     return _load(config, entry, device, stop)
 
@@ -94,9 +90,8 @@ def _load(
 ) -> Latents:
     started = time.monotonic()
     cache_dir = config.training.latent_cache_dir
-    manifest = store.open_current(cache_dir, entry.config_hash)
+    manifest, hold = store.hold_current(cache_dir, entry.config_hash)
     directory = store.generation_dir(cache_dir, manifest)
-    hold = store.InUse(directory)
     try:
         tier = choose_tier(config, manifest, device)
         read = threading.Event() if stop is None else stop
@@ -109,8 +104,8 @@ def _load(
                 splits[split] = DiskCacheDataset(directory, files, stride, device)
             else:
                 z_NTKD = read_files(directory, files, config, tier, read)
-                nu_N = nu_of(files).to(device)
-                splits[split] = PreloadedCacheDataset(z_NTKD, nu_N, files[0].dt * stride, device)
+                step_dt = files[0].dt * stride
+                splits[split] = PreloadedCacheDataset(z_NTKD, nu_of(files), step_dt, device)
     except BaseException:
         hold.close()
         raise
@@ -141,7 +136,7 @@ def load_on_demand(
         for split in ENCODED_SPLITS
     }
     check_frames(config, readers["train"][0].num_frames)
-    encoder = fit_encoder(config, readers["train"][0])
+    encoder = fit_encoder(config, readers["train"])
     on_device = encoder.to(device)
     train, val = (
         GridLatentPairDataset(readers[split], on_device, config.training.time_stride)
@@ -213,10 +208,8 @@ def read_files(
     _, frames, tokens, dim = files[0].shape
     shape = (sum(f.shape[0] for f in files), -(-frames // stride), tokens, dim)
     on_gpu = tier == "gpu"
-    pinned = config.training.pin_memory and torch.cuda.is_available()
-    resident = torch.empty(
-        shape, dtype=dtype, device="cuda" if on_gpu else "cpu", pin_memory=pinned and not on_gpu
-    )
+    pinned = config.training.pin_memory and on_gpu
+    resident = torch.empty(shape, dtype=dtype, device="cuda" if on_gpu else "cpu")
     local = threading.local()
 
     def work(job: tuple[LatentFile, int, int]) -> None:
@@ -226,8 +219,10 @@ def read_files(
         first, end = file.chunk(chunk)
         if not hasattr(local, "buffer"):
             chunk_shape = (file.chunk_rows, frames, tokens, dim)
-            local.buffer = torch.empty(chunk_shape, dtype=dtype, pin_memory=pinned and on_gpu)
+            local.buffer = torch.empty(chunk_shape, dtype=dtype, pin_memory=pinned)
             local.stream = torch.cuda.Stream() if on_gpu else None
+            if local.stream is not None:  # `resident` may be memory just freed on the default one
+                local.stream.wait_stream(torch.cuda.default_stream())
         rows: Tensor = local.buffer[: end - first]
         view = bytes_of(rows)
         path = directory / file.name

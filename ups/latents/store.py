@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 
 from ups.config import Model, RunConfig, Split
 from ups.errors import CacheDamaged, CacheError
-from ups.files import try_lock, write_atomically
+from ups.files import exclusive_lock, try_lock, write_atomically
 from ups.latents.key import explain_difference
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ DATA_ALIGNMENT = 4096
 SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 VERIFY_READ_BYTES = 8 << 20
+HOLD_ATTEMPTS = 3
 
 
 class LatentFile(Model):
@@ -143,12 +145,11 @@ def open_current(cache_dir: Path, config_hash: str) -> Manifest:
         CacheError: there is no such entry, or what there is cannot be used; the message says why.
         CacheDamaged: the files are not those that the manifest describes.
     """
-    pointer = entry_dir(cache_dir, config_hash) / POINTER_NAME
-    try:
-        generation = pointer.read_text().strip()
-    except FileNotFoundError as error:
-        raise CacheError(f"no cache entry {config_hash} in {cache_dir}") from error
-    directory = pointer.parent / generation
+    entry = entry_dir(cache_dir, config_hash)
+    generation = _current_generation(entry)
+    if not generation:
+        raise CacheError(f"no cache entry {config_hash} in {cache_dir}")
+    directory = entry / generation
     manifest = read_manifest(directory)
     if manifest.config_hash != config_hash:
         raise CacheError(f"{directory} is of config {manifest.config_hash}, not {config_hash}")
@@ -167,6 +168,14 @@ def check_cache_valid(cache_dir: Path, config_hash: str) -> bool:
     age_h = (time.time() - manifest.generated_at) / 3600
     log.info("cache valid (hash=%s, age=%.1f h)", config_hash, age_h)
     return True
+
+
+def built_after(cache_dir: Path, config_hash: str, at: float) -> bool:
+    """Whether the entry is valid and was built after a Unix time."""
+    try:
+        return open_current(cache_dir, config_hash).generated_at >= at
+    except CacheError:
+        return False
 
 
 def check_cache_complete(
@@ -196,13 +205,52 @@ def publish(cache_dir: Path, manifest: Manifest) -> None:
             remove_unused(old)
 
 
-def quarantine(cache_dir: Path, manifest: Manifest) -> Path:
-    """Take a damaged generation out of use; it stays beside the entry to be looked at."""
-    entry = entry_dir(cache_dir, manifest.config_hash)
-    aside = entry / f"damaged-{manifest.generation}"
-    (entry / POINTER_NAME).unlink(missing_ok=True)
-    (entry / manifest.generation).rename(aside)
-    return aside
+def quarantine(cache_dir: Path, config_hash: str) -> Path | None:
+    """Take the entry's generation out of use if it is damaged; it stays beside, to be looked at.
+
+    Returns: where it is now; None where meanwhile all is well, or nothing is there.
+    """
+    entry = entry_dir(cache_dir, config_hash)
+    with exclusive_lock(entry / ".lock"):
+        generation = _current_generation(entry)
+        try:
+            for file in read_manifest(entry / generation).files:
+                verify_file(entry / generation / file.name, file)
+        except CacheError as error:
+            log.info("%s", error)
+        else:
+            return None
+        (entry / POINTER_NAME).unlink(missing_ok=True)
+        if not generation or not (entry / generation).is_dir():
+            return None
+        return (entry / generation).rename(entry / f"damaged-{generation}")
+
+
+def hold_current(cache_dir: Path, config_hash: str) -> tuple[Manifest, InUse]:
+    """The current generation, held so that nobody removes it.
+
+    Raises:
+        CacheError: see `open_current`.
+    """
+    for _ in range(HOLD_ATTEMPTS):
+        manifest = open_current(cache_dir, config_hash)
+        directory = generation_dir(cache_dir, manifest)
+        try:
+            hold = InUse(directory)
+        except (CacheError, FileNotFoundError):
+            continue
+        if _current_generation(directory.parent) == manifest.generation:
+            return manifest, hold
+        hold.close()
+    raise CacheError(f"the entry {config_hash} in {cache_dir} is replaced again and again")
+
+
+def _current_generation(entry: Path) -> str:
+    """What the pointer names; empty without one."""
+    try:
+        return (entry / POINTER_NAME).read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 class InUse:
@@ -256,9 +304,13 @@ def verify_file(path: Path, file: LatentFile) -> None:
     """Read the whole file and compare its chunks with their checksums.
 
     Raises:
-        CacheDamaged: a chunk differs, or the header does.
+        CacheDamaged: it is gone, or a chunk or the header differs.
     """
-    with path.open("rb", buffering=0) as handle:
+    try:
+        handle = path.open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise CacheDamaged(f"{path} is gone") from error
+    with handle:
         if handle.read(file.data_offset) != file.header:
             raise CacheDamaged(f"{path}: the header is not the one in the manifest")
         for index, expected in enumerate(file.checksums):
@@ -285,3 +337,5 @@ def _check_stamp(path: Path, file: LatentFile) -> None:
         raise CacheDamaged(f"{path} has {stat.st_size} bytes, expected {expected}")
     if stat.st_mtime_ns != file.mtime_ns:
         verify_file(path, file)
+        with contextlib.suppress(PermissionError):  # the next look is a `stat` again
+            os.utime(path, ns=(stat.st_atime_ns, file.mtime_ns))

@@ -10,7 +10,6 @@ from typing import Any
 from ups.config import Model
 
 STARTUP_PHASES = ("queue", "boot", "download", "warm-up", "cache", "load", "first step")
-LATER_PHASES = ("train", "evaluate")
 
 
 class Span(Model):

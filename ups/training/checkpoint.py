@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ups.config import RunConfig, parse_config
+from ups.config import RunConfig
 from ups.errors import CheckpointError
 from ups.files import replacing
 
@@ -46,10 +46,6 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
             "it is of another version of this project"
         )
     return record
-
-
-def config_of(record: dict[str, Any]) -> RunConfig:
-    return parse_config(json.loads(record["config"]), where="checkpoint")
 
 
 def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:

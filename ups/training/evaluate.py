@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,19 +12,20 @@ import torch
 from torch import Tensor
 
 from ups.config import Model, RunConfig
-from ups.data.pdebench import TrajectoryFile, check_finite
+from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged
 from ups.device import training_device
 from ups.latents.encode import PatchEncoder
 from ups.models.operator import LatentOperator, conditioning
-from ups.training import checkpoint, metrics
+from ups.training import checkpoint
+from ups.training.metrics import Metrics, nrmse_over_time
 from ups.training.step import rollout
 
 log = logging.getLogger(__name__)
 
 
 class Scores(Model):
-    """Means over the test trajectories; the start frame, which is given, is not counted.
+    """Errors over the test trajectories; the start frame, which is given, is not counted.
 
     Persistence says that u stays as it is: one step ahead, the frame before; in the rollout, the
     first frame. Reconstruction is the encoder's own error, the floor of what the operator can do.
@@ -58,7 +60,7 @@ def evaluate(
     model.eval()
     encoder = encoder.to(device)
     stride = config.training.time_stride
-    totals: dict[str, dict[str, float]] = {}
+    totals: dict[str, Metrics] = defaultdict(Metrics)
     errors: list[Tensor] = []
     examples: list[tuple[Tensor, Tensor]] = []
     count, step_dt = 0, 0.0
@@ -70,21 +72,19 @@ def evaluate(
             for first in range(0, reader.num_trajectories, config.evaluation.batch_size):
                 end = min(first + config.evaluation.batch_size, reader.num_trajectories)
                 frames = reader.read(first, end)
-                check_finite(frames, source.path, first)
+                reader.check_finite(frames, first)
                 u_BTX = torch.from_numpy(frames[:, ::stride]).to(device)
                 nu_B = torch.full((len(u_BTX),), reader.nu, device=device)
                 predicted = _predict(model, encoder, u_BTX, nu_B, step_dt)
                 for name, (pred, target) in predicted.items():
-                    for metric, value in metrics.all_metrics(pred, target).items():
-                        into = totals.setdefault(name, {})
-                        into[metric] = into.get(metric, 0.0) + value * len(u_BTX)
+                    totals[name].update(pred, target)
                 pred, target = predicted["rollout"]
-                errors.append(metrics.nrmse_over_time(pred, target).cpu())
+                errors.append(nrmse_over_time(pred, target).cpu())
                 if len(examples) < config.evaluation.num_examples:
                     for b in range(min(len(u_BTX), config.evaluation.num_examples)):
                         examples.append((target[b].cpu(), pred[b].cpu()))
                 count += len(u_BTX)
-    means = {name: {m: v / count for m, v in sums.items()} for name, sums in totals.items()}
+    means = {name: metrics.result() for name, metrics in totals.items()}
     picture = run_dir / "prediction.png"
     from ups.training.pictures import draw_prediction
 

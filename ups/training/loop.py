@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
+from ups.files import write_atomically
 from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
 from ups.models.operator import conditioning
@@ -88,10 +89,10 @@ def train(
     last = run_dir / "checkpoints" / LAST
     resume = last if last.exists() else resume
     position = Position() if resume is None else _restore(resume, config, step)
+    if resume != last:  # another run's best was measured there, and its checkpoint is not here
+        position.best_epoch, position.best_val_nrmse = -1, math.inf
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
-    if resume not in (None, last):
-        loop.save(BEST)
     first_step_at = loop.run(on_first_step, on_epoch)
     seconds = time.monotonic() - started
     epoch_times = [row["training/epoch_time_sec"] for row in position.history]
@@ -121,6 +122,7 @@ class _Loop:
     ) -> None:
         self.config, self.latents, self.run_dir = config, latents, run_dir
         self.step, self.position, self.stop = step, position, stop
+        self._signals = DeferredSignals()
         self.rows_per_step = config.training.batch_size * config.training.accumulation_steps
         self.steps_per_epoch = -(-len(latents.train) // self.rows_per_step)
         self.num_epochs = config.stages.operator.epochs
@@ -131,19 +133,15 @@ class _Loop:
         on_first_step: Callable[[float], None] | None,
         on_epoch: Callable[[dict[str, float]], None] | None,
     ) -> float | None:
-        position, first_step_at = self.position, None
-        with DeferredSignals() as signals:
+        position, first_step_at, stopped = self.position, None, False
+        with self._signals:
             while position.epoch < self.num_epochs and not self._out_of_patience():
                 started = time.monotonic()
                 order_N = epoch_order(len(self.latents.train), self.config, position.epoch)
-                order_N = order_N.to(self.step.device)
+                order_N = order_N.to(self.latents.train.index_device)
                 for index_B in order_N.split(self.rows_per_step)[position.batch :]:
-                    if self.stop.is_set() or signals.pending is not None:
-                        self.save(LAST)
-                        log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
-                        if signals.pending is None:
-                            raise Interrupted("training was stopped; a rerun resumes it")
-                        return first_step_at
+                    if stopped := self._is_stopped():
+                        break
                     self.step(self.latents.train, index_B, position.step, self.total_steps)
                     position.step += 1
                     position.batch += 1
@@ -154,19 +152,35 @@ class _Loop:
                             on_first_step(first_step_at)
                     if position.step % self.config.training.log_every == 0:
                         self._check_loss()
-                metrics = self._end_epoch(started)
+                metrics = None if stopped else self._end_epoch(started)
+                if metrics is None:
+                    stopped = True
+                    break
                 if on_epoch is not None:
                     on_epoch(metrics)
+            if stopped:
+                self.save(LAST)
+                log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
+        if stopped:  # no handler of the signal, delivered above, has raised
+            raise Interrupted("training was stopped; a retry resumes it")
         return first_step_at
 
-    def _end_epoch(self, started: float) -> dict[str, float]:
+    def _is_stopped(self) -> bool:
+        return self.stop.is_set() or self._signals.pending is not None
+
+    def _end_epoch(self, started: float) -> dict[str, float] | None:
+        """Validate and save; None if training was stopped meanwhile."""
         position = self.position
         train_loss = self._check_loss() / self.steps_per_epoch
         trained = time.monotonic()
-        val_nrmse = validate(self.step, self.latents.val, self.config)
+        val_nrmse = validate(self.step, self.latents.val, self.config, self._is_stopped)
+        if val_nrmse is None:
+            return None
         position.epoch += 1
         position.batch, position.train_loss = 0, 0.0
-        is_best = val_nrmse < position.best_val_nrmse
+        # The first epoch counts even where its rollout diverges, so that there is a checkpoint.
+        best = position.best_val_nrmse
+        is_best = position.best_epoch < 0 or (math.isfinite(val_nrmse) and not val_nrmse >= best)
         if is_best:
             position.best_epoch, position.best_val_nrmse = position.epoch, val_nrmse
         metrics = {
@@ -177,8 +191,8 @@ class _Loop:
             "training/epoch_time_sec": trained - started,
         }
         position.history.append(metrics)
-        with (self.run_dir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        lines = "".join(json.dumps(row) + "\n" for row in position.history)
+        write_atomically(self.run_dir / "metrics.jsonl", lines.encode(), durable=False)
         if is_best:
             self.save(BEST)
         if position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done():
@@ -226,12 +240,20 @@ def epoch_order(num: int, config: RunConfig, epoch: int) -> Tensor:
 
 
 @torch.no_grad()
-def validate(step: TrainStep, data: LatentDataset, config: RunConfig) -> float:
-    """nRMSE of full rollouts of the averaged model over a split, in normalised latents."""
+def validate(
+    step: TrainStep, data: LatentDataset, config: RunConfig, is_stopped: Callable[[], bool]
+) -> float | None:
+    """nRMSE of full rollouts of the averaged model over a split, in normalised latents.
+
+    None if it was stopped between two batches.
+    """
     total = torch.zeros((), device=step.device)
-    for index_B in torch.arange(len(data), device=step.device).split(config.evaluation.batch_size):
+    every_N = torch.arange(len(data), device=data.index_device)
+    for index_B in every_N.split(config.evaluation.batch_size):
+        if is_stopped():
+            return None
         z_BTKD = data.batch(index_B).float()
-        condition_BC = conditioning(data.nu_N[index_B.to(data.nu_N.device)], data.step_dt)
+        condition_BC = conditioning(data.nu_N[index_B].to(step.device), data.step_dt)
         with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
             predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
         error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)

@@ -1,7 +1,8 @@
 """Errors of predicted trajectories, in field units, after PDEBench (Takamoto et al. 2022, app. B).
 
-Each function takes prediction and target (B, T, X) and gives (B,): an error per trajectory, its
-mean over time. Means over trajectories are left to the caller.
+The aggregation is PDEBench's too: RMSE and nRMSE are means over trajectories and times; the
+conserved and the Fourier errors are root mean squares over trajectories before they are averaged
+over times and modes; the maximum is taken over trajectories and space at each time.
 """
 
 from __future__ import annotations
@@ -11,67 +12,64 @@ from torch import Tensor
 
 from ups.errors import ShapeError
 
-LOW, MID = 5, 13
+LOW_END, MID_END = 4, 12  # first wave number of the mid and of the high band
 EPS = 1e-12
 
 
-def rmse(pred: Tensor, target: Tensor) -> Tensor:
-    """Root-mean-square error over X; field units."""
-    return _error(pred, target).square().mean(-1).sqrt().mean(-1)
-
-
-def nrmse(pred: Tensor, target: Tensor) -> Tensor:
-    """|error|_2 / |target|_2 over X; dimensionless."""
-    return nrmse_over_time(pred, target).mean(-1)
-
-
 def nrmse_over_time(pred: Tensor, target: Tensor) -> Tensor:
-    """(B, T): nRMSE of each frame; dimensionless."""
-    size: Tensor = target.norm(dim=-1) + EPS
+    """(B, T, X) twice → (B, T): |error|_2 / |target|_2 over X, dimensionless."""
+    size: Tensor = torch.linalg.vector_norm(target, dim=-1) + EPS
     error: Tensor = torch.linalg.vector_norm(_error(pred, target), dim=-1)
     return error / size
 
 
-def crmse(pred: Tensor, target: Tensor) -> Tensor:
-    """Error of the conserved quantity, the mean of u over X; field units."""
-    return _error(pred, target).mean(-1).abs().mean(-1)
+class Metrics:
+    """Collects the errors of batches of trajectories; all batches have the same T and X."""
 
+    def __init__(self) -> None:
+        self._num = 0
+        self._sums: dict[str, Tensor] = {}
+        self._max_T = torch.zeros(())
 
-def max_error(pred: Tensor, target: Tensor) -> Tensor:
-    """Largest error over X and T; field units."""
-    return _error(pred, target).abs().amax((-1, -2))
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """
+        Args:
+            pred, target: (B, T, X), field units (de-normalised).
+        Raises:
+            ShapeError: the shapes differ or are not 3-D.
+        """
+        error = _error(pred, target)
+        self._num += len(error)
+        self._max_T = torch.maximum(self._max_T.to(error.device), error.abs().amax((0, 2)))
+        ends = error[..., [0, -1]]
+        spectrum = torch.fft.rfft(error, dim=-1).abs() / error.shape[-1]
+        self._add("RMSE", error.square().mean(-1).sqrt().sum(0))
+        self._add("nRMSE", nrmse_over_time(pred, target).sum(0))
+        self._add("bRMSE", ends.square().mean(-1).sqrt().sum(0))
+        self._add("cRMSE", error.mean(-1).square().sum(0))
+        self._add("fRMSE", spectrum.square().sum(0))
 
+    def result(self) -> dict[str, float]:
+        """PDEBench's names → field units; nRMSE dimensionless. Fourier amplitudes are over X.
 
-def brmse(pred: Tensor, target: Tensor) -> Tensor:
-    """RMSE on the first and last grid point; field units."""
-    return _error(pred, target)[..., [0, -1]].square().mean(-1).sqrt().mean(-1)
+        The conserved quantity is the mean of u over X; the boundary is its first and last point.
+        """
+        means = {name: total / self._num for name, total in self._sums.items()}
+        modes_TK = means["fRMSE"].sqrt()
+        values = {
+            "RMSE": means["RMSE"],
+            "nRMSE": means["nRMSE"],
+            "cRMSE": means["cRMSE"].sqrt(),
+            "max": self._max_T,
+            "bRMSE": means["bRMSE"],
+            "fRMSE_low": modes_TK[:, :LOW_END],
+            "fRMSE_mid": modes_TK[:, LOW_END:MID_END],
+            "fRMSE_high": modes_TK[:, MID_END:],
+        }
+        return {name: value.mean().item() for name, value in values.items()}
 
-
-def frmse(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """RMSE of the Fourier amplitudes in the low (k < 5), mid (k < 13) and high band.
-
-    Amplitudes are scaled so that a sine of amplitude 1 has magnitude 1/2; field units.
-    """
-    spectrum = torch.fft.rfft(_error(pred, target), dim=-1).abs() / pred.shape[-1]
-    bands = spectrum[..., :LOW], spectrum[..., LOW:MID], spectrum[..., MID:]
-    low, mid, high = (band.square().mean(-1).sqrt().mean(-1) for band in bands)
-    return low, mid, high
-
-
-def all_metrics(pred: Tensor, target: Tensor) -> dict[str, float]:
-    """Every metric, its mean over trajectories, under PDEBench's names."""
-    low, mid, high = frmse(pred, target)
-    values = {
-        "nRMSE": nrmse(pred, target),
-        "RMSE": rmse(pred, target),
-        "cRMSE": crmse(pred, target),
-        "max": max_error(pred, target),
-        "bRMSE": brmse(pred, target),
-        "fRMSE_low": low,
-        "fRMSE_mid": mid,
-        "fRMSE_high": high,
-    }
-    return {name: value.mean().item() for name, value in values.items()}
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
 
 def _error(pred: Tensor, target: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def draw_prediction(
             )
             figure.colorbar(image, ax=axes, ticks=MaxNLocator(nbins=4))
             axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
-            axes.label_outer()
+            axes.tick_params(labelbottom=row == rows - 1, labelleft=column == 0)
             if row == 0:
                 axes.set_title(name)
             if row == rows - 1:

@@ -45,21 +45,26 @@ class TrainStep:
         self.operator: Any = self.model
         if config.training.compile == "inductor":
             self.operator = torch.compile(self.model)
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._graphs: dict[tuple[torch.Size, torch.dtype], _Graph] = {}
         precision = config.training.precision
         on_gpu = self.device == "cuda"
         self.bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
 
     def __call__(self, data: LatentDataset, index_B: Tensor, step: int, total_steps: int) -> None:
-        """Take step `step` of `total_steps` on the trajectories `index_B` of `data`."""
+        """Take step `step` of `total_steps` on the trajectories `index_B` of `data`.
+
+        Args:
+            index_B: on `data.index_device`.
+        """
         self.lr.fill_(self._lr_at(step, total_steps))
         decay = min(self.config.training.ema_decay, (1 + step) / (10 + step))
         self.ema_weight.fill_(1 - decay)
         for micro_B in index_B.split(self.config.training.batch_size):
             share = len(micro_B) / len(index_B)
             z_BTKD = data.batch(micro_B)
-            condition_BC = conditioning(data.nu_N[micro_B.to(data.nu_N.device)], data.step_dt)
-            if len(micro_B) == len(index_B) and self.config.training.compile == "graph":
+            nu_B = data.nu_N[micro_B].to(self.device, non_blocking=True)
+            condition_BC = conditioning(nu_B, data.step_dt)
+            if self.config.training.compile == "graph":
                 self._replay(z_BTKD, condition_BC)
                 return
             self._accumulate(z_BTKD, condition_BC, share)
@@ -145,10 +150,10 @@ class TrainStep:
             torch._foreach_add_(ema, list(drift))
 
     def _replay(self, z_BTKD: Tensor, condition_BC: Tensor) -> None:
-        shape = tuple(z_BTKD.shape)
-        if shape not in self._graphs:
-            self._graphs[shape] = _Graph(self, z_BTKD, condition_BC)
-        self._graphs[shape].replay(z_BTKD, condition_BC)
+        kind = z_BTKD.shape, z_BTKD.dtype
+        if kind not in self._graphs:
+            self._graphs[kind] = _Graph(self, z_BTKD, condition_BC)
+        self._graphs[kind].replay(z_BTKD, condition_BC)
 
 
 class _Graph:
@@ -166,7 +171,8 @@ class _Graph:
                 step._update()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: the data are loaded by another thread meanwhile
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             step._accumulate(self._z, self._condition, 1.0)
             step._update()
         step.load_state_dict(before)
