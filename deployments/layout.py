@@ -3,7 +3,7 @@ environments that its parts run in.
 
     .stack/                 or $UPS_STACK_DIR
       settings.json         host and ports of the last `ups up`
-      env                   keys of the object store (mode 0600)
+      env                   keys and address of the object store (mode 0600)
       s3/<bucket>/<key>     the objects
       prefect/              PREFECT_HOME: the server's database, results
       processes/*.json      what was started
@@ -124,20 +124,27 @@ class Stack:
                 ) from None
 
     def store_env(self) -> dict[str, str]:
-        """The environment with which boto3 reaches the object store; keys are made once."""
+        """The environment with which boto3 reaches the object store, as `env` holds it.
+
+        The keys are made once; the address follows the port.
+        """
         path = self.folder / "env"
-        if not path.exists():
+        text = path.read_text() if path.exists() else ""
+        known = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        env = {
+            "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
+            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+            **known,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": self.s3_url,
+        }
+        if env != known:
             self.folder.mkdir(parents=True, exist_ok=True)
-            keys = {
-                "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
-                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
-            }
             aside = path.with_name(f".env.{os.getpid()}")
             with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.writelines(f"{key}={value}\n" for key, value in keys.items())
+                file.writelines(f"{key}={value}\n" for key, value in env.items())
             aside.replace(path)
-        keys = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
-        return {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL_S3": self.s3_url}
+        return env
 
     def prefect_env(self) -> dict[str, str]:
         """The environment of the server, the worker and the CLI calls.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from tasks.cache import cache_task
 from tasks.download import download
@@ -23,7 +22,7 @@ from tasks.train import train_operator
 from ups.config import SPLITS, Features, load_config
 from ups.data.sources import open_store
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.store import built_after, check_cache_valid
+from ups.latents.store import built_after
 from ups.runs import open_run_dir
 
 log = logging.getLogger("ups.flow")
@@ -39,37 +38,29 @@ THREADS = 8  # a submitted task that waits occupies one, so there are some to sp
     task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
 )
 def train_burgers(
-    config: Annotated[
-        str, Field(description="Name of a config in deployments/configs, or a path")
-    ] = "smoke",
-    latent_dim: Annotated[
-        int | None, Field(description="Channels of a token, 1 or more; empty: as in the config")
-    ] = None,
-    latent_tokens: Annotated[
-        int | None,
-        Field(description="Tokens of a frame, a divisor of the grid; empty: as in the config"),
-    ] = None,
-    epochs: Annotated[
-        int | None, Field(description="Passes over train, 1 or more; empty: as in the config")
-    ] = None,
-    seed: Annotated[
-        int | None, Field(description="Of weights and shuffling; empty: as in the config")
-    ] = None,
-    overrides: Annotated[
-        dict[str, Any] | None,
-        Field(description='Any other value, dotted: {"training.batch_size": 24}'),
-    ] = None,
-    features: Annotated[
-        Features | None, Field(description="Optimisations; empty: as in the config")
-    ] = None,
-    overwrite_cache: Annotated[
-        bool, Field(description="Build the latent cache again although it is there")
-    ] = False,
-    resume_from: Annotated[
-        str | None, Field(description="A checkpoint of another run to go on from; empty: start new")
-    ] = None,
+    config: str = "smoke",
+    latent_dim: int | None = None,
+    latent_tokens: int | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    features: Features | None = None,
+    overwrite_cache: bool = False,
+    resume_from: str | None = None,
 ) -> None:
-    """Download PDEBench data, encode it once, train a latent operator, and show where time went."""
+    """Download PDEBench data, encode it once, train a latent operator, and show where time went.
+
+    Args:
+        config: Name of a config in deployments/configs, or the path of one.
+        latent_dim: Channels of a token, 1 or more. None: as in the config.
+        latent_tokens: Tokens of a frame, a divisor of the grid. None: as in the config.
+        epochs: Passes over the training split, 1 or more. None: as in the config.
+        seed: Seed of the weights and of the shuffling. None: as in the config.
+        overrides: Any other value by its dotted key, such as {"training.batch_size": 24}.
+        features: The optimisations, to switch them off one by one. None: as in the config.
+        overwrite_cache: Build the latent cache again although it is there.
+        resume_from: A checkpoint of another run to go on from. None: start new.
+    """
     changes = {
         "latent.dim": latent_dim,
         "latent.tokens": latent_tokens,
@@ -118,7 +109,7 @@ def _run_phases(story: Story, stop: threading.Event, resume: Path | None) -> Non
 
         cache_dir, since = config.training.latent_cache_dir, story.build_after
         overwrite = since is not None and not built_after(cache_dir, key, since)
-        there = not overwrite and check_cache_valid(cache_dir, key)
+        there = not overwrite and built_after(cache_dir, key, 0)
         build = cache_task(config, key, overwrite=overwrite, reused=there)
         state = build(config, encoded, key, overwrite, stop, return_state=True)
         story.entry = CacheEntry.model_validate(state.result())

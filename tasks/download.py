@@ -19,4 +19,7 @@ def download(
     config: RunConfig, split: Split, store: ObjectStore | None, stop: threading.Event
 ) -> list[Staged]:
     with progress_artifact(f"download-{split}", f"download of the {split} split") as progress:
-        return stage(config, split, store, stop=stop, progress=progress)
+        staged = stage(config, split, store, stop=stop, progress=progress.update)
+        if not any(source.fetched_bytes for source in staged):
+            progress.forget()
+        return staged

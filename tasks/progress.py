@@ -6,7 +6,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -17,22 +17,22 @@ UPDATE_EVERY_S = 1.0
 
 
 @contextmanager
-def progress_artifact(key: str, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a callback (bytes done, bytes in all); a thread tells the API about once a second.
+def progress_artifact(key: str, what: str) -> Iterator[Progress]:
+    """Its `update` takes bytes done and in all; a thread tells the API about once a second.
 
-    Nothing is created where nothing was transferred.
+    Nothing is created where nothing was moved; `forget` says so.
     """
-    state = _State(key, what)
+    state = Progress(key, what)
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=(state.report,), daemon=True, name=key)
     thread.start()
     try:
-        yield state.update
+        yield state
     finally:
         state.finished.set()
 
 
-class _State:
+class Progress:
     def __init__(self, key: str, what: str) -> None:
         self.key, self.what = key, what
         self.done = self.total = 0
@@ -44,6 +44,9 @@ class _State:
         self.done, self.total = done, total
         if done == total:
             self.ended = time.monotonic()
+
+    def forget(self) -> None:
+        self.total = 0
 
     def report(self) -> None:
         artifact = None

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BOOT_BOUNDS = {
+    "cold": "cold start: a new interpreter imports Prefect and the flow",
+    "warm": "warm start: forked; Prefect's engine loads the flow and sets states",
+    "in process": "in process: Prefect's engine sets states",
+}
 TRIGGERS = ("Scheduled", "AwaitingRetry")
 STOPPED = "by a signal, as cancelling does"
 
@@ -178,8 +183,8 @@ def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
         if waited
         else "worker notices the run, starts a process",
         "download": "nothing was staged",
-        "boot": f"{os.environ.get('UPS_STARTED', 'in-process')} start: imports, Prefect's engine",
-        "warm-up": "import torch, build and warm the model",
+        "boot": BOOT_BOUNDS[os.environ.get("UPS_STARTED", "in process")],
+        "warm-up": "import torch where it is not yet, build and warm the model",
         "first step": "one optimizer step",
     }
     files = {s.path: s for staged in story.staged.values() for s in staged}.values()

@@ -213,3 +213,10 @@ def test_a_restarted_server_loses_no_run_and_doubles_none(live, config):
         live.wait_until_final(run_id)
         assert live.state(run_id)["type"] == "COMPLETED"
         assert list(live.tasks(run_id)).count("4 train-operator") == 1
+
+
+def test_every_field_of_the_run_form_is_described(live):
+    deployment = live.api.get("/deployments/name/train-burgers/train-burgers").json()
+    fields = deployment["parameter_openapi_schema"]["properties"]
+    assert {"config", "latent_dim", "epochs", "features", "overrides"} <= fields.keys()
+    assert [name for name, field in fields.items() if not field.get("description")] == []
