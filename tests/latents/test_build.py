@@ -253,7 +253,7 @@ def test_out_of_memory_halves_the_batch_to_one_then_goes_to_the_cpu(
 ):
     tried = []
 
-    def no_memory(self, frames, latents, batch):
+    def no_memory(self, source, first, latents, batch):
         tried.append(batch)
         raise torch.cuda.OutOfMemoryError("made up")
 
