@@ -38,6 +38,7 @@ class TrainStep:
         torch.manual_seed(config.training.seed)
         self.model = LatentOperator(config).to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self._averages: list[Tensor] = list(self.ema.parameters())
         self.lr = torch.zeros((), device=self.device)
         self.ema_weight = torch.zeros((), device=self.device)
         self.loss_sum = torch.zeros((), device=self.device)
@@ -139,15 +140,14 @@ class TrainStep:
         return loss / horizon
 
     def _update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.grad_clip)
+        live = self.optimizer.parameters
+        torch.nn.utils.clip_grad_norm_(live, self.config.training.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        ema: list[Tensor] = list(self.ema.parameters())
-        live: list[Tensor] = list(self.model.parameters())
         with torch.no_grad():
-            drift = torch._foreach_sub(live, ema)
+            drift = torch._foreach_sub(live, self._averages)
             torch._foreach_mul_(drift, self.ema_weight)
-            torch._foreach_add_(ema, list(drift))
+            torch._foreach_add_(self._averages, list(drift))
 
     def _replay(self, z_BTKD: Tensor, condition_BC: Tensor) -> None:
         kind = z_BTKD.shape, z_BTKD.dtype
