@@ -269,3 +269,15 @@ def test_no_file_is_refused_with_what_was_looked_for(tmp_path):
         find_files(tmp_path, "burgers1d", "test")
     with pytest.raises(DataError, match="no such folder"):
         find_files(tmp_path / "nowhere", "burgers1d", "test")
+
+
+@pytest.mark.parametrize("storage", [{}, {"chunks": (1, 3, 8), "compression": "gzip"}])
+def test_single_frames_are_those_of_the_whole(tmp_path, storage):
+    path = tmp_path / "x.h5"
+    values = np.random.default_rng(0).standard_normal((5, 9, 16)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("tensor", data=values, **storage)
+        file["t-coordinate"] = np.arange(9) * 0.01
+        file.attrs["Nu"] = 0.01
+    with TrajectoryFile(path, (2, 5)) as reader:
+        assert np.array_equal(reader.read_frames(1, 4), values[3, ::4])

@@ -106,6 +106,19 @@ class TrajectoryFile:
             self._read_raw(self._fd, self._offset + (self._first + lo) * self._row_bytes, out)
         return out
 
+    def read_frames(self, row: int, stride: int) -> Frames:
+        """Every `stride`-th frame of one trajectory, (ceil(T / stride), X), and no other byte."""
+        times = range(0, self.num_frames, stride)
+        out = np.empty((len(times), self.grid_points), np.float32)
+        if self._fd is None or self._offset is None:
+            frames = self._data[self._first + row, ::stride]
+            out[:] = frames.reshape(out.shape)
+        else:
+            start = self._offset + (self._first + row) * self._row_bytes
+            for frame, time in zip(out, times, strict=True):
+                self._read_raw(self._fd, start + time * frame.nbytes, frame)
+        return out
+
     def check_finite(self, frames: Frames, lo: int) -> None:
         """Refuse NaN and infinity in what `read(lo, …)` gave.
 

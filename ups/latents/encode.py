@@ -93,8 +93,7 @@ def fit_encoder(config: RunConfig, train: Sequence[TrajectoryFile]) -> PatchEnco
     ends = np.cumsum([file.num_trajectories for file in train])
     num_fit = min(config.encoder.fit_trajectories, int(ends[-1]))
     chosen = np.sort(rng.choice(int(ends[-1]), num_fit, replace=False))
-    buffer = np.empty((1, train[0].num_frames, train[0].grid_points), np.float32)
-    fields = np.stack([_read_for_fit(train, ends, i, buffer) for i in chosen.tolist()])
+    fields = np.stack([_read_for_fit(train, ends, index) for index in chosen.tolist()])
     patches = fields.reshape(-1, num_points).astype(np.float64)
     mean, std = 0.0, 1.0
     if config.encoder.normalise:
@@ -110,12 +109,10 @@ def fit_encoder(config: RunConfig, train: Sequence[TrajectoryFile]) -> PatchEnco
     return PatchEncoder(weight, mean, std)
 
 
-def _read_for_fit(
-    files: Sequence[TrajectoryFile], ends: NDArray[np.int64], index: int, buffer: Frames
-) -> Frames:
-    """Every 8th frame of trajectory `index` of all the files' rows, read through `buffer`."""
+def _read_for_fit(files: Sequence[TrajectoryFile], ends: NDArray[np.int64], index: int) -> Frames:
+    """Every 8th frame of trajectory `index` of all the files' rows."""
     which = int(np.searchsorted(ends, index, side="right"))
     row = index - (int(ends[which - 1]) if which else 0)
-    files[which].read(row, row + 1, out=buffer)
-    files[which].check_finite(buffer, row)
-    return buffer[0, ::FIT_FRAME_STRIDE].copy()
+    frames = files[which].read_frames(row, FIT_FRAME_STRIDE)
+    files[which].check_finite(frames[None], row)
+    return frames
