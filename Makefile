@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_VENV := .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
 # uv looks for local wheels where pip does, so that a machine that keeps a CPU build of torch uses it.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install up run down test lock clean
+.PHONY: help install up run down test bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,9 +39,24 @@ test: install  ## lint, types, tests
 	@$(BIN)/mypy
 	@$(BIN)/pytest
 
+bench: install $(BENCH_INSTALLED)  ## measure each phase beside its peers on the CPU; ARGS="--sections load"
+	@$(BIN)/python -m benchmarks cpu $(ARGS)
+
+bench-gpu: install  ## measure encoding, loading and training on a GPU; ARGS="--device cpu --size 0.01"
+	@$(BIN)/python -m benchmarks gpu $(ARGS)
+
+# The peers have an environment of their own, so that they never bend the project's lock.
+$(BENCH_INSTALLED): benchmarks/requirements.txt | $(INSTALLED)
+	@echo "installing the benchmarks' peers into $(BENCH_VENV)"
+	@test -x $(BENCH_VENV)/bin/python || $(UV) venv -q --python $(BIN)/python $(BENCH_VENV)
+	@$(UV) pip install -q --python $(BENCH_VENV)/bin/python -r benchmarks/requirements.txt
+	@touch $@
+
 lock:  ## resolve the dependencies anew, for every platform, CUDA builds included
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 --all-extras \
 	  --no-annotate --no-header -q --upgrade -o constraints.txt pyproject.toml
+	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 \
+	  --no-annotate --no-header -q --upgrade -o benchmarks/requirements.txt benchmarks/requirements.in
 
 clean: down  ## remove the environment and the stack's state; data, caches and runs stay
-	rm -rf $(VENV) .stack prefect.toml
+	rm -rf $(VENV) $(BENCH_VENV) .bench .stack prefect.toml

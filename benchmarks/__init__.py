@@ -1,0 +1,1 @@
+"""Benchmarks: each phase beside its peers and the bound that the same run measured."""

@@ -1,0 +1,55 @@
+"""A process from its start to its first optimizer steps, as `startup` times it.
+
+    python -m benchmarks.first_step SPEC      SPEC: JSON with config, compile, rows, frames, device
+
+Prints one line of JSON: when the first step was done (Unix time), and the seconds of later ones.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+
+def main(spec: dict[str, Any]) -> dict[str, float]:
+    from ups.config import load_config
+
+    config = load_config(
+        spec["config"],
+        {"training.compile": spec["compile"], "training.device": spec["device"]},
+    )
+    import torch
+
+    from ups.latents.datasets import PreloadedCacheDataset
+    from ups.training.step import TrainStep
+
+    imported_at = time.time()
+    step = TrainStep(config)
+    training, latent = config.training, config.latent
+    frames = -(-spec["frames"] // training.time_stride)
+    rows = training.batch_size * 4
+    z_NTKD = torch.randn(rows, frames, latent.tokens, latent.dim).half().to(step.device)
+    nu_N = torch.full((rows,), 0.01, device=step.device)
+    data = PreloadedCacheDataset(z_NTKD, nu_N, 0.01 * training.time_stride, step.device)
+    batches = torch.arange(rows, device=data.index_device).split(training.batch_size)
+    step(data, batches[0], 0, 1000)
+    step.synchronize()
+    first_step_at = time.time()
+    seconds = []
+    for i in range(1, 1 + spec["steps"]):
+        started = time.perf_counter()
+        step(data, batches[i % len(batches)], i, 1000)
+        step.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "imported_at": imported_at,
+        "first_step_at": first_step_at,
+        "step_s": statistics.median(seconds),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
