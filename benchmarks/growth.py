@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def measure(folder: str, num: int, **shape: Any) -> dict[str, float]:
         found[f"{phase} s"], found[f"{phase} bytes"] = peak_of(work)
 
     note("encode", lambda: kept.append(ensure(config, staged, device=settings.device)))
+    os.sync()  # or the disk would still be at it
     dense = fixture.config(settings, cache, {**SMALL, "training.time_stride": LOAD_STRIDE})
     note("load", lambda: load(dense, kept[0], staged, device=settings.device).close())
     kept.append(load(config, kept[0], staged, device=settings.device))
