@@ -23,7 +23,7 @@ from ups.latents.loader import load
 BATCH, HORIZON = 12, 1
 NOTES = [
     "Batches: one epoch, shuffled, 12 trajectories a batch, time stride 2, horizon 1; z0 and z1 of "
-    "every pair are touched by no one, as in BASELINE's own figures. `pairs in fp32` is ours with "
+    "every pair are views that nobody touches. `pairs in fp32` is ours with "
     "z0 and z1 copied out to float32, which the training step does on its device.",
     "earlier preloaded way: a list of fp32 tensors, sliced into z0 and z1 per item and "
     "concatenated by the DataLoader's collate (no workers). `.pt` from disk: legacy mode's files, "
