@@ -41,7 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(settings: Settings, suite: str, chosen: list[str], order: tuple[str, ...]) -> int:
     """Measure the sections one after the other; each is written as soon as it is done."""
-    logging.getLogger("ups").setLevel(logging.WARNING)
     settings.folder.mkdir(parents=True, exist_ok=True)
     out = settings.results
     kind = machine.kind(settings.device) + ("" if settings.is_default else "-trial")
@@ -119,4 +118,5 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    logging.getLogger("ups").setLevel(logging.WARNING)
     sys.exit(main())
