@@ -25,6 +25,7 @@ class Faults:
         corrupt: bodies whose first byte is flipped.
         delay_s: wait before every 64 KiB of a body.
         stall: an event that must be set before a body goes on past `cut_after` bytes.
+        whole: sent with status 200, whatever range was asked for.
         on_range: called before a range is asked for upstream.
     """
 
@@ -35,6 +36,7 @@ class Faults:
     cut_after: int = 100_000
     delay_s: float = 0
     stall: threading.Event | None = None
+    whole: bytes | None = None
     on_range: Callable[[], None] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,6 +81,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+            return None
+        if faults.whole is not None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(faults.whole)))
+            self.send_header("ETag", '"whole"')
+            self.end_headers()
+            self.wfile.write(faults.whole)
             return None
         return self._forward(faults)
 

@@ -36,6 +36,7 @@ BUCKET = "pdebench"
 QUICK = Retry(attempts=4, first_wait_s=0.01, max_wait_s=0.02)
 CONTENT = random.Random(0).randbytes(5 * MIB + 12_345)  # six ranges, the last one short
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+FIRST_ONLY = [f"bytes=0-{MIB - 1}"]  # asked for before the size is known
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,6 +167,19 @@ def test_progress_ends_at_the_total_and_never_falls(fetch, proxy):
     assert seen == sorted(seen)
     assert len(seen) > 1
     assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_the_first_request_is_for_bytes_and_no_byte_is_asked_for_twice(fetch, proxy):
+    fetch()
+    starts = [int(asked.removeprefix("bytes=").split("-")[0]) for asked in proxy.ranges]
+    assert proxy.ranges[:1] == FIRST_ONLY
+    assert sorted(starts) == [i * MIB for i in range(6)]
+
+
+def test_a_store_without_ranges_is_refused_with_what_it_offered(fetch, proxy):
+    proxy.faults.whole = CONTENT
+    with pytest.raises(FetchError, match="asked for bytes .*, was offered 5255225 bytes"):
+        fetch()
 
 
 def test_an_empty_object_is_an_empty_file(store, tmp_path, dest):
@@ -434,7 +448,7 @@ def test_a_full_disk_is_noticed_before_the_transfer(fetch, proxy, dest, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DiskFull, match=r"needs 5 MB in .*, found 69 MB free .* PDEBENCH_ROOT"):
         fetch()
-    assert proxy.ranges == []
+    assert proxy.ranges == FIRST_ONLY
     assert leftovers(dest) == []
 
 
@@ -451,7 +465,7 @@ def test_an_object_that_is_not_what_its_manifest_says_is_not_fetched(
     put_manifest([])
     with pytest.raises(DataError, match=r"manifest.json is no manifest .* expected"):
         connect().head(BUCKET, own_key)
-    assert proxy.ranges == []
+    assert proxy.ranges == FIRST_ONLY
 
 
 def test_a_missing_key_is_named_with_what_is_there(store, key, dest):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ups.background import Background
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
     CREDENTIALS_HINT,
@@ -46,6 +47,14 @@ class ObjectInfo:
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The first bytes of an object, on their way."""
+
+    body: StreamingBody
+    num_bytes: int
 
 
 class ObjectStore:
@@ -87,21 +96,73 @@ class ObjectStore:
             FetchError: the store cannot be reached, or object and manifest differ in size.
             DataError: the manifest is not one.
         """
-        uri = f"s3://{bucket}/{key}"
+        return self._describe(
+            bucket,
+            key,
+            lambda: self._client.head_object(Bucket=bucket, Key=key),
+            fresh,
+            retry,
+        )[0]
+
+    def open_first(
+        self, bucket: str, key: str, num_bytes: int, *, fresh: bool = False
+    ) -> tuple[ObjectInfo, Opened | None]:
+        """What `head` says, by asking at once for the first bytes: one round trip less.
+
+        Returns: the object, and its first `num_bytes` bytes, or all where it is smaller; the caller
+            closes them. None where the object is empty, or the store knows no ranges.
+        Raises: as `head`.
+        """
+
+        def get() -> Any:
+            try:
+                return self._client.get_object(
+                    Bucket=bucket, Key=key, Range=f"bytes=0-{num_bytes - 1}"
+                )
+            except self._client.exceptions.ClientError as error:
+                if answer(error)[1] != 416:  # an empty object has no first byte
+                    raise
+                return self._client.head_object(Bucket=bucket, Key=key)
+
+        info, found = self._describe(bucket, key, get, fresh, None)
+        if "Body" not in found:
+            return info, None
+        opened = Opened(found["Body"], found["ContentLength"])
+        if opened.num_bytes != min(num_bytes, info.num_bytes):
+            opened.body.close()
+            return info, None
+        return info, opened
+
+    def _describe(
+        self, bucket: str, key: str, ask: Callable[[], Any], fresh: bool, retry: Retry | None
+    ) -> tuple[ObjectInfo, Any]:
+        """The object by the answer to a HEAD or GET, and that answer."""
+        # Asked for at the same time: one round trip instead of two.
+        manifest = Background(lambda: self._manifests.entry(bucket, key, fresh), "read a manifest")
         try:
-            found = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key), retry)
+            found = self._call(f"s3://{bucket}/{key}", ask, retry)
         except ObjectUnavailable as error:
             if answer(error.__cause__)[1] == 404:
                 raise self._missing(bucket, key) from error.__cause__
             raise
-        num_bytes = found["ContentLength"]
-        entry = self._manifests.entry(bucket, key, fresh)
+        try:
+            return self._compared(bucket, key, found, manifest.result(), fresh), found
+        except BaseException:
+            if "Body" in found:
+                found["Body"].close()
+            raise
+
+    def _compared(
+        self, bucket: str, key: str, found: Any, entry: dict[str, Any] | None, fresh: bool
+    ) -> ObjectInfo:
+        _, _, total = found.get("ContentRange", "").rpartition("/")  # "bytes 0-99/1234"
+        num_bytes = int(total) if total else found["ContentLength"]
         if entry and entry["bytes"] != num_bytes and not fresh:
             entry = self._manifests.entry(bucket, key, fresh=True)
         if entry and entry["bytes"] != num_bytes:
             raise FetchError(
-                f"{uri}: {num_bytes} bytes, but its manifest says {entry['bytes']}. If it is being "
-                "uploaded, try again later; else upload it anew"
+                f"s3://{bucket}/{key}: {num_bytes} bytes, but its manifest says {entry['bytes']}. "
+                "If it is being uploaded, try again later; else upload it anew"
             )
         sha256 = entry["sha256"] if entry else None
         return ObjectInfo(bucket, key, num_bytes, _identity(found), sha256)

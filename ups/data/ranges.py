@@ -19,13 +19,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ups.data.objectstore import ObjectInfo, ObjectStore, Progress
+from ups.data.objectstore import ObjectInfo, ObjectStore, Opened, Progress
 from ups.data.s3errors import retrying
 from ups.data.stamps import beside, boot_id
 from ups.errors import DiskFull, Interrupted, UpsError
 from ups.files import require_free_space, write_atomically
 
 MIB = 1 << 20
+# A request costs milliseconds of the processor; SHA-256, which follows in order, is at the end as
+# far behind as the ranges that arrive together are long.
+RANGE_BYTES = 16 * MIB
 ROOT_REMEDY = "set data.root or PDEBENCH_ROOT to a larger disk"
 _CHUNK_BYTES = 256 << 10  # read and written while still in the processor's cache
 _HASH_CHUNK_BYTES = 2 * MIB
@@ -37,18 +40,27 @@ _PROGRESS_S = 0.1
 class RangedFetch:
     """One download into the partial file of `dest`; used once, under the lock of `dest`.
 
+    Args:
+        num_threads: ranges fetched at once.
+        range_bytes: of one request, in whole MiB.
+        first: the object's first range, where it has been asked for already.
     Attributes:
         resumed_bytes: what an earlier, interrupted download left and is not fetched again.
     """
 
     def __init__(
-        self, store: ObjectStore, info: ObjectInfo, dest: Path, num_threads: int, range_bytes: int
+        self,
+        store: ObjectStore,
+        info: ObjectInfo,
+        dest: Path,
+        num_threads: int,
+        range_bytes: int = RANGE_BYTES,
+        first: Opened | None = None,
     ) -> None:
         self.store, self.info, self.dest = store, info, dest
         self.partial, self._journal = beside(dest, "part"), beside(dest, "journal")
-        # No range so large that a thread has none; whole MiB, as a memory map starts at a page.
-        share = -(-info.num_bytes // num_threads)
-        self.range_bytes = max(MIB, min(range_bytes, share + -share % MIB) // MIB * MIB)
+        self.range_bytes = max(1, range_bytes // MIB) * MIB  # a memory map starts at a page
+        self._first = first
         arrived = self._read_journal()
         num_ranges = -(-info.num_bytes // self.range_bytes)
         self._filled = [min(self._length(i), arrived.get(i, 0)) for i in range(num_ranges)]
@@ -119,7 +131,10 @@ class RangedFetch:
         """Read the rest of a range; a halt ends it early."""
         first = index * self.range_bytes
         start, end = first + self._filled[index], first + self._length(index)
-        body = self.store.open_range(self.info, start, end)
+        if self._first is not None and end - start == self._first.num_bytes and start == 0:
+            body, self._first = self._first.body, None
+        else:
+            body = self.store.open_range(self.info, start, end)
         try:
             if not self._begin(body):
                 return

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DOWNLOAD_THREADS = 8
 Progress = Callable[[int, int], None]
 
 
@@ -103,13 +102,13 @@ def stage(
         else:
             from ups.data.transfer import download
 
-            threads = DOWNLOAD_THREADS if config.features.parallel_downloads else 1
+            one_by_one = not config.features.parallel_downloads
             done = download(
                 store,
                 source.bucket,
                 source.key,
                 source.path,
-                num_threads=threads,
+                num_threads=1 if one_by_one else None,
                 stop=stop,
                 progress=progress,
             )

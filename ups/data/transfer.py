@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ups.data.objectstore import ObjectInfo, ObjectStore, Progress
-from ups.data.ranges import MIB, RangedFetch
+from ups.background import Background
+from ups.data.objectstore import ObjectInfo, ObjectStore, Opened, Progress
+from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ObjectChanged
 from ups.data.stamps import Stamp, beside, hash_file, read_stamp, write_stamp
 from ups.errors import ChecksumMismatch, FetchError, Interrupted
@@ -38,8 +40,8 @@ def download(
     key: str,
     dest: Path,
     *,
-    num_threads: int = 8,
-    range_bytes: int = 32 * MIB,
+    num_threads: int | None = None,
+    range_bytes: int = RANGE_BYTES,
     stop: threading.Event | None = None,
     progress: Progress | None = None,
 ) -> Download:
@@ -51,7 +53,9 @@ def download(
     processes, fetch once.
 
     Args:
-        num_threads: ranges fetched at once; 1 fetches them one after the other.
+        num_threads: ranges fetched at once; 1 fetches them one after the other. Default: two for
+            each core, up to 8; more would wait for the interpreter's lock.
+        range_bytes: of one request, in whole MiB.
         stop: checked all the time; what has arrived is kept for the next call.
         progress: called in this thread, at most 10 times a second.
     Raises:
@@ -62,6 +66,7 @@ def download(
     """
     dest = Path(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
+    num_threads = num_threads or min(8, 2 * len(os.sched_getaffinity(0)))
     fetch = _Fetch(store, bucket, key, dest, num_threads, range_bytes, stop, progress)
     try:
         return fetch.once(fresh=False)
@@ -84,11 +89,15 @@ class _Fetch:
     def once(self, fresh: bool) -> Download:
         started = time.perf_counter()
         stamp = read_stamp(self.dest)
-        info = self._head(stamp, fresh)
-        if (sha256 := self._stamped(stamp, info)) is not None:
-            return self._reused(sha256, started)
+        if stamp is not None:
+            sha256 = self._stamped(stamp, self._head(stamp, fresh))
+            if sha256 is not None:
+                return self._reused(sha256, started)
         with exclusive_lock(beside(self.dest, "lock"), self.stop):
+            if not self.dest.exists() and not beside(self.dest, "journal").exists():
+                return self._fetch_new(fresh, started)
             stamp = read_stamp(self.dest)  # whoever held the lock may have fetched it
+            info = self._head(stamp, fresh)
             sha256 = self._stamped(stamp, info) or self._hashed(stamp, info)
             if sha256 is not None:
                 return self._reused(sha256, started)
@@ -97,7 +106,20 @@ class _Fetch:
                     f"{self.dest} is damaged, and {self.store.endpoint} cannot be reached; "
                     "run again when it can"
                 )
-            return self._fetched(info, started)
+            return self._fetched(info, None, started)
+
+    def _fetch_new(self, fresh: bool, started: float) -> Download:
+        """There is nothing to compare with: the first bytes are asked for at once."""
+
+        def open_first() -> tuple[ObjectInfo, Opened | None]:
+            return self.store.open_first(self.bucket, self.key, self.range_bytes, fresh=fresh)
+
+        info, first = _watching(self.stop, open_first)
+        try:
+            return self._fetched(info, first, started)
+        finally:
+            if first is not None:
+                first.body.close()
 
     def _head(self, stamp: Stamp | None, fresh: bool) -> ObjectInfo | None:
         """None where the store cannot be reached but a file that was verified is there."""
@@ -141,8 +163,8 @@ class _Fetch:
         write_stamp(self.dest, stat, sha256, etag)
         return sha256
 
-    def _fetched(self, info: ObjectInfo, started: float) -> Download:
-        fetch = RangedFetch(self.store, info, self.dest, self.num_threads, self.range_bytes)
+    def _fetched(self, info: ObjectInfo, first: Opened | None, started: float) -> Download:
+        fetch = RangedFetch(self.store, info, self.dest, self.num_threads, self.range_bytes, first)
         try:
             sha256 = fetch.run(self.stop, self.progress)
         except ObjectChanged:
@@ -191,24 +213,11 @@ def _expected(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
 
 def _watching(stop: threading.Event | None, call: Callable[[], T]) -> T:
     """Call in a thread, so that `stop` need not wait for a store that does not answer."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # noqa: BLE001, raised again below
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="ask the object store", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
+    asked = Background(call, "ask the object store")
+    while not asked.is_done(0.05):
         if stop is not None and stop.is_set():
             raise Interrupted("stopped while waiting for the object store")
-    if errors:
-        raise errors[0]
-    return results[0]
+    return asked.result()
 
 
 def _size(num_bytes: int) -> str:
