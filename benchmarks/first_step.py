@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any
 
+BATCHES = 4
+
 
 def main(spec: dict[str, Any]) -> dict[str, float]:
     from ups.config import load_config
@@ -30,20 +32,25 @@ def main(spec: dict[str, Any]) -> dict[str, float]:
     step = TrainStep(config)
     training, latent = config.training, config.latent
     frames = -(-spec["frames"] // training.time_stride)
-    rows = training.batch_size * 4
+    rows = training.batch_size * BATCHES
     z_NTKD = torch.randn(rows, frames, latent.tokens, latent.dim).half().to(step.device)
     nu_N = torch.full((rows,), 0.01, device=step.device)
     data = PreloadedCacheDataset(z_NTKD, nu_N, 0.01 * training.time_stride, step.device)
-    batches = torch.arange(rows, device=data.index_device).split(training.batch_size)
-    step(data, batches[0], 0, 1000)
-    step.synchronize()
-    first_step_at = time.time()
-    seconds = []
-    for i in range(1, 1 + spec["steps"]):
-        started = time.perf_counter()
-        step(data, batches[i % len(batches)], i, 1000)
+    every_N = torch.arange(rows, device=data.index_device)
+    with step.on_stream():
+        step.begin(data, 1000)
+        step.begin_epoch(every_N)
+        step()
         step.synchronize()
-        seconds.append(time.perf_counter() - started)
+        first_step_at = time.time()
+        seconds = []
+        for i in range(1, 1 + spec["steps"]):
+            if i % BATCHES == 0:
+                step.begin_epoch(every_N)
+            started = time.perf_counter()
+            step()
+            step.synchronize()
+            seconds.append(time.perf_counter() - started)
     return {
         "imported_at": imported_at,
         "first_step_at": first_step_at,

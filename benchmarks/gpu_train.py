@@ -36,6 +36,7 @@ MODES = {"cuda": ("graph", "off", "inductor"), "cpu": ("off",)}
 NAMES = {"graph": "graph", "off": "eager", "inductor": "inductor"}
 WATCH_S = {"cuda": 6.0, "cpu": 0.2}
 CURVE_STEPS = 50
+MANY_STEPS = 1_000_000  # of a schedule whose end is not reached
 SCORE_EPOCHS = {"cuda": 10, "cpu": 1}
 SEEDS = 3
 NOTES = [
@@ -70,19 +71,19 @@ class _Epoch:
 
     def __init__(self, step: TrainStep, data: LatentDataset) -> None:
         self.step, self.data = step, data
-        self.num_steps = -(-len(data) // step.config.training.batch_size)
-        self._epoch = self._taken = 0
+        self.num_steps = -(-len(data) // step.rows_per_step)
+        self._epoch = 0
+        step.begin(data, MANY_STEPS)
 
     def __call__(self) -> float:
         """Seconds of an epoch; without a single synchronisation before its end."""
         device = self.step.device
         synchronize(device)
         started = time.perf_counter()
-        order_N = epoch_order(len(self.data), self.step.config, self._epoch)
-        order_N = order_N.to(self.data.index_device)
-        for index_B in order_N.split(self.step.config.training.batch_size):
-            self.step(self.data, index_B, self._taken, 1_000_000)
-            self._taken += 1
+        with self.step.on_stream():
+            self.step.begin_epoch(epoch_order(self.data, self.step.config, self._epoch))
+            for _ in range(self.num_steps):
+                self.step()
         synchronize(device)
         self._epoch += 1
         return time.perf_counter() - started
@@ -135,8 +136,10 @@ def _legacy_epoch(config: RunConfig, step: TrainStep, workers: int) -> Callable[
         synchronize(step.device)
         started = time.perf_counter()
         for number, z_BTKD in enumerate(loader):
-            batch = _Batch(z_BTKD.to(step.device, non_blocking=True), config)
-            step(batch, torch.arange(len(z_BTKD), device=step.device), number, 1_000_000)
+            step.begin(
+                _Batch(z_BTKD.to(step.device, non_blocking=True), config), MANY_STEPS, number
+            )
+            step()
         synchronize(step.device)
         return time.perf_counter() - started
 
@@ -177,8 +180,13 @@ def _steps(settings: Settings, epochs: dict[str, _Epoch]) -> Comparison:
     """The mean step of an epoch beside what the device's ceilings allow."""
     eager = next(epoch for name, epoch in epochs.items() if name == "eager")
     step, data = eager.step, eager.data
-    index_B = torch.arange(step.config.training.batch_size, device=data.index_device)
-    work = roofline.count(lambda: step(data, index_B, 0, 1000))
+    every_N = torch.arange(len(data), device=data.index_device)
+
+    def first_step() -> None:
+        step.begin_epoch(every_N)
+        step()
+
+    work = roofline.count(first_step)
     dtype = torch.bfloat16 if step.bf16 else torch.float32
     ceiling = roofline.ceilings(settings.device, dtype)
     bound_s, bounded_by = ceiling.bound_s(work)
@@ -278,16 +286,16 @@ def _curves(settings: Settings, data: LatentDataset) -> Comparison:
 
 def _losses(settings: Settings, data: LatentDataset, mode: str) -> list[float]:
     config = gpu_data.config(settings, CACHE, {"training.compile": mode})
-    step = TrainStep(config)
-    order = epoch_order(len(data), config, 0).to(data.index_device)
-    size = min(config.training.batch_size, len(data))
-    losses = []
-    for i in range(CURVE_STEPS):
-        first = i * size % (len(data) - size + 1)
-        step(data, order[first : first + size], i, CURVE_STEPS)
-        losses.append(step.loss_sum.item())
-        step.loss_sum.zero_()
-    return losses
+    step, losses = TrainStep(config), []
+    with step.on_stream():
+        step.begin(data, CURVE_STEPS)
+        while len(losses) < CURVE_STEPS:
+            step.begin_epoch(epoch_order(data, config, len(losses)))
+            for _ in range(-(-len(data) // step.rows_per_step)):
+                step()
+                losses.append(step.loss_sum.item())
+                step.loss_sum.zero_()
+    return losses[:CURVE_STEPS]
 
 
 def _dtypes(settings: Settings, staged: SourcesBySplit) -> Comparison:

@@ -123,8 +123,7 @@ class _Loop:
         self.config, self.latents, self.run_dir = config, latents, run_dir
         self.step, self.position, self.stop = step, position, stop
         self._signals = DeferredSignals()
-        self.rows_per_step = config.training.batch_size * config.training.accumulation_steps
-        self.steps_per_epoch = -(-len(latents.train) // self.rows_per_step)
+        self.steps_per_epoch = -(-len(latents.train) // step.rows_per_step)
         self.num_epochs = config.stages.operator.epochs
         self.total_steps = self.steps_per_epoch * self.num_epochs
 
@@ -134,15 +133,18 @@ class _Loop:
         on_epoch: Callable[[dict[str, float]], None] | None,
     ) -> float | None:
         position, first_step_at, stopped = self.position, None, False
-        with self._signals:
+        data = self.latents.train
+        with self._signals, self.step.on_stream():
+            self.step.begin(data, self.total_steps, position.step)
             while position.epoch < self.num_epochs and not self._out_of_patience():
                 started = time.monotonic()
-                order_N = epoch_order(len(self.latents.train), self.config, position.epoch)
-                order_N = order_N.to(self.latents.train.index_device)
-                for index_B in order_N.split(self.rows_per_step)[position.batch :]:
+                self.step.begin_epoch(
+                    epoch_order(data, self.config, position.epoch), position.batch
+                )
+                while position.batch < self.steps_per_epoch:
                     if stopped := self._is_stopped():
                         break
-                    self.step(self.latents.train, index_B, position.step, self.total_steps)
+                    self.step()
                     position.step += 1
                     position.batch += 1
                     if first_step_at is None:
@@ -233,10 +235,14 @@ class _Loop:
         checkpoint.save(self.run_dir / "checkpoints" / name, self.config, state)
 
 
-def epoch_order(num: int, config: RunConfig, epoch: int) -> Tensor:
-    """(N,) the trajectories of an epoch, shuffled; a function of seed and epoch alone."""
-    generator = torch.Generator().manual_seed(config.training.seed * 1_000_003 + epoch)
-    return torch.randperm(num, generator=generator)
+def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
+    """(N,) the trajectories of an epoch, shuffled, drawn where the data's indices are looked up.
+
+    A function of seed, epoch and kind of device alone.
+    """
+    generator = torch.Generator(data.index_device)
+    generator.manual_seed(config.training.seed * 1_000_003 + epoch)
+    return torch.randperm(len(data), generator=generator, device=data.index_device)
 
 
 @torch.no_grad()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import logging
-import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,17 +15,19 @@ from ups.config import RunConfig
 from ups.device import check_compile, training_device
 from ups.latents.datasets import LatentDataset
 from ups.models.operator import LatentOperator, conditioning
+from ups.training.feed import Feed
 from ups.training.optimizer import AdamW
-
-log = logging.getLogger(__name__)
+from ups.training.schedule import Schedule
 
 WARM_UP_FRAMES = 201
-GRAPH_WARM_UP_STEPS = 3
 EPS = 1e-8
 
 
 class TrainStep:
-    """One optimizer step on a batch of trajectories, eager, compiled, or as a CUDA graph.
+    """One optimizer step on the next batch of trajectories: eager, compiled, or as a CUDA graph.
+
+    Use: `begin` once, `begin_epoch` for each epoch, then a call for each of its steps. In a step
+    nothing waits for the host: indices, learning rate and averaging weight are of the device.
 
     Attributes:
         model, ema: the operator that is trained, and the moving average of its weights.
@@ -39,36 +41,54 @@ class TrainStep:
         self.model = LatentOperator(config).to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self._averages: list[Tensor] = list(self.ema.parameters())
-        self.lr = torch.zeros((), device=self.device)
-        self.ema_weight = torch.zeros((), device=self.device)
         self.loss_sum = torch.zeros((), device=self.device)
-        self.optimizer = AdamW(self.model.parameters(), self.lr, config.stages.operator.optimizer)
+        self.schedule = Schedule(config, self.device)
+        self.optimizer = AdamW(
+            self.model.parameters(), self.schedule.lr, config.stages.operator.optimizer
+        )
         self.operator: Any = self.model
         if config.training.compile == "inductor":
             self.operator = torch.compile(self.model)
-        self._graphs: dict[tuple[torch.Size, torch.dtype], _Graph] = {}
+        self.rows_per_step = config.training.batch_size * config.training.accumulation_steps
+        self._row = 0
+        self._feed: Feed | None = None
+        self._graphs: dict[int, _Graph] = {}
+        self._stream = torch.cuda.Stream() if config.training.compile == "graph" else None
         precision = config.training.precision
         on_gpu = self.device == "cuda"
         self.bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
 
-    def __call__(self, data: LatentDataset, index_B: Tensor, step: int, total_steps: int) -> None:
-        """Take step `step` of `total_steps` on the trajectories `index_B` of `data`.
+    def begin(self, data: LatentDataset, total_steps: int, taken: int = 0) -> None:
+        """Train on `data`, by the schedule of `total_steps` of which some were taken before."""
+        if self._feed is None or self._feed.data is not data:
+            self._feed = Feed(data, self.device)
+            self._graphs.clear()
+        self.schedule.begin(taken, total_steps)
+
+    def begin_epoch(self, order_N: Tensor, first_batch: int = 0) -> None:
+        """Go through the data in this order.
 
         Args:
-            index_B: on `data.index_device`.
+            order_N: every trajectory once, on the data's `index_device`.
         """
-        self.lr.fill_(self._lr_at(step, total_steps))
-        decay = min(self.config.training.ema_decay, (1 + step) / (10 + step))
-        self.ema_weight.fill_(1 - decay)
-        for micro_B in index_B.split(self.config.training.batch_size):
-            share = len(micro_B) / len(index_B)
-            z_BTKD = data.batch(micro_B)
-            nu_B = data.nu_N[micro_B].to(self.device, non_blocking=True)
-            condition_BC = conditioning(nu_B, data.step_dt)
-            if self.config.training.compile == "graph":
-                self._replay(z_BTKD, condition_BC)
-                return
-            self._accumulate(z_BTKD, condition_BC, share)
+        assert self._feed is not None, "begin comes before begin_epoch"
+        self._row = first_batch * self.rows_per_step
+        self._feed.begin_epoch(order_N, self._row)
+
+    def __call__(self) -> None:
+        """Take the next step of the epoch."""
+        assert self._feed is not None, "begin comes before a step"
+        num = min(self.rows_per_step, len(self._feed.data) - self._row)
+        self._row += num
+        if self.config.training.compile == "graph":
+            if num not in self._graphs:
+                self._graphs[num] = _Graph(self, self._feed, num)
+            self._graphs[num].take()
+            return
+        self.schedule.advance()
+        for first in range(0, num, self.config.training.batch_size):
+            micro = min(self.config.training.batch_size, num - first)
+            self._accumulate(*self._feed.draw(micro), micro / num)
         self._update()
 
     def warm_up(self) -> float:
@@ -82,17 +102,27 @@ class TrainStep:
         frames = -(-WARM_UP_FRAMES // training.time_stride)
         shape = (training.batch_size, frames, latent.tokens, latent.dim)
         dtype = getattr(torch, training.latent_cache_dtype)
-        noise = torch.randn(shape, device=self.device).to(dtype)
-        condition_BC = conditioning(torch.full((len(noise),), 0.01, device=self.device), 0.01)
-        if training.compile == "graph":
-            self._replay(noise, condition_BC)
-        else:
-            self._accumulate(noise, condition_BC, 1.0)
-            self._update()
-        self.load_state_dict(before)
-        self.loss_sum.zero_()
+        with self.on_stream():
+            noise = torch.randn(shape, device=self.device).to(dtype)
+            condition_BC = conditioning(torch.full((len(noise),), 0.01, device=self.device), 0.01)
+            self.whole(noise, condition_BC)
+            self.load_state_dict(before)
+            self.loss_sum.zero_()
         self.synchronize()
         return time.monotonic() - started
+
+    @contextlib.contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """The CUDA stream of a graph: what is captured has to be warmed up on the same one."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
 
     def synchronize(self) -> None:
         if self.device == "cuda":
@@ -111,14 +141,11 @@ class TrainStep:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _lr_at(self, step: int, total_steps: int) -> float:
-        """Linear warm-up, then a cosine down to zero."""
-        stage = self.config.stages.operator
-        warm_up = max(1, round(stage.warmup_fraction * total_steps))
-        if step < warm_up:
-            return stage.optimizer.lr * (step + 1) / warm_up
-        done = (step - warm_up) / max(1, total_steps - warm_up)
-        return stage.optimizer.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    def whole(self, z_BTKD: Tensor, condition_BC: Tensor) -> None:
+        """Schedule, forward, backward, clip, optimizer and average on one batch."""
+        self.schedule.advance()
+        self._accumulate(z_BTKD, condition_BC, 1.0)
+        self._update()
 
     def _accumulate(self, z_BTKD: Tensor, condition_BC: Tensor, share: float) -> None:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
@@ -146,42 +173,51 @@ class TrainStep:
         self.optimizer.zero_grad()
         with torch.no_grad():
             drift = torch._foreach_sub(live, self._averages)
-            torch._foreach_mul_(drift, self.ema_weight)
+            torch._foreach_mul_(drift, self.schedule.ema_weight)
             torch._foreach_add_(self._averages, list(drift))
-
-    def _replay(self, z_BTKD: Tensor, condition_BC: Tensor) -> None:
-        kind = z_BTKD.shape, z_BTKD.dtype
-        if kind not in self._graphs:
-            self._graphs[kind] = _Graph(self, z_BTKD, condition_BC)
-        self._graphs[kind].replay(z_BTKD, condition_BC)
 
 
 class _Graph:
-    """Forward, backward, clip, optimizer and moving average of one batch shape, captured once."""
+    """A whole step on `num` trajectories: taken eagerly once, then captured, then replayed.
 
-    def __init__(self, step: TrainStep, z_BTKD: Tensor, condition_BC: Tensor) -> None:
-        self._z, self._condition = z_BTKD.clone(), condition_BC.clone()
-        before = copy.deepcopy(step.state_dict())
-        loss_before = step.loss_sum.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(GRAPH_WARM_UP_STEPS):
-                step._accumulate(self._z, self._condition, 1.0)
-                step._update()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the data are loaded by another thread meanwhile
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            step._accumulate(self._z, self._condition, 1.0)
-            step._update()
-        step.load_state_dict(before)
-        step.loss_sum.copy_(loss_before)
+    The eager step is a real one: it warms up what must not happen in a capture. Latents in the
+    device's memory are gathered by the graph itself; others pass through a buffer that it reads.
+    """
 
-    def replay(self, z_BTKD: Tensor, condition_BC: Tensor) -> None:
-        self._z.copy_(z_BTKD)
-        self._condition.copy_(condition_BC)
+    def __init__(self, step: TrainStep, feed: Feed, num: int) -> None:
+        self._step, self._feed, self._num = step, feed, num
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._is_warm = False
+
+    def take(self) -> None:
+        if not self._feed.is_resident:
+            self._fill_buffers()
+        if not self._is_warm:
+            self._whole()
+            self._is_warm = True
+            return
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads may use the device meanwhile
+            with torch.cuda.graph(
+                self._graph,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",
+            ):
+                self._whole()
         self._graph.replay()
+
+    def _whole(self) -> None:
+        self._step.whole(*(self._buffers or self._feed.draw(self._num)))
+
+    def _fill_buffers(self) -> None:
+        batch = self._feed.draw(self._num)
+        if self._buffers is None:
+            self._buffers = batch[0].clone(), batch[1].clone()
+            return
+        for buffer, tensor in zip(self._buffers, batch, strict=True):
+            buffer.copy_(tensor)
 
 
 def relative_error(prediction: Tensor, target: Tensor) -> Tensor:

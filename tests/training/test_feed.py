@@ -1,0 +1,42 @@
+"""Batches are drawn in the epoch's order, each trajectory once, from any place on."""
+
+import torch
+
+from ups.latents.datasets import PreloadedCacheDataset
+from ups.models.operator import conditioning
+from ups.training.feed import Feed
+
+
+def numbered(num):
+    """A data set whose trajectory i holds i, with ν = (i + 1) / 100."""
+    z_NTKD = torch.arange(num).view(num, 1, 1, 1).expand(num, 3, 2, 4).half()
+    return PreloadedCacheDataset(z_NTKD, (torch.arange(num) + 1) / 100, 0.1, "cpu")
+
+
+def drawn(batch):
+    return batch[0][:, 0, 0, 0].int().tolist()
+
+
+def test_an_epoch_goes_through_the_order_with_each_parameter_beside_its_trajectory():
+    feed, order = Feed(numbered(5), "cpu"), torch.tensor([3, 0, 4, 1, 2])
+    feed.begin_epoch(order, 0)
+    batches = [feed.draw(2), feed.draw(2), feed.draw(1)]
+    assert [drawn(batch) for batch in batches] == [[3, 0], [4, 1], [2]]
+    conditions = torch.cat([batch[1] for batch in batches])
+    assert torch.equal(conditions, conditioning((order + 1) / 100, 0.1))
+
+
+def test_an_epoch_may_begin_in_its_middle():
+    feed = Feed(numbered(5), "cpu")
+    feed.begin_epoch(torch.tensor([3, 0, 4, 1, 2]), 3)
+    assert drawn(feed.draw(2)) == [1, 2]
+
+
+def test_a_new_epoch_reuses_the_memory_that_a_graph_would_hold():
+    feed = Feed(numbered(4), "cpu")
+    places = feed._order_N.data_ptr(), feed._next.data_ptr()
+    feed.begin_epoch(torch.tensor([1, 0, 3, 2]), 0)
+    feed.draw(3)
+    feed.begin_epoch(torch.tensor([2, 3, 0, 1]), 0)
+    assert drawn(feed.draw(2)) == [2, 3]
+    assert (feed._order_N.data_ptr(), feed._next.data_ptr()) == places
