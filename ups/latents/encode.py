@@ -9,6 +9,7 @@ D = P on nothing is lost; decoding is the transpose in all three cases.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -95,11 +96,17 @@ def fit_encoder(config: RunConfig, train: Sequence[TrajectoryFile]) -> PatchEnco
     chosen = np.sort(rng.choice(int(ends[-1]), num_fit, replace=False))
     fields = np.stack([_read_for_fit(train, ends, index) for index in chosen.tolist()])
     patches = fields.reshape(-1, num_points).astype(np.float64)
+    # Mean, deviation and covariance come from one product: each further pass over the patches
+    # takes as long as reading them.
+    num, sums = len(patches), patches.sum(0)
+    products = patches.T @ patches
     mean, std = 0.0, 1.0
     if config.encoder.normalise:
-        mean, std = float(patches.mean()), float(patches.std()) or 1.0
-    patches = (patches - mean) / std
-    _, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+        mean = float(sums.sum()) / patches.size
+        std = math.sqrt(max(0.0, np.trace(products) / patches.size - mean**2)) or 1.0
+    shared = mean * (sums[:, None] + sums[None, :])
+    covariance = (products - shared + num * mean**2) / (num * std**2)
+    _, vectors = np.linalg.eigh(covariance)
     basis = vectors[:, ::-1][:, : min(dim, num_points)]
     basis = basis * np.where(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])] < 0, -1, 1)
     if dim > num_points:
