@@ -17,7 +17,7 @@ from ups.latents.encode import PatchEncoder
 
 log = logging.getLogger(__name__)
 
-CPU_BATCH = 4
+CPU_BATCH = 2
 
 
 def _sum_of_squares(tensor: Tensor) -> Tensor:

@@ -98,8 +98,8 @@ class Block(nn.Module):
 
     def _attend(self, x_BKH: Tensor) -> Tensor:
         qkv = self.qkv(x_BKH).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        mixed = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v)
+        q, k = self._rotate(qkv[:2]).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, qkv[2])
         return cast(Tensor, self.out(mixed.transpose(1, 2).flatten(2)))
 
     def _rotate(self, x: Tensor) -> Tensor:
