@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -209,7 +211,8 @@ def read_files(
     shape = (sum(f.shape[0] for f in files), -(-frames // stride), tokens, dim)
     on_gpu = tier == "gpu"
     pinned = config.training.pin_memory and on_gpu
-    resident = torch.empty(shape, dtype=dtype, device="cuda" if on_gpu else "cpu")
+    resident = torch.empty(shape, dtype=dtype, device="cuda") if on_gpu else _in_ram(shape, dtype)
+    in_place = stride == 1 and not on_gpu
     local = threading.local()
 
     def work(job: tuple[LatentFile, int, int]) -> None:
@@ -217,20 +220,22 @@ def read_files(
         if stop.is_set():
             raise Interrupted("loading the latents was stopped")
         first, end = file.chunk(chunk)
-        if not hasattr(local, "buffer"):
+        target = resident[offset + first : offset + end]
+        if not in_place and not hasattr(local, "buffer"):
             chunk_shape = (file.chunk_rows, frames, tokens, dim)
             local.buffer = torch.empty(chunk_shape, dtype=dtype, pin_memory=pinned)
             local.stream = torch.cuda.Stream() if on_gpu else None
             if local.stream is not None:  # `resident` may be memory just freed on the default one
                 local.stream.wait_stream(torch.cuda.default_stream())
-        rows: Tensor = local.buffer[: end - first]
+        rows: Tensor = target if in_place else local.buffer[: end - first]
         view = bytes_of(rows)
         path = directory / file.name
         read_exactly(path, view, file.data_offset + first * file.row_bytes)
         store.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
+        if in_place:
+            return
         with torch.cuda.stream(local.stream):
-            on_device = rows.to(resident.device, non_blocking=True)
-            resident[offset + first : offset + end] = on_device[:, ::stride]
+            target.copy_(rows.to(resident.device, non_blocking=True)[:, ::stride])
         if local.stream is not None:
             local.stream.synchronize()
 
@@ -242,6 +247,15 @@ def read_files(
         for _ in pool.map(work, jobs):
             pass
     return resident
+
+
+def _in_ram(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Allocated by NumPy, which asks for huge pages, as PyTorch does not.
+
+    Of a load of 422 MB, clearing small pages was a third of the time: 0.133 s, 0.087 s without.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.empty(num_bytes, np.uint8)).view(dtype).view(shape)
 
 
 def read_exactly(path: Path, view: memoryview, offset: int) -> None:
