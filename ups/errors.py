@@ -13,6 +13,7 @@ UpsError
 │   └── CacheDamaged    its bytes differ from its manifest
 ├── TrainingDiverged    the loss is no longer finite
 ├── CheckpointError     a checkpoint is missing, unreadable, or of another model
+├── HistoryError        the benchmarks' history cannot be used, or lacks what was asked for
 └── Interrupted         somebody asked to stop
 
 A message says what happened, what was found, what was expected, and the next move.
@@ -75,6 +76,10 @@ class TrainingDiverged(UpsError):
 
 
 class CheckpointError(UpsError):
+    pass
+
+
+class HistoryError(UpsError):
     pass
 
 

@@ -1,0 +1,102 @@
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ups.errors import ShapeError
+from ups.startup.stats import bootstrap_difference, bootstrap_ratio, mad, median
+
+times = st.lists(st.floats(0.01, 1e3), min_size=1, max_size=9)
+
+
+@given(times)
+def test_the_median_is_that_of_the_standard_library(values):
+    assert median(values) == pytest.approx(statistics.median(values), rel=1e-12)
+
+
+def test_mad_of_known_values_is_scaled_to_sigma():
+    assert mad([1.0, 2.0, 4.0, 7.0, 100.0]) == pytest.approx(1.4826 * 3.0)
+
+
+def test_mad_of_normal_noise_is_its_sigma():
+    noise = np.random.default_rng(0).normal(5.0, 0.3, 20_000)
+    assert mad(list(noise)) == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize("function", [median, mad])
+def test_no_values_have_no_median(function):
+    with pytest.raises(ShapeError, match="at least one is needed"):
+        function([])
+
+
+@pytest.mark.parametrize("bootstrap", [bootstrap_ratio, bootstrap_difference])
+def test_a_side_without_runs_is_refused(bootstrap):
+    for a, b in ([], [1.0]), ([1.0], []):
+        with pytest.raises(ShapeError, match="no runs"):
+            bootstrap(a, b)
+
+
+def test_the_ratio_is_that_of_the_first_to_the_second():
+    ratio = bootstrap_ratio([6.0, 6.2, 5.8, 6.1, 5.9], [2.0, 2.1, 1.9, 2.05, 1.95])
+    assert ratio.value == pytest.approx(3.0)
+    assert 5.8 / 2.1 <= ratio.low < 3.0 < ratio.high <= 6.2 / 1.9
+
+
+def test_the_difference_is_the_first_less_the_second():
+    change = bootstrap_difference([6.0, 6.2, 5.8, 6.1, 5.9], [2.0, 2.1, 1.9, 2.05, 1.95])
+    assert change.value == pytest.approx(4.0)
+    assert 5.8 - 2.1 <= change.low < 4.0 < change.high <= 6.2 - 1.9
+
+
+@given(times, times)
+def test_an_interval_depends_on_neither_chance_nor_the_order_of_the_runs(a, b):
+    once = bootstrap_ratio(a, b, resamples=50)
+    again = bootstrap_ratio(a[::-1], sorted(b), resamples=50)
+    assert repr(once) == repr(again)  # NaN differs from itself
+
+
+@given(times, times)
+def test_what_was_seen_bounds_the_interval(a, b):
+    ratio = bootstrap_ratio(a, b, resamples=50)
+    if min(len(a), len(b)) > 1:
+        assert min(a) / max(b) * 0.999 <= ratio.low <= ratio.high <= max(a) / min(b) * 1.001
+    else:
+        assert math.isnan(ratio.low)
+        assert math.isnan(ratio.high)
+
+
+def test_an_interval_holds_the_truth_as_often_as_its_level_says():
+    rng = np.random.default_rng(1)
+    num = 300
+    held = {0.5: 0, 0.95: 0}
+    for _ in range(num):
+        a, b = rng.normal(4.0, 0.4, 25), rng.normal(2.0, 0.2, 25)
+        for level in held:
+            ratio = bootstrap_ratio(a, b, resamples=300, level=level)
+            held[level] += ratio.low <= 2.0 <= ratio.high
+    assert 0.91 <= held[0.95] / num <= 0.99
+    assert 0.42 <= held[0.5] / num <= 0.64
+
+
+def test_one_wild_run_does_not_move_the_ratio_but_widens_its_interval():
+    calm = bootstrap_ratio([4.0, 4.1, 4.2], [2.0, 2.0, 2.0])
+    wild = bootstrap_ratio([4.0, 4.1, 90.0], [2.0, 2.0, 2.0])
+    assert wild.value == calm.value
+    assert wild.high > 10 * calm.high
+
+
+def test_a_median_of_no_seconds_has_an_infinite_ratio_without_a_warning():
+    ratio = bootstrap_ratio([1.0, 2.0], [0.0, 0.0])
+    assert ratio.value == ratio.high == math.inf
+
+
+def test_resamples_make_the_interval_steadier():
+    a, b = [4.0, 4.4, 4.1, 4.9, 3.8], [2.0, 2.3, 1.9, 2.2, 2.1]
+    spreads = []
+    for resamples in (40, 4000):
+        lows = [bootstrap_ratio(a, b, resamples=resamples, seed=seed).low for seed in range(30)]
+        spreads.append(np.std(lows))
+    assert spreads[1] < spreads[0] / 2
