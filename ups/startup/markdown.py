@@ -1,0 +1,108 @@
+"""A comparison as Markdown, pictures included, for one artifact in the UI."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+
+from ups.startup import wording
+from ups.startup.compare import Comparison, ScenarioSummary
+from ups.startup.rows import (
+    RUNS,
+    Row,
+    comparison_rows,
+    headings,
+    is_number,
+    phase_rows,
+    share_rows,
+)
+
+Link = Callable[[str], str]  # flow run id → its address in the UI
+
+NOTES = """\
+- Times are medians, [smallest–largest] beside them; intervals of ratios and differences are 95 % \
+bootstrap intervals. *legacy takes*: how many times as long.
+- Phases overlap. *On the critical path* counts only what the first step waited for, in the run or \
+the two runs around the median, and adds up to the time to first step; gaps below 1 % of it are \
+left out of the path's text.
+- *Bound*: the least time that this machine needs for the phase's bytes, and how many times that \
+the phase took."""
+
+
+def to_markdown(comparison: Comparison, pictures: Mapping[str, bytes], link: Link) -> str:
+    """The whole artifact, what got worse before all else.
+
+    Args:
+        pictures: name → PNG, as `pictures.draw` gives them.
+    """
+    parts = [f"# {wording.headline(comparison)}"]
+    parts.append("\n".join(f"- {line}" for line in wording.news(comparison)))
+    parts.append(_table(_linked(comparison, link)))
+    parts.append(_image("Phases of the time to first step", pictures.get("phases")))
+    if comparison.shares:
+        parts.append("## What each optimisation is worth")
+        parts.append(_image("Seconds that each optimisation is worth", pictures.get("shares")))
+        parts.append(_table(share_rows(comparison)))
+    if comparison.trend:
+        parts.append("## Trend")
+        parts.append(_image("Time to first step over time", pictures.get("trend")))
+    parts.append("## Where the time goes")
+    parts += [_breakdown(scenario, link) for scenario in comparison.scenarios]
+    parts.append("## How it was measured")
+    parts.append(_provenance(comparison, link))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _linked(comparison: Comparison, link: Link) -> list[Row]:
+    rows = comparison_rows(comparison)
+    for row, scenario in zip(rows, comparison.scenarios, strict=True):
+        ids = enumerate(scenario.flow_run_ids, start=1)
+        row[RUNS] = " ".join(f"[{number}]({link(run_id)})" for number, run_id in ids)
+    return rows
+
+
+def _breakdown(scenario: ScenarioSummary, link: Link) -> str:
+    return "\n\n".join(
+        [
+            f"### {scenario.name}: {wording.spread(scenario.ttfs)}",
+            f"- **Work on next** {wording.next_phase(scenario)}\n"
+            f"- **Critical path** of the [run at the median]({link(scenario.middle)}): "
+            f"{wording.path(scenario.path)}",
+            _table(phase_rows(scenario)),
+        ]
+    )
+
+
+def _provenance(comparison: Comparison, link: Link) -> str:
+    record = comparison.record
+    run = f" in [this flow run]({link(record.flow_run_id)})" if record.flow_run_id else ""
+    lines = [
+        f"- benchmark `{record.id}`, {wording.moment(record.started_at)}{run}",
+        f"- machine `{record.machine_id}`: {wording.facts(record.machine)}",
+        f"- versions: {wording.facts(record.versions)}",
+        f"- commit `{record.commit}`",
+        f"- settings: {wording.facts(record.settings)}",
+        NOTES,
+    ]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    names = headings(rows)
+    lines = ["| " + " | ".join(names) + " |"]
+    lines.append("|" + "|".join("--:" if is_number(name) else ":--" for name in names) + "|")
+    for row in rows:
+        lines.append("| " + " | ".join(_escaped(text) for text in row.values()) + " |")
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _image(text: str, png: bytes | None) -> str:
+    return (
+        "" if png is None else f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"
+    )

@@ -1,0 +1,174 @@
+"""How the figures of a comparison are written, wherever a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ups.startup.compare import Comparison, PhaseSummary, ScenarioSummary, Spread
+from ups.startup.critical_path import UNACCOUNTED, Step
+from ups.startup.stats import Difference, Ratio
+from ups.startup.verdict import Verdict
+
+MINUS = "−"
+NOTHING = "–"
+DIGITS_BELOW = ((0.00995, 4), (0.9995, 3), (9.995, 2), (99.95, 1))
+NAMED = 3  # scenarios that a headline names; of more it says how many
+BRIEF = 0.01  # of a critical path: gaps shorter than that are left out
+
+
+def figure(seconds: float) -> str:
+    """Seconds without the unit, to the digit that can matter: `0.0086`, `0.310`, `4.21`, `1,240`.
+
+    Nothing is `0`, less than that digit can show `<0.0001`.
+    """
+    size = abs(seconds)
+    if size < 0.00005:
+        return "<0.0001" if size else "0"
+    digits = next((digits for limit, digits in DIGITS_BELOW if size < limit), 0)
+    return f"{seconds:,.{digits}f}".replace("-", MINUS)
+
+
+def seconds(value: float) -> str:
+    return f"{figure(value)} s"
+
+
+def signed(value: float) -> str:
+    """`+0.42`, `−0.10`: a difference in seconds, without the unit."""
+    if abs(value) < 0.00005:
+        return "0"
+    return ("+" if value > 0 else "") + figure(value)
+
+
+def spread(values: Spread) -> str:
+    """`4.21 s [4.02–4.40]`, of one run the run alone."""
+    if values.num == 1:
+        return seconds(values.median)
+    return f"{seconds(values.median)} [{figure(values.smallest)}–{figure(values.largest)}]"
+
+
+def times(ratio: Ratio | None) -> str:
+    """`3.1× [2.8–3.4]`, without the interval where it is not known."""
+    if ratio is None:
+        return NOTHING
+    if math.isnan(ratio.low):
+        return f"{factor(ratio.value)}×"
+    return f"{factor(ratio.value)}× [{factor(ratio.low)}–{factor(ratio.high)}]"
+
+
+def factor(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def difference(change: Difference | None) -> str:
+    """`+0.42 s [+0.30 to +0.55]`, without the interval where it is not known."""
+    if change is None:
+        return NOTHING
+    value = f"{signed(change.value)} s"
+    if math.isnan(change.low):
+        return value
+    return f"{value} [{signed(change.low)} to {signed(change.high)}]"
+
+
+def percent(value: float) -> str:
+    return f"{value:+,.0f} %".replace("-", MINUS) if abs(value) >= 0.5 else "0 %"
+
+
+def bound(phase: PhaseSummary) -> str:
+    """`0.100 s, taken 3.2×`; a dash where nobody measured it."""
+    if phase.bound_s is None or phase.times_bound is None:
+        return NOTHING
+    return f"{seconds(phase.bound_s)}, taken {factor(phase.times_bound)}×"
+
+
+def path(steps: Sequence[Step]) -> str:
+    """`queue 0.395 s → boot 0.614 s → …`, in order of time, without gaps that are brief."""
+    least = BRIEF * sum(step.seconds for step in steps)
+    told = [step for step in steps if step.phase != UNACCOUNTED or step.seconds >= least]
+    return " → ".join(f"{step.name} {seconds(step.seconds)}" for step in told)
+
+
+def next_phase(scenario: ScenarioSummary) -> str:
+    """Which phase to work on next, and why."""
+    chosen = scenario.next
+    if chosen is None:
+        return "every phase is at its bound"
+    text = f"{chosen.phase}: {seconds(chosen.seconds)} of the critical path"
+    if chosen.bound_s is None:
+        return f"{text}, its bound not measured"
+    return f"{text}, {seconds(chosen.above_s)} above its bound of {seconds(chosen.bound_s)}"
+
+
+def headline(comparison: Comparison) -> str:
+    """What a person must know first, in one line: what got worse and by how much, before all else.
+
+    `Worse: cold +65 % (4.05 s → 6.70 s); unchanged: legacy, warm`
+    """
+    parts = []
+    for kind in ("worse", "improved", "no verdict yet", "unchanged"):
+        told = [verdict for verdict in comparison.verdicts if verdict.kind == kind]
+        if not told:
+            continue
+        if kind in ("worse", "improved"):
+            text = ", ".join(_by_how_much(verdict) for verdict in told)
+        else:
+            names = [verdict.scenario for verdict in told]
+            text = ", ".join(names) if len(names) <= NAMED else f"{len(names)} scenarios"
+        if kind == "no verdict yet":
+            text += f" ({_runs_before(told, comparison.least_runs)})"
+        parts.append(f"{kind}: {text}")
+    line = "; ".join(parts) or "not compared with the history"
+    return line[0].upper() + line[1:]
+
+
+def _by_how_much(verdict: Verdict) -> str:
+    assert verdict.before_s is not None
+    assert verdict.after_s is not None
+    by = percent(100 * (verdict.after_s / verdict.before_s - 1))
+    return f"{verdict.scenario} {by} ({seconds(verdict.before_s)} → {seconds(verdict.after_s)})"
+
+
+def _runs_before(verdicts: Sequence[Verdict], least_runs: int | None) -> str:
+    """`2 of 5 runs before`, of the one with the fewest."""
+    fewest = min(verdict.num_before for verdict in verdicts)
+    needed = "" if least_runs is None else f" of {least_runs}"
+    return f"{fewest}{needed} runs before"
+
+
+def verdict(comparison: Comparison, scenario: str) -> str:
+    """The verdict on one scenario, in a few words; a dash where there is none."""
+    for told in comparison.verdicts:
+        if told.scenario == scenario:
+            if told.kind == "no verdict yet":
+                return f"{told.kind}: {_runs_before([told], comparison.least_runs)}"
+            return told.kind
+    return NOTHING
+
+
+def news(comparison: Comparison) -> list[str]:
+    """A line for each scenario in which something moved, TTFS or a phase."""
+    return [
+        told.message
+        for told in comparison.verdicts
+        if told.kind in ("worse", "improved") or told.moved_phases
+    ]
+
+
+def moment(at: float) -> str:
+    """A Unix time, as `2026-11-23 22:57 UTC`."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def facts(values: Mapping[str, Any]) -> str:
+    """`name value, name value`; nested ones in brackets behind their name."""
+    return ", ".join(f"{name} {_fact(value)}" for name, value in values.items())
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({facts(value)})"
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(item) for item in value)
+    return "not known" if value is None else str(value)
