@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks import fixture
 from benchmarks.harness import Comparison, Contender, Result, Sample, alternate
-from benchmarks.machine import kind
 from benchmarks.memory import peak_of
 from benchmarks.settings import Settings, warm_page_cache
 from benchmarks.worker import Worker
+from ups.telemetry.machine import kind
 
 SIZES = (512, 1024, 2048, 4096)
 PHASES = ("encode", "load", "epoch")
@@ -98,7 +98,7 @@ def measure(folder: str, num: int, **shape: Any) -> dict[str, float]:
     note("load", lambda: load(dense, kept[0], staged, device=settings.device).close())
     kept.append(load(config, kept[0], staged, device=settings.device))
     run_dir, step = fixture.empty(settings.folder / f"runs-growth-{num}"), TrainStep(config)
-    step.warm_up()
+    step.take_made_up_step()
     note("epoch", lambda: train(config, kept[1], run_dir, step=step))
     kept[1].close()
     fixture.empty(config.training.latent_cache_dir)

@@ -58,7 +58,7 @@ def test_the_first_step_does_not_import_the_compiler(module):
 import sys
 from ups.config import load_config
 from ups.training.step import TrainStep
-TrainStep(load_config("smoke", {{"training.device": "cpu"}})).warm_up()
+TrainStep(load_config("smoke", {{"training.device": "cpu"}})).take_made_up_step()
 print({module!r} in sys.modules)
 """
     done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,12 +90,17 @@ class TrainStep:
             self._accumulate(*self._feed.draw(micro), micro / num)
         self._update()
 
-    def warm_up(self) -> float:
-        """Take a step on made-up data and undo it, so that the first real one finds all loaded.
+    def warm_up(self) -> None:
+        """Have loaded and compiled what the first step would otherwise wait for.
 
-        Returns: seconds.
+        Eagerly on a CPU that is nothing: a made-up step takes 0.10 s there, beside downloads that
+        need the same cores, and shortens the first one by 0.03 s.
         """
-        started = time.monotonic()
+        if self.device == "cuda" or self.config.training.compile != "off":
+            self.take_made_up_step()
+
+    def take_made_up_step(self) -> None:
+        """Take a step on noise, and undo it."""
         before = copy.deepcopy(self.state_dict())
         training, latent = self.config.training, self.config.latent
         frames = -(-WARM_UP_FRAMES // training.time_stride)
@@ -109,7 +113,6 @@ class TrainStep:
             self.load_state_dict(before)
             self.loss_sum.zero_()
         self.synchronize()
-        return time.monotonic() - started
 
     @contextlib.contextmanager
     def on_stream(self) -> Iterator[None]:
