@@ -9,7 +9,7 @@ BENCH_INSTALLED := $(BENCH_VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install up run down test bench bench-gpu lock clean
+.PHONY: help install up run benchmark down test bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ up: install  ## start the Prefect server, the object store and a worker; print t
 
 run: install  ## train once through the deployment; ARGS="-p epochs=10" goes to `prefect deployment run`
 	@$(BIN)/ups run $(ARGS)
+
+benchmark: install  ## time the startup in scenarios and compare; ARGS="-s all --repeats 3"
+	@$(BIN)/ups benchmark $(ARGS)
 
 down: install  ## stop what `up` and `run` started
 	@$(BIN)/ups down

@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import machine
 from benchmarks.harness import Comparison, Result, describe
 from benchmarks.report import Report, print_table
 from benchmarks.settings import DEFAULT, Settings
+from ups.telemetry import machine
 
 CPU_SECTIONS = ("download", "cache", "load", "batches", "boot", "startup", "growth")
 GPU_SECTIONS = ("gpu_encode", "gpu_load", "gpu_train", "gpu_startup")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from benchmarks import bounds, fixture, gpu_data
 from benchmarks.harness import Comparison, Contender, Sample, alternate
-from benchmarks.settings import Settings, drop_page_cache, warm_page_cache
+from benchmarks.settings import Settings, warm_page_cache
 from benchmarks.utilisation import Utilisation
 from ups.config import RunConfig
 from ups.latents.build import ensure
 from ups.latents.store import estimate_cache_size_mb
+from ups.startup import page_cache
 
 CACHE = "cache-gpu-encode"
 THREADS, CHUNK_BYTES = 16, 16 << 20
@@ -38,7 +39,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
             seconds = time.perf_counter() - started
         return Sample(seconds, {"GPU %": gpu.mean} if gpu.mean is not None else {})
 
-    for state, prepare in (("cold", drop_page_cache), ("warm", warm_page_cache)):
+    for state, prepare in (("cold", page_cache.drop), ("warm", warm_page_cache)):
 
         def before(prepare: object = prepare) -> None:
             fixture.empty(settings.folder / CACHE)

@@ -12,11 +12,12 @@ from benchmarks import bounds, gpu_data
 from benchmarks.harness import Comparison, Contender, alternate
 from benchmarks.load import latent_file
 from benchmarks.roofline import synchronize
-from benchmarks.settings import Settings, drop_page_cache, warm_page_cache
+from benchmarks.settings import Settings, warm_page_cache
 from ups.config import RunConfig
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.loader import load
+from ups.startup import page_cache
 
 CACHE = "cache-gpu"
 THREADS, CHUNK_BYTES = 16, 16 << 20
@@ -35,7 +36,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
     path, shape = latent_file(config, entry)
     on_gpu = settings.device == "cuda"
     host = torch.zeros(shape, dtype=torch.float16, pin_memory=on_gpu)
-    for state, prepare in (("cold", drop_page_cache), ("warm", warm_page_cache)):
+    for state, prepare in (("cold", page_cache.drop), ("warm", warm_page_cache)):
 
         def before(prepare: object = prepare) -> None:
             prepare(path)  # type: ignore[operator]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import bounds, fixture
 from benchmarks.harness import Comparison, Contender, alternate, describe
-from benchmarks.settings import Settings, drop_page_cache, warm_page_cache
+from benchmarks.settings import Settings, warm_page_cache
 from benchmarks.worker import Worker, WorkerError
 from ups.config import Features, RunConfig
 from ups.latents import legacy, store
@@ -20,6 +20,7 @@ from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.datasets import PreloadedCacheDataset
 from ups.latents.loader import load
+from ups.startup import page_cache
 
 NUM = 2048
 CACHE, CACHE_PT = "cache-load", "cache-load-pt"
@@ -79,8 +80,8 @@ def run(settings: Settings) -> Iterator[Comparison]:
                 found.append(Contender(name, "bound", bound, partial(prepare, path)))
             return found
 
-        how = drop_page_cache(path)
-        for state, prepare in (("warm", warm_page_cache), ("cold", drop_page_cache)):
+        how = page_cache.drop(path)
+        for state, prepare in (("warm", warm_page_cache), ("cold", page_cache.drop)):
             yield Comparison(
                 section="load",
                 phase=f"load into RAM, N = {num}, {megabytes:.0f} MB, {state} page cache",

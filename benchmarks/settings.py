@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.machine import PROJECT_DIR
+from benchmarks.worker import PROJECT_DIR
+from ups.startup.page_cache import files_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +48,9 @@ class Settings:
 DEFAULT = Settings()
 
 
-def drop_page_cache(*paths: Path) -> str:
-    """Drop the page cache, of the whole machine where we may, else of these files; says which."""
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("1")
-    except OSError:
-        for path in _files(paths):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-        return "posix_fadvise(DONTNEED) on the files"
-    return "/proc/sys/vm/drop_caches"
-
-
 def warm_page_cache(*paths: Path) -> None:
     """Have the files in the page cache."""
-    for path in _files(paths):
+    for path in files_in(paths):
         with path.open("rb", buffering=0) as file:
             buffer = bytearray(8 << 20)
             while file.readinto(buffer):
@@ -80,10 +64,3 @@ def run_checked(command: list[str], timeout_s: float = 60) -> str:
         said = (done.stderr or done.stdout).strip()[-300:]
         raise RuntimeError(f"{' '.join(command[:4])}: {said}")
     return done.stdout
-
-
-def _files(paths: tuple[Path, ...]) -> list[Path]:
-    found = []
-    for path in paths:
-        found += [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    return found

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks import fixture
 from benchmarks.harness import Comparison, Contender, Result, Sample, alternate
-from benchmarks.machine import PROJECT_DIR
 from benchmarks.settings import Settings
+from benchmarks.worker import PROJECT_DIR
 from ups.config import load_config
 
 CONFIG = {"cpu": "smoke", "cuda": "train_burgers_32dim"}

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -124,14 +125,91 @@ def run(
         overrides = _overrides(given.get("overrides"))
         resolved = load_config(config, overrides)
         if not (CONFIG_DIR / f"{config}.yaml").is_file():
-            from pathlib import Path
-
             config = str(Path(config).resolve())  # the run has another working directory
         stack = Stack.find(host, prefect_port, s3_port)
         _up(stack, data_of=(config, overrides, resolved))
-        run_id = runs.trigger(stack, [f"config={config}", *(param or [])])
+        run_id = runs.trigger(stack, runs.TRAIN, [f"config={config}", *(param or [])])
         typer.echo(f"run   {runs.run_url(stack, run_id)}")
         _follow(stack, run_id, timeout, resolved)
+
+
+@app.command()
+def benchmark(
+    scenarios: Annotated[
+        str,
+        typer.Option(
+            "--scenarios", "-s", help="Sets (nightly, plan, all) or scenarios, with commas between."
+        ),
+    ] = "nightly",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each scenario.")] = 5,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            "-p",
+            metavar="KEY=VALUE",
+            help="A parameter of the flow, such as num_trajectories=2048.",
+        ),
+    ] = None,
+    host: Host = None,
+    prefect_port: PrefectPort = None,
+    s3_port: S3Port = None,
+) -> None:
+    """Measure the startup in scenarios and compare: `up`, `prefect deployment run`, `report`."""
+    with _errors_shown():
+        from deployments import follow as runs
+        from deployments.layout import Stack
+        from deployments.report import show_of_run
+
+        given = dict(_key_value(text) for text in param or [])
+        stack = Stack.find(host, prefect_port, s3_port)
+        _up(stack)
+        names = json.dumps([name.strip() for name in scenarios.split(",")])
+        parameters = [f"scenarios={names}", f"repeats={repeats}", *(param or [])]
+        run_id = runs.trigger(stack, runs.BENCHMARK, parameters)
+        typer.echo(f"run   {runs.run_url(stack, run_id)}")
+        ended = _follow_to_end(stack, run_id, None)
+        own = given.get("folder")
+        show_of_run(Path(own.strip('"')) if own else None, run_id)
+        _exit_unless_completed(stack, ended)
+
+
+@app.command()
+def report(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID [ID]]",
+            help="A benchmark, or two to see what changed; the beginning of an id will do.",
+        ),
+    ] = None,
+    history: Annotated[
+        bool, typer.Option("--list", help="List the benchmarks, the newest first.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write every phase of every run there, as CSV.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="The same as Parquet (needs the extra `parquet`).")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the benchmarks (default: data/benchmarks).")
+    ] = None,
+) -> None:
+    """Show the latest benchmark, one by its id, or the difference of two."""
+    with _errors_shown():
+        from deployments.report import Report
+
+        if len(ids or []) > 2:
+            raise typer.BadParameter("give one id, or two")
+        found = Report(folder)
+        if csv or parquet:
+            found.export(csv, parquet)
+        elif history:
+            found.show_list(as_json)
+        else:
+            found.show(ids or [], as_json)
 
 
 @app.command()
@@ -151,7 +229,7 @@ def follow(
 def _up(stack: Stack, data_of: tuple[str, dict[str, Any] | None, RunConfig] | None = None) -> None:
     """Start the stack; a data set that is missing is made while the server starts."""
     from deployments import stack as parts
-    from deployments.seed import is_seeded_by_us
+    from ups.data.seed import is_seeded_by_us
 
     seeding: list[subprocess.Popen[bytes]] = []
 
@@ -181,6 +259,16 @@ def _up(stack: Stack, data_of: tuple[str, dict[str, Any] | None, RunConfig] | No
 def _follow(stack: Stack, run_id: str, timeout_s: float | None, config: RunConfig | None) -> None:
     from deployments import follow as runs
 
+    ended = _follow_to_end(stack, run_id, timeout_s)
+    _exit_unless_completed(stack, ended)
+    _show_breakdown(run_id, config or _config_of(ended))
+    typer.echo(f"run   {runs.run_url(stack, run_id)}")
+
+
+def _follow_to_end(stack: Stack, run_id: str, timeout_s: float | None) -> dict[str, Any]:
+    """The flow run as it ended; Ctrl-C, or the end of the time, leaves it running."""
+    from deployments import follow as runs
+
     url = runs.run_url(stack, run_id)
     goes_on = (
         f"the run goes on: {url}\n"
@@ -188,21 +276,24 @@ def _follow(stack: Stack, run_id: str, timeout_s: float | None, config: RunConfi
         f"  cancel it  prefect flow-run cancel {run_id}"
     )
     try:
-        ended = runs.follow(stack, run_id, typer.echo, timeout_s)
+        return runs.follow(stack, run_id, typer.echo, timeout_s)
     except KeyboardInterrupt:
         typer.echo("\n" + goes_on, err=True)
         raise typer.Exit(INTERRUPTED) from None
     except runs.RunTimeout as error:
         typer.echo(f"{error}; {goes_on}", err=True)
         raise typer.Exit(TIMED_OUT) from None
+
+
+def _exit_unless_completed(stack: Stack, ended: dict[str, Any]) -> None:
+    from deployments import follow as runs
+
     state = ended["state"]
     if state["type"] != "COMPLETED":
-        typer.echo(f"run   {url}")
+        typer.echo(f"run   {runs.run_url(stack, ended['id'])}")
         message = state["message"] or f"its log: {stack.processes.log_path('worker')}"
         typer.echo(f"error: the run ended {state['name']}: {message}", err=True)
         raise typer.Exit(1)
-    _show_breakdown(run_id, config or _config_of(ended))
-    typer.echo(f"run   {url}")
 
 
 def _show_breakdown(run_id: str, config: RunConfig) -> None:

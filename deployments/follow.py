@@ -15,7 +15,7 @@ import httpx
 from deployments import prefect_api as api
 from deployments.layout import BIN_DIR, PROJECT_DIR, Stack, StackError
 
-DEPLOYMENT = "train-burgers/train-burgers"
+TRAIN, BENCHMARK = "train-burgers/train-burgers", "benchmark-startup/benchmark-startup"
 POLL_S = 1.0  # faster polling makes SQLite refuse writes
 # States and log records reach the API up to a second after the run has ended.
 SETTLE_S = 1.0
@@ -86,9 +86,9 @@ class Progress:
         return f"{(at - self.start).total_seconds():7.1f} s  {text}"
 
 
-def trigger(stack: Stack, parameters: Sequence[str]) -> str:
+def trigger(stack: Stack, deployment: str, parameters: Sequence[str]) -> str:
     """`prefect deployment run` with `key=value` parameters; returns the id of the flow run."""
-    command = [str(BIN_DIR / "prefect"), "deployment", "run", DEPLOYMENT]
+    command = [str(BIN_DIR / "prefect"), "deployment", "run", deployment]
     for parameter in parameters:
         command += ["--param", parameter]
     env = {**stack.prefect_env(), "COLUMNS": "200"}
@@ -96,7 +96,7 @@ def trigger(stack: Stack, parameters: Sequence[str]) -> str:
     found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
     if done.returncode or not found:
         output = (done.stderr + done.stdout).strip()
-        raise StackError(f"`prefect deployment run {DEPLOYMENT}` failed:\n{output}")
+        raise StackError(f"`prefect deployment run {deployment}` failed:\n{output}")
     return found.group(1)
 
 

@@ -132,6 +132,7 @@ def _break_down(story: Story) -> Breakdown:
         changed=story.entry.changed if story.entry and not reused else (),
         failed=None if story.failure is None else _describe(story.failure),
         phases=phases,
+        phase_bytes=_phase_bytes(story),
         spans=tuple(spans),
         metrics=metrics,
         nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
@@ -212,6 +213,15 @@ def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
             f", {rate:,.0f} MB/s" if latents.num_bytes else ""
         )
     return bounds
+
+
+def _phase_bytes(story: Story) -> dict[str, int]:
+    moved = {
+        "download": sum(s.fetched_bytes for staged in story.staged.values() for s in staged),
+        "cache": 0 if story.entry is None or story.cache_reused else story.entry.num_bytes,
+        "load": 0 if story.latents is None else story.latents.num_bytes,
+    }
+    return {phase: num_bytes for phase, num_bytes in moved.items() if num_bytes}
 
 
 def _headline(breakdown: Breakdown) -> str:

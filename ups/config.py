@@ -142,6 +142,7 @@ class Optimizer(Model):
 
 class OperatorStage(Model):
     epochs: Positive = 25
+    max_steps: Positive | None = Field(None, description="optimizer steps; off if empty")
     patience: Positive | None = Field(None, description="epochs without a better val; off if empty")
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     optimizer: Optimizer = Optimizer()

@@ -13,6 +13,8 @@ UpsError
 │   └── CacheDamaged    its bytes differ from its manifest
 ├── TrainingDiverged    the loss is no longer finite
 ├── CheckpointError     a checkpoint is missing, unreadable, or of another model
+├── BenchmarkError      a benchmark could not be made, or does not meet what is asked of it
+├── RegressionFound     a startup got slower than it was
 ├── HistoryError        the benchmarks' history cannot be used, or lacks what was asked for
 └── Interrupted         somebody asked to stop
 
@@ -76,6 +78,14 @@ class TrainingDiverged(UpsError):
 
 
 class CheckpointError(UpsError):
+    pass
+
+
+class BenchmarkError(UpsError):
+    pass
+
+
+class RegressionFound(UpsError):
     pass
 
 

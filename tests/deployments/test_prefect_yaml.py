@@ -21,11 +21,25 @@ def test_every_deployment_names_a_flow_a_pool_that_up_creates_and_a_config_that_
         assert deployment["work_pool"]["name"] in POOLS
         assert deployment["description"]
         assert deployment["tags"]
-        load_config(deployment["parameters"]["config"])
+        if "parameters" in deployment:
+            load_config(deployment["parameters"]["config"])
 
 
-def test_runs_of_one_deployment_wait_for_each_other_and_import_prefect_once():
+def test_runs_import_prefect_once():
     for deployment in DEPLOYMENTS:
-        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
         command = deployment["work_pool"]["job_variables"]["command"]
         assert command == "python -I -S deployments/start.py"
+
+
+def test_trainings_wait_for_each_other_and_a_second_benchmark_is_refused():
+    limits = {d["name"]: d.get("concurrency_limit") for d in DEPLOYMENTS}
+    assert limits["train-burgers"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert limits["gpu"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert limits["benchmark-startup"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    # A wait for a slot would count as startup, and the benchmark would wait for itself.
+    assert limits["benchmark"] is None
+
+
+def test_a_benchmark_leaves_the_users_data_alone():
+    (benchmark,) = [d for d in DEPLOYMENTS if d["name"] == "benchmark"]
+    assert benchmark["work_pool"]["job_variables"]["env"] == {"PDEBENCH_ROOT": ""}

@@ -163,6 +163,15 @@ def test_a_longer_horizon_trains_through_fed_back_predictions(prepared):
     assert train(config, latents, run_dir).num_steps == 12
 
 
+def test_training_ends_after_the_steps_it_may_take_and_is_scored(prepared):
+    config, latents, run_dir = prepared(stages__operator__max_steps=6)  # of 12, 4 an epoch
+    result = train(config, latents, run_dir)
+    assert result.num_steps == 6
+    assert result.num_epochs == 2
+    assert result.checkpoint.exists()
+    assert train(config, latents, run_dir).num_steps == 6
+
+
 def test_patience_ends_training_early(prepared):
     config, latents, run_dir = prepared(
         stages__operator__epochs=50,

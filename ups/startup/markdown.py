@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ups.startup import wording
 from ups.startup.compare import Comparison, ScenarioSummary
+from ups.startup.criteria import Criterion, criteria_rows
 from ups.startup.rows import (
     RUNS,
     Row,
@@ -29,7 +30,12 @@ left out of the path's text.
 the phase took."""
 
 
-def to_markdown(comparison: Comparison, pictures: Mapping[str, bytes], link: Link) -> str:
+def to_markdown(
+    comparison: Comparison,
+    pictures: Mapping[str, bytes],
+    link: Link,
+    criteria: Sequence[Criterion] = (),
+) -> str:
     """The whole artifact, what got worse before all else.
 
     Args:
@@ -43,6 +49,8 @@ def to_markdown(comparison: Comparison, pictures: Mapping[str, bytes], link: Lin
         parts.append("## What each optimisation is worth")
         parts.append(_image("Seconds that each optimisation is worth", pictures.get("shares")))
         parts.append(_table(share_rows(comparison)))
+    if criteria:
+        parts += ["## What is asked of it", _table(criteria_rows(criteria))]
     if comparison.trend:
         parts.append("## Trend")
         parts.append(_image("Time to first step over time", pictures.get("trend")))

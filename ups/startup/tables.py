@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ups.startup import wording
 from ups.startup.compare import Changes, Comparison
+from ups.startup.criteria import Criterion, criteria_rows
 from ups.startup.records import BenchmarkRecord
 from ups.startup.rows import (
     Row,
@@ -22,7 +23,11 @@ from ups.startup.rows import (
 )
 
 
-def show(comparison: Comparison, console: Console | None = None) -> None:
+def show(
+    comparison: Comparison,
+    console: Console | None = None,
+    criteria: Sequence[Criterion] = (),
+) -> None:
     """Print the verdict, the comparison, each scenario's phases and each optimisation's worth."""
     console = console or Console(highlight=False)
     record = comparison.record
@@ -36,6 +41,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         _say(console, f"critical path  {wording.path(scenario.path)}")
         _say(console, f"work on next   {wording.next_phase(scenario)}")
     _print_table(console, "What each optimisation is worth", share_rows(comparison))
+    _print_table(console, "What is asked of it", criteria_rows(criteria))
     _say(console, "")
     _say(console, f"benchmark  {_named(record)}")
     _say(console, f"machine    {wording.facts(record.machine)}")

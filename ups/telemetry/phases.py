@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from ups.config import Model
 
 STARTUP_PHASES = ("queue", "boot", "download", "warm-up", "cache", "load", "first step")
@@ -43,6 +45,7 @@ class Breakdown(Model):
         until_s: trigger to the end of the startup: the first step, else the failure.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
         unaccounted_s: the part of that which no span covers.
+        phase_bytes: phase → the bytes that it moved: fetched, written, read.
         changed: the fields of the cache key that differ from the nearest entry's, on a miss.
     """
 
@@ -59,6 +62,7 @@ class Breakdown(Model):
     changed: tuple[str, ...] = ()
     failed: str | None = None
     phases: tuple[Phase, ...]
+    phase_bytes: dict[str, int] = Field(default_factory=dict)
     spans: tuple[Span, ...]
     metrics: dict[str, float]
     nrmse_rollout: float | None = None

@@ -125,7 +125,8 @@ class _Loop:
         self._signals = DeferredSignals()
         self.steps_per_epoch = -(-len(latents.train) // step.rows_per_step)
         self.num_epochs = config.stages.operator.epochs
-        self.total_steps = self.steps_per_epoch * self.num_epochs
+        steps = self.steps_per_epoch * self.num_epochs
+        self.total_steps = min(steps, config.stages.operator.max_steps or steps)
 
     def run(
         self,
@@ -136,12 +137,12 @@ class _Loop:
         data = self.latents.train
         with self._signals, self.step.on_stream():
             self.step.begin(data, self.total_steps, position.step)
-            while position.epoch < self.num_epochs and not self._out_of_patience():
+            while not self._is_done():
                 started = time.monotonic()
                 self.step.begin_epoch(
                     epoch_order(data, self.config, position.epoch), position.batch
                 )
-                while position.batch < self.steps_per_epoch:
+                while position.batch < self.steps_per_epoch and position.step < self.total_steps:
                     if stopped := self._is_stopped():
                         break
                     self.step()
@@ -173,7 +174,7 @@ class _Loop:
     def _end_epoch(self, started: float) -> dict[str, float] | None:
         """Validate and save; None if training was stopped meanwhile."""
         position = self.position
-        train_loss = self._check_loss() / self.steps_per_epoch
+        train_loss = self._check_loss() / position.batch
         trained = time.monotonic()
         val_nrmse = validate(self.step, self.latents.val, self.config, self._is_stopped)
         if val_nrmse is None:
@@ -227,7 +228,9 @@ class _Loop:
         return patience is not None and waited >= patience
 
     def _is_done(self) -> bool:
-        return self.position.epoch == self.num_epochs or self._out_of_patience()
+        position = self.position
+        all_taken = position.step >= self.total_steps and position.batch == 0
+        return all_taken or position.epoch >= self.num_epochs or self._out_of_patience()
 
     def save(self, name: str) -> None:
         self._check_loss()

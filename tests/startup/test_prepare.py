@@ -1,0 +1,76 @@
+"""Before a run, a scenario's folder holds what it is to find, and nothing else."""
+
+import pytest
+
+from ups.config import SPLITS
+from ups.data.objectstore import ObjectStore
+from ups.data.sources import open_store, stage
+from ups.latents import store
+from ups.latents.build import ensure
+from ups.startup.bounds import Rates, measure
+from ups.startup.prepare import prepare
+from ups.startup.scenarios import BY_NAME
+
+
+@pytest.fixture
+def config(s3, tiny_data, tiny_config, tmp_path, monkeypatch):
+    """The tiny data as objects of a store, to be staged below tmp_path."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    objects = ObjectStore()
+    for split in SPLITS:
+        objects.upload(tiny_data / f"burgers1d_{split}.h5", "pdebench", f"prepare/{split}.h5")
+    objects.close()
+    return tiny_config(
+        data__root=str(tmp_path / "data"),
+        data__sources={split: [{"key": f"prepare/{split}.h5"}] for split in SPLITS},
+    )
+
+
+def build(config):
+    objects = open_store(config)
+    staged = {split: stage(config, split, objects) for split in SPLITS}
+    objects.close()
+    return ensure(config, staged).config_hash
+
+
+def staged_files(config):
+    return sorted(path.name for path in config.data_root.rglob("*.h5"))
+
+
+def test_nothing_is_left_before_a_cold_run(config):
+    build(config)
+    assert prepare(BY_NAME["cold"], config)
+    assert not config.data_root.exists()
+    assert not config.training.latent_cache_dir.exists()
+
+
+def test_before_a_changed_config_the_data_are_there_and_its_entry_is_not(config):
+    key = build(config)
+    other = config.model_copy(update={"latent": config.latent.model_copy(update={"dim": 8})})
+    other_key = build(other)
+    assert prepare(BY_NAME["changed-config"], other)
+    cache_dir = config.training.latent_cache_dir
+    assert store.check_cache_valid(cache_dir, key)
+    assert not store.check_cache_valid(cache_dir, other_key)
+    assert staged_files(config) == ["test.h5", "train.h5", "val.h5"]
+
+
+def test_a_warm_run_waits_until_a_run_has_built_its_cache(config):
+    assert not prepare(BY_NAME["warm"], config)
+    assert staged_files(config) == ["test.h5", "train.h5", "val.h5"]
+    build(config)
+    assert prepare(BY_NAME["warm"], config)
+
+
+def test_the_machines_rates_are_measured_and_leave_no_file(config, tmp_path):
+    folder = tmp_path / "bounds"
+    rates = measure(config, folder)
+    assert min(rates.store, rates.write, rates.read) > 1e6
+    assert list(folder.iterdir()) == []
+
+
+def test_only_phases_that_moved_bytes_have_a_bound():
+    rates = Rates(store=100e6, write=50e6, read=1e9)
+    moved = {"download": 200_000_000, "cache": 0, "load": 500_000_000, "boot": 7}
+    assert rates.bounds_s(moved) == {"download": 2.0, "load": 0.5}

@@ -1,0 +1,60 @@
+"""A benchmark's record before its first run, and how long it is going to take."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ups.config import dump_config, load_config
+from ups.startup.page_cache import PageCache
+from ups.startup.records import BenchmarkRecord
+from ups.telemetry import machine
+
+FOLDER = Path("data/benchmarks")
+HISTORY = "history.sqlite"
+MACHINE_FACTS = ("processor", "cores", "RAM", "disk", "GPU", "kernel")
+# Of a run besides its time to first step: preparing, training, scoring, the end of its process.
+BESIDE_S = 5.0
+
+
+def new_record(
+    config: str, num_trajectories: int, page_cache: PageCache, folder: Path, run_id: str | None
+) -> BenchmarkRecord:
+    """Without runs. Its settings are all that times depend on beside machine and code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = machine.record(folder)
+    text = dump_config(load_config(config))
+    return BenchmarkRecord(
+        id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+        started_at=time.time(),
+        flow_run_id=run_id,
+        machine_id=machine.identity(folder),
+        machine={name: facts[name] for name in MACHINE_FACTS},
+        versions=machine.versions(),
+        commit=machine.commit(),
+        settings={
+            "config": config,
+            "config digest": hashlib.sha256(text.encode()).hexdigest()[:12],
+            "num_trajectories": num_trajectories,
+            "page cache": page_cache,
+        },
+    )
+
+
+def estimate(names: Sequence[str], repeats: int, history: Sequence[BenchmarkRecord]) -> str:
+    """How many runs there will be, and how long that took before."""
+    num = len(names) * repeats
+    runs = f"{num} runs: {', '.join(names)}, {repeats} each"
+    known = {
+        name: statistics.median(found)
+        for name in names
+        if (found := [r.ttfs_s for b in history for r in b.runs if r.scenario == name])
+    }
+    if not known:
+        return f"{runs}; no earlier benchmark to tell how long that takes"
+    mean_s = statistics.mean(known.values()) + BESIDE_S
+    return f"{runs}; about {num * mean_s / 60:.0f} min, by earlier benchmarks"

@@ -1,0 +1,108 @@
+"""What this machine can do at most, measured beside the runs: the bounds of the phases."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ups.config import Model, RunConfig
+from ups.data.objectstore import ObjectInfo, ObjectStore
+
+MIB = 1 << 20
+SAMPLE_BYTES = 256 * MIB
+RANGE_BYTES, CHUNK_BYTES = 16 * MIB, MIB
+CONNECTIONS = 4
+TRIALS = 3
+
+
+class Rates(Model):
+    """Bytes per second, the best of some trials.
+
+    Attributes:
+        store: from the object store over some connections, kept nowhere.
+        write: into a new file of the folder that the cache is in, until the disk has it.
+        read: of a file that is in the page cache, into memory that was touched before.
+    """
+
+    store: float
+    write: float
+    read: float
+
+    def bounds_s(self, phase_bytes: Mapping[str, int]) -> dict[str, float]:
+        """phase → the least seconds for its bytes, for the phases that moved any."""
+        rates = {"download": self.store, "cache": self.write, "load": self.read}
+        return {
+            phase: num_bytes / rates[phase]
+            for phase, num_bytes in phase_bytes.items()
+            if phase in rates and num_bytes
+        }
+
+
+def measure(config: RunConfig, folder: Path) -> Rates:
+    """
+    Args:
+        config: its first training object is read from the store.
+        folder: where a file of up to 256 MiB is written, and removed again.
+    Raises:
+        ObjectUnavailable, FetchError: the store does not answer.
+    """
+    assert config.data.sources is not None, "a benchmark's config names objects"
+    source = config.data.sources["train"][0]
+    store = ObjectStore(config.data.endpoint_url)
+    try:
+        info = store.head(source.bucket or config.data.bucket, source.key)
+        size = min(SAMPLE_BYTES, info.num_bytes)
+        store_rate = _best(size, lambda: _fetch(store, info, size))
+    finally:
+        store.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".bound-{os.getpid()}"
+    buffer = bytearray(os.urandom(MIB) * (SAMPLE_BYTES // MIB // 2))
+    try:
+        write_rate = _best(len(buffer), lambda: _write(path, buffer))
+        read_rate = _best(len(buffer), lambda: _read(path, buffer))
+    finally:
+        path.unlink(missing_ok=True)
+    return Rates(store=store_rate, write=write_rate, read=read_rate)
+
+
+def _best(num_bytes: int, work: Callable[[], None]) -> float:
+    seconds = []
+    for _ in range(TRIALS):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return num_bytes / min(seconds)
+
+
+def _fetch(store: ObjectStore, info: ObjectInfo, size: int) -> None:
+    def read(start: int) -> None:
+        body = store.open_range(info, start, min(start + RANGE_BYTES, size))
+        try:
+            while body.read(CHUNK_BYTES):
+                pass
+        finally:
+            body.close()
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for _ in pool.map(read, range(0, size, RANGE_BYTES)):
+            pass
+
+
+def _write(path: Path, buffer: bytearray) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb", buffering=0) as file:
+        view = memoryview(buffer)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def _read(path: Path, buffer: bytearray) -> None:
+    with path.open("rb", buffering=0) as file:
+        view = memoryview(buffer)
+        while view and (count := file.readinto(view)):
+            view = view[count:]
