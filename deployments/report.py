@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pydantic_core import to_json
@@ -45,7 +46,8 @@ class Report:
         if not path.is_file():
             raise HistoryError(f"no benchmarks in {self.folder}: `ups benchmark` makes one")
         self.history = History(path)
-        self.console = Console(highlight=False)
+        # Not a terminal: wide enough that no cell has to be cut.
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
     def show(self, ids: list[str], as_json: bool) -> None:
         """The latest, the one of this id, or the difference of two."""

@@ -91,8 +91,9 @@ def benchmark_startup(
     worse = [verdict.message for verdict in comparison.verdicts if verdict.kind == "worse"]
     if worse:
         raise RegressionFound("; ".join(worse))
-    unmet = [f"{c.asks}: {c.measured}, target {c.target}" for c in criteria if not c.is_met]
-    if unmet and "plan" in scenarios:
+    asked = [c for c in criteria if c.source == "plan" and "plan" in scenarios]
+    unmet = [f"{c.asks}: {c.measured}, target {c.target}" for c in asked if not c.is_met]
+    if unmet:
         raise BenchmarkError("not met: " + "; ".join(unmet))
 
 
@@ -122,8 +123,8 @@ class _Bench:
         config = load_config(self.config, overrides)
         while not prepare_scenario(scenario, config, self.page_cache, self.stop):
             log.info("%s: a run that does not count builds its cache", scenario.name)
-            run_scenario(scenario, self.config, overrides)
-        run = run_scenario(scenario, self.config, overrides)
+            run_scenario(scenario, f"4 {scenario.name}, uncounted", self.config, overrides)
+        run = run_scenario(scenario, f"4 {scenario.name} {repeat}", self.config, overrides)
         record = read_record(scenario, repeat, run, config, self.rates)
         wanted = scenario.env.get("UPS_START_MODE", "warm")
         if record.start_mode != wanted and self._is_started_as_wanted:

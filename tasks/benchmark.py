@@ -78,11 +78,15 @@ def prepare_scenario(
     return is_there
 
 
-def run_scenario(scenario: Scenario, config: str, overrides: Mapping[str, Any]) -> FlowRun:
+def run_scenario(
+    scenario: Scenario, name: str, config: str, overrides: Mapping[str, Any]
+) -> FlowRun:
     """Trigger a run as a user would, over the API, and wait until it has ended.
 
     A benchmark that is stopped meanwhile takes its run along.
 
+    Args:
+        name: in the benchmark's timeline.
     Raises:
         BenchmarkError: there is no deployment, the run did not end in time, or it failed.
     """
@@ -91,7 +95,6 @@ def run_scenario(scenario: Scenario, config: str, overrides: Mapping[str, Any]) 
             DEPLOYMENT,
             parameters={"config": config, "overrides": dict(overrides)},
             job_variables={"env": scenario.env} if scenario.env else None,
-            flow_run_name=f"4 {scenario.name}",
             tags=["benchmark", scenario.name],
             timeout=0,
         )
@@ -101,6 +104,8 @@ def run_scenario(scenario: Scenario, config: str, overrides: Mapping[str, Any]) 
         ) from None
     with get_client(sync_client=True) as client:
         try:
+            if run.parent_task_run_id is not None:
+                client.set_task_run_name(run.parent_task_run_id, name)
             run = _wait(client, run)
         except BaseException:
             client.set_flow_run_state(run.id, Cancelling(message="its benchmark was stopped"))

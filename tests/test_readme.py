@@ -12,9 +12,11 @@ import yaml
 from deployments import layout
 from deployments.cli import app
 from deployments.stack import POOLS
+from flows.benchmark_startup import benchmark_startup
 from flows.train_burgers import train_burgers
 from ups.cli import parse_settings
 from ups.config import load_config
+from ups.startup.scenarios import choose
 
 PAGES = ("README.md", "CONTRIBUTING.md")
 ROOT = layout.PROJECT_DIR
@@ -68,6 +70,18 @@ def check_parameters(given: list[str]) -> None:
     load_config(parameters.get("config", "smoke"), overrides)
 
 
+def check_ups(command: str, parsed: dict[str, object]) -> None:
+    """What an `ups` command is given exists: parameters of its flow, scenarios, a config."""
+    if command == "run":
+        check_parameters(parsed["param"])
+    elif command == "benchmark":
+        choose(parsed["scenarios"].split(","), has_gpu=False)
+        given = {text.split("=", 1)[0] for text in parsed["param"] or []}
+        assert given <= inspect.signature(benchmark_startup.fn).parameters.keys()
+    else:
+        assert command == "report"
+
+
 def check_prefect(arguments: list[str]) -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     names = {deployment["name"] for deployment in deployments}
@@ -93,9 +107,8 @@ def test_a_command_exists_with_its_options(command):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
         for variable in variables:
             key, options = variable.split("=", 1)
-            assert (target, key) == ("run", "ARGS")
-            parsed = parse_ups([target, *shlex.split(options)])
-            check_parameters(parsed["param"])
+            assert key == "ARGS"
+            check_ups(target, parse_ups([target, *shlex.split(options)]))
     elif name == "ups":
         parsed = parse_ups(arguments)
         if "config" in parsed:

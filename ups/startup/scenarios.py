@@ -91,6 +91,7 @@ SCENARIOS = (
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 PLAN = ("legacy", "cold", "warm", "changed-config")
+# The sets differ in that `plan` fails where what the plan asks is not met.
 SETS: dict[str, tuple[str, ...]] = {
     "nightly": PLAN,
     "plan": PLAN,
