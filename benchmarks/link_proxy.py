@@ -1,11 +1,11 @@
 """A TCP proxy that delays, and can hold back: the link where the kernel offers no other.
 
-    python -m benchmarks.link_proxy HOST UPSTREAM_PORT DELAY_MS RATE_BYTES_S
+    python -m benchmarks.link_proxy HOST UPSTREAM_PORT DELAY_MS RATE_BYTES_S [PORT]
 
 Bytes leave it DELAY_MS after they came, in either direction, and the first ones of a connection a
 round trip later, for the handshake. A connection has at most a window of bytes under way, as one
-real connection would. All connections share the rate (0: none). It prints its port when it
-listens. TCP's slow start is not imitated.
+real connection would. All connections share the rate (0: none). It listens on PORT, or on a free
+one, which it prints. TCP's slow start is not imitated.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def relay(
             await task
 
 
-async def serve(host: str, upstream: int, delay_s: float, bytes_s: float) -> None:
+async def serve(host: str, upstream: int, delay_s: float, bytes_s: float, port: int) -> None:
     down = Rate(bytes_s)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,10 +87,12 @@ async def serve(host: str, upstream: int, delay_s: float, bytes_s: float) -> Non
         finally:
             writer.close()
 
-    server = await asyncio.start_server(handle, host, 0, limit=CHUNK_BYTES, backlog=128)
+    server = await asyncio.start_server(handle, host, port, limit=CHUNK_BYTES, backlog=128)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) / 1e3, float(sys.argv[4])))
+    host, upstream, delay_ms, bytes_s, *port = sys.argv[1:]
+    own_port = int(port[0]) if port else 0
+    asyncio.run(serve(host, int(upstream), float(delay_ms) / 1e3, float(bytes_s), own_port))

@@ -144,6 +144,14 @@ def test_noise_as_large_as_the_change_hides_it():
     assert verdict_of(narrow).kind == "worse"
 
 
+def test_three_times_as_long_is_worse_in_any_noise():
+    wild = nights(3, noise=0.5, seed=5, change=slower_download(9.5, since=2))
+    verdict = verdict_of(wild)
+    assert verdict.after_s > 3 * verdict.before_s
+    assert (verdict.kind, verdict.phase) == ("worse", "download")
+    assert verdict_of(wild, DEFAULTS.model_copy(update={"certain": 9.0})).kind == "unchanged"
+
+
 # Drift
 
 

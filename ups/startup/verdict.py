@@ -27,12 +27,15 @@ KINDS: dict[int, Kind] = {-1: "improved", 0: "unchanged", 1: "worse"}
 
 
 class Thresholds(Model):
-    """From when on a change counts: when it is larger than each of the last three."""
+    """From when on a change counts: beyond `relative`, `sigmas` and `least_s`, or `certain`."""
 
     window: int = Field(50, ge=1, description="runs looked back at")
     least_runs: int = Field(5, ge=1, description="runs before, below which there is no verdict")
     relative: float = Field(0.15, ge=0, description="share of what it was")
     sigmas: float = Field(4.0, ge=0, description="multiple of the noise of the runs before")
+    certain: float = Field(
+        2.0, gt=0, description="share of what it was that counts, however noisy the runs before"
+    )
     least_s: float = Field(0.25, ge=0, description="seconds that nobody cares about")
 
     @model_validator(mode="after")
@@ -193,7 +196,8 @@ def _shift(before_s: Sequence[float], now_s: Sequence[float], thresholds: Thresh
     for reference, part in parts.items():
         old_s = median(before_s[part])
         noise_s = sigma_s * sqrt(1 + 1.2533**2 / _nights(len(before_s[part]), num_now))
-        margin_s = max(thresholds.relative * old_s, thresholds.sigmas * noise_s, thresholds.least_s)
+        margin_s = max(thresholds.relative * old_s, thresholds.sigmas * noise_s)
+        margin_s = max(min(margin_s, thresholds.certain * old_s), thresholds.least_s)
         shifts.append(_Shift(reference, part, old_s, median(now_s), margin_s))
     for sign in (1, -1):
         for shift in shifts:
