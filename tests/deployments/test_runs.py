@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 
+import boto3
 import httpx
+import psutil
 import pytest
 import yaml
 
 from deployments.layout import BIN_DIR, PROJECT_DIR, Stack
 from ups.config import load_config
 
+PARTS = ("object-store", "prefect-server", "worker")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 CANCEL_S = 10
 
@@ -82,23 +85,27 @@ def live(tmp_path_factory):
         "UPS_S3_PORT": str(ports[1]),
     }
 
-    def ups(*arguments):
-        command = [sys.executable, "-m", "deployments.cli", *arguments]
-        done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():
             patch.setenv(name, value)
         try:
-            output = ups("run", "--config", str(write_config(folder)))
+            code, output = ups("run", "--config", str(write_config(folder)))
+            assert code == 0, output
             live = LiveStack(folder)
             live.first_output = output
             yield live
             live.api.close()
         finally:
             ups("down")
+
+
+def ups(*arguments, **changes):
+    """`ups …` on the stack that the environment names: (exit code, output)."""
+    command = [sys.executable, "-m", "deployments.cli", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **changes}, cwd=PROJECT_DIR, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def free_ports(count):
@@ -206,8 +213,7 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live, config):
 
 def test_a_restarted_server_loses_no_run_and_doubles_none(live, config):
     live.stack.processes.running("prefect-server").kill()
-    command = [sys.executable, "-m", "deployments.cli", "up"]
-    subprocess.run(command, cwd=PROJECT_DIR, check=True, capture_output=True)
+    assert ups("up")[0] == 0
     run_ids = [live.trigger(config) for _ in range(2)]
     for run_id in run_ids:
         live.wait_until_final(run_id)
@@ -220,3 +226,60 @@ def test_every_field_of_the_run_form_is_described(live):
     fields = deployment["parameter_openapi_schema"]["properties"]
     assert {"config", "latent_dim", "epochs", "features", "overrides"} <= fields.keys()
     assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
+def test_up_has_made_pools_and_deployments(live):
+    for pool in ("local", "gpu"):
+        template = live.api.get(f"/work_pools/{pool}").json()["base_job_template"]
+        assert "working_dir" in template["variables"]["properties"], "the UI's form needs it"
+    name = "/deployments/name/train-burgers/"
+    assert live.api.get(name + "train-burgers").json()["parameters"] == {"config": "smoke"}
+    assert live.api.get(name + "gpu").json()["work_pool_name"] == "gpu"
+    assert str(live.stack.prefect_port) in (live.folder / "prefect.toml").read_text()
+
+
+def test_the_object_store_wants_its_keys_which_no_process_shows(live):
+    keys = live.stack.store_env()
+    store = boto3.client(
+        "s3",
+        endpoint_url=keys["AWS_ENDPOINT_URL_S3"],
+        region_name=keys["AWS_DEFAULT_REGION"],
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )
+    store.create_bucket(Bucket="bucket")
+    store.put_object(Bucket="bucket", Key="k", Body=b"bytes")
+    assert store.get_object(Bucket="bucket", Key="k")["Body"].read() == b"bytes"
+    assert httpx.get(f"{live.stack.s3_url}/bucket/k").is_client_error, "without the keys"
+    store.close()
+    command = live.stack.processes.running("object-store").cmdline()
+    assert not any(keys["AWS_SECRET_ACCESS_KEY"] in word for word in command)
+
+
+def test_up_starts_what_is_not_running_and_moves_nothing(live):
+    before = pids(live)
+    code, output = ups("up")
+    assert (code, "the stack is running" in output) == (0, True), output
+    assert pids(live) == before
+
+    code, output = ups("up", UPS_PREFECT_PORT=str(free_ports(1)[0]))
+    assert code == 1
+    assert "`ups down` first" in output
+
+    live.stack.processes.running("worker").kill()
+    code, output = ups("up")
+    assert code == 0, output
+    assert {part for part, pid in pids(live).items() if pid != before[part]} == {"worker"}
+
+
+def pids(live):
+    return {part: live.stack.processes.running(part).pid for part in PARTS}
+
+
+def test_down_stops_what_up_started(live):  # the last one: nothing runs after it
+    before = pids(live)
+    code, output = ups("down")
+    assert code == 0, output
+    assert all(part in output for part in PARTS)
+    assert not any(psutil.pid_exists(pid) for pid in before.values())
+    assert ups("down") == (0, "nothing was running\n")

@@ -1,18 +1,13 @@
-"""The real stack, through the real command line: server, store, worker, deployments."""
+"""What keeps a stack from starting, by the real command line; `test_runs` has one that runs."""
 
 import os
 import socket
 import subprocess
 import sys
 
-import boto3
-import httpx
-import psutil
 import pytest
 
 from deployments.layout import PROJECT_DIR, Stack
-
-PARTS = ("object-store", "prefect-server", "worker")
 
 
 def free_port():
@@ -36,57 +31,6 @@ def ups(tmp_path, monkeypatch):
 
     yield call
     call("down")
-
-
-def test_up_starts_everything_once_and_down_stops_exactly_that(ups, tmp_path):
-    code, output = ups("up")
-    assert code == 0, output
-    stack = Stack.find()
-    pids = {part: stack.processes.running(part).pid for part in PARTS}
-
-    for pool in ("local", "gpu"):
-        template = httpx.get(f"{stack.api_url}/work_pools/{pool}").json()["base_job_template"]
-        assert "working_dir" in template["variables"]["properties"], "the UI's form needs it"
-    name = f"{stack.api_url}/deployments/name/train-burgers/"
-    assert httpx.get(name + "train-burgers").json()["parameters"] == {"config": "smoke"}
-    assert httpx.get(name + "gpu").json()["work_pool_name"] == "gpu"
-
-    keys = stack.store_env()
-    store = boto3.client(
-        "s3",
-        endpoint_url=keys["AWS_ENDPOINT_URL_S3"],
-        region_name=keys["AWS_DEFAULT_REGION"],
-        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-    )
-    store.create_bucket(Bucket="bucket")
-    store.put_object(Bucket="bucket", Key="k", Body=b"bytes")
-    assert store.get_object(Bucket="bucket", Key="k")["Body"].read() == b"bytes"
-    assert httpx.get(f"{stack.s3_url}/bucket/k").is_client_error, "without the keys"
-    store.close()
-    secret = keys["AWS_SECRET_ACCESS_KEY"]
-    assert not any(secret in word for word in psutil.Process(pids["object-store"]).cmdline())
-    assert str(stack.prefect_port) in (tmp_path / "prefect.toml").read_text()
-
-    code, output = ups("up")
-    assert (code, "the stack is running" in output) == (0, True), output
-    assert {part: stack.processes.running(part).pid for part in PARTS} == pids
-
-    code, output = ups("up", UPS_PREFECT_PORT=str(free_port()))
-    assert code == 1
-    assert "`ups down` first" in output
-
-    psutil.Process(pids["worker"]).kill()
-    code, output = ups("up")
-    assert code == 0, output
-    new = {part: stack.processes.running(part).pid for part in PARTS}
-    assert {part for part in PARTS if new[part] != pids[part]} == {"worker"}
-
-    code, output = ups("down")
-    assert code == 0, output
-    assert all(part in output for part in PARTS)
-    assert not any(psutil.pid_exists(pid) for pid in new.values())
-    assert ups("down") == (0, "nothing was running\n")
 
 
 def test_a_busy_port_stops_up_before_anything_is_started(ups):
