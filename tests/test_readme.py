@@ -111,7 +111,7 @@ def test_a_command_exists_with_its_options(command):
             check_ups(target, parse_ups([target, *shlex.split(options)]))
     elif name == "ups":
         parsed = parse_ups(arguments)
-        if "config" in parsed:
+        if parsed.get("config"):
             load_config(parsed["config"], parse_settings(parsed.get("settings")))
     elif name == "prefect":
         check_prefect(arguments)

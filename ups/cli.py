@@ -1,25 +1,24 @@
-"""The library's commands, which need no Prefect: `ups cache build` and `ups train`."""
+"""The library's commands, which need no Prefect: `ups cache …` and `ups train`."""
 
 from __future__ import annotations
 
-import logging
 import secrets
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
+from ups import cache_cli
 from ups.config import SPLITS, RunConfig, Split, load_config
+from ups.console import errors_shown, progress_line
 from ups.data.sources import Staged
-from ups.errors import ConfigError, UpsError
+from ups.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 cache = typer.Typer(no_args_is_help=True, help="The latent cache.")
+cache.add_typer(cache_cli.app)
 app.add_typer(cache, name="cache")
 
 ConfigArgument = Annotated[
@@ -29,10 +28,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. latent.dim=64."),
 ]
-PROGRESS_EVERY_S = 1.0
 
 
-@cache.command()
+@cache.command(epilog="Example: ups cache build smoke --device cpu --batch-size 16")
 def build(
     config: ConfigArgument,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -116,30 +114,6 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
             raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as latent.dim=64")
         parsed[key] = yaml.safe_load(value)
     return parsed
-
-
-@contextmanager
-def errors_shown() -> Iterator[None]:
-    """Log to standard error; what is meant for the user ends in a message and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        yield
-    except UpsError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-
-
-def progress_line(verb: str, unit: str, scale: float = 1) -> Callable[[int, int], None]:
-    """A callback (done, total) that prints a line at most once a second."""
-    last = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PROGRESS_EVERY_S:
-            last = time.monotonic()
-            print(f"  {verb} {done / scale:,.0f} of {total / scale:,.0f} {unit}", file=sys.stderr)
-
-    return show
 
 
 def _stage(config: RunConfig, splits: tuple[Split, ...]) -> dict[str, list[Staged]]:

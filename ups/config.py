@@ -119,6 +119,9 @@ class Training(Model):
     time_stride: Positive = Field(2, description="s, saved frames per operator step")
     rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")
     latent_cache_dir: Path = Path("data/latent_cache")
+    latent_cache_max_gb: float | None = Field(
+        None, gt=0, description="removes what was used least recently after a build; off if empty"
+    )
     latent_cache_dtype: StoredDtype = "float16"
     encode_batch_size: Positive = Field(16, description="trajectories per encoder batch")
     num_workers: Annotated[int, Field(ge=0)] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -63,20 +64,63 @@ def exclusive_lock(path: Path, stop: threading.Event | None = None) -> Iterator[
     Raises:
         Interrupted: `stop` was set while waiting.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    waiting = False
+    while (fd := lock_now(path)) is None:
+        if not waiting:
+            waiting = True
+            log.info("waiting for another process that holds %s", path)
+        if stop is not None and stop.is_set():
+            raise Interrupted(f"stopped while waiting for the lock {path}")
+        time.sleep(LOCK_POLL_S)
     try:
-        waiting_since = None
-        while not try_lock(fd):
-            if waiting_since is None:
-                waiting_since = time.monotonic()
-                log.info("waiting for another process that holds %s", path)
-            if stop is not None and stop.is_set():
-                raise Interrupted(f"stopped while waiting for the lock {path}")
-            time.sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(fd)
+
+
+def lock_now(path: Path) -> int | None:
+    """An open file that holds the lock on `path`; None where it is not to be had at once.
+
+    Its holder may delete the file: a lock on a deleted file locks nothing, and is let go again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:  # the folder was removed since
+        return None
+    if try_lock(fd) and _is_at(fd, path):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a lock on `path`, shared or not; takes it for a moment to see."""
+    try:
+        fd = open_lock_file(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(fd)
+    finally:
+        os.close(fd)
+
+
+def open_lock_file(path: Path, flags: int) -> int:
+    """Open a file to lock it; for reading alone where the file system allows no more."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:

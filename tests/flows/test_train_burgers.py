@@ -17,6 +17,8 @@ from prefect.client.schemas.filters import (
 
 from flows.train_burgers import train_burgers
 from ups.config import Features
+from ups.latents.entries import entries
+from ups.latents.prune import remove
 from ups.latents.store import list_entries
 
 PHASES = {
@@ -124,7 +126,9 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
     }
 
 
-def test_a_deleted_entry_behind_a_cached_state_is_built_again(flow_config, run, tmp_path):
+def test_a_damaged_or_removed_entry_behind_a_cached_state_is_built_again(
+    flow_config, run, tmp_path
+):
     path = flow_config()
     _, _, first = run(path)
     next((tmp_path / "cache" / first["config_hash"]).glob("*/train_000.safetensors")).unlink()
@@ -134,6 +138,11 @@ def test_a_deleted_entry_behind_a_cached_state_is_built_again(flow_config, run, 
     assert tasks[f"2 build-latent-cache [{first['config_hash']}]"] == "Completed"
     _, tasks, _ = run(path)
     assert tasks[f"2 build-latent-cache [{first['config_hash']}] reused"] == "Cached"
+    (entry,) = entries(tmp_path / "cache")
+    assert remove(entry)
+    state, tasks, _ = run(path)
+    assert state.is_completed()
+    assert tasks[f"2 build-latent-cache [{first['config_hash']}]"] == "Completed"
 
 
 def test_another_cache_directory_never_answers(flow_config, run, tmp_path):

@@ -57,6 +57,7 @@ def test_the_key_changes_with_what_determines_the_latents(overrides):
         {"training.device": "cpu"},
         {"training.time_stride": 3},
         {"training.latent_cache_dir": "/elsewhere"},
+        {"training.latent_cache_max_gb": 50},
         {"data.root": "/elsewhere"},
         {"data.bucket": "other"},
         {"features.gpu_encode": False},

@@ -26,11 +26,11 @@ from ups.latents import store
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
-from ups.latents.store import LatentFile, Manifest
+from ups.latents.prune import keep_budget
+from ups.latents.store import BUILDING, PROGRESS_NAME, LatentFile, Manifest
 
 log = logging.getLogger(__name__)
 
-PROGRESS_NAME = ".progress.jsonl"
 CACHE_REMEDY = "set training.latent_cache_dir to a larger disk"
 Progress = Callable[[int, int], None]
 
@@ -78,12 +78,13 @@ def ensure(
     fields = key_fields(config, sources)
     config_hash = hash_fields(fields)
     entry = store.entry_dir(cache_dir, config_hash)
-    with exclusive_lock(entry / ".lock", stop):
+    with exclusive_lock(entry / store.LOCK_NAME, stop):
         started = time.monotonic()
         if overwrite:
             _drop_partial_builds(entry)
         elif store.check_cache_valid(cache_dir, config_hash):
             manifest = store.open_current(cache_dir, config_hash)
+            store.mark_used(entry / manifest.generation)  # no prune takes it before it is loaded
             return _entry_of(manifest, reused=True, seconds=time.monotonic() - started)
         changed = store.explain_miss(cache_dir, fields)
         if changed:
@@ -106,6 +107,9 @@ def ensure(
         result.num_trajectories / seconds,
         config_hash,
     )
+    if config.training.latent_cache_max_gb is not None:
+        max_bytes = int(config.training.latent_cache_max_gb * 1e9)
+        keep_budget(cache_dir, max_bytes, keep=manifest.generation)
     return result
 
 
@@ -201,7 +205,7 @@ class _Build:
         )
         encoder = fit_encoder(self.config, self._train_readers)
         generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
-        directory = self.entry / f"building-{generation}"
+        directory = self.entry / f"{BUILDING}{generation}"
         directory.mkdir()
         for file in self.files:
             with (directory / file.name).open("wb") as handle:
@@ -213,7 +217,7 @@ class _Build:
 
     def _resume(self) -> tuple[Path, PatchEncoder, dict[_Job, str]] | None:
         """A build that was killed, if it was of the same files: its finished chunks, re-checked."""
-        for directory in sorted(self.entry.glob("building-*")):
+        for directory in sorted(self.entry.glob(f"{BUILDING}*")):
             try:
                 lines = (directory / PROGRESS_NAME).read_text().split("\n")
                 header = json.loads(lines[0])
@@ -252,13 +256,14 @@ class _Build:
         manifest = Manifest(
             config_hash=hash_fields(self.fields),
             key_fields=self.fields,
-            generation=directory.name.removeprefix("building-"),
+            generation=directory.name.removeprefix(BUILDING),
             generated_at=time.time(),
             encoder=encoder.to_manifest(),
             files=files,
         )
         store.save_cache_metadata(directory, manifest)
         (directory / PROGRESS_NAME).unlink()
+        (directory / store.IN_USE_NAME).touch()
         directory.rename(self.entry / manifest.generation)
         sync_directory(self.entry)
         return manifest
@@ -301,7 +306,7 @@ def _entry_of(
 
 
 def _drop_partial_builds(entry: Path) -> None:
-    for directory in entry.glob("building-*"):
+    for directory in entry.glob(f"{BUILDING}*"):
         shutil.rmtree(directory)
 
 

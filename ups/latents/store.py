@@ -5,7 +5,8 @@
     .lock                        flock: one builder at a time
     <generation>/
         .cache_metadata.json     the manifest
-        .in_use                  flock, shared: held by readers, so that nothing is deleted
+        .in_use                  flock, shared: held by readers, so that nothing is deleted;
+                                 its time is the last use
         train_000.safetensors    one tensor `latents` (N, T, K, D) per source
     building-<generation>/       private to the builder, resumed after a kill
 """
@@ -27,18 +28,24 @@ from pydantic import ValidationError
 
 from ups.config import Model, RunConfig, Split
 from ups.errors import CacheDamaged, CacheError
-from ups.files import exclusive_lock, try_lock, write_atomically
+from ups.files import exclusive_lock, open_lock_file, try_lock, write_atomically
 from ups.latents.key import explain_difference
 
 log = logging.getLogger(__name__)
 
 MANIFEST_NAME = ".cache_metadata.json"
 POINTER_NAME = "CURRENT"
+LOCK_NAME = ".lock"
+IN_USE_NAME = ".in_use"
+PROGRESS_NAME = ".progress.jsonl"
+BUILDING = "building-"
+DAMAGED = "damaged-"
 DATA_ALIGNMENT = 4096
 SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 VERIFY_READ_BYTES = 8 << 20
 HOLD_ATTEMPTS = 3
+HOLD_PAUSE_S = 0.01
 
 
 class LatentFile(Model):
@@ -146,7 +153,7 @@ def open_current(cache_dir: Path, config_hash: str) -> Manifest:
         CacheDamaged: the files are not those that the manifest describes.
     """
     entry = entry_dir(cache_dir, config_hash)
-    generation = _current_generation(entry)
+    generation = current_generation(entry)
     if not generation:
         raise CacheError(f"no cache entry {config_hash} in {cache_dir}")
     directory = entry / generation
@@ -201,7 +208,7 @@ def publish(cache_dir: Path, manifest: Manifest) -> None:
     entry = entry_dir(cache_dir, manifest.config_hash)
     write_atomically(entry / POINTER_NAME, manifest.generation.encode())
     for old in entry.iterdir():
-        if old.is_dir() and old.name != manifest.generation and not old.name.startswith("damaged-"):
+        if old.is_dir() and old.name != manifest.generation and not old.name.startswith(DAMAGED):
             remove_unused(old)
 
 
@@ -211,8 +218,8 @@ def quarantine(cache_dir: Path, config_hash: str) -> Path | None:
     Returns: where it is now; None where meanwhile all is well, or nothing is there.
     """
     entry = entry_dir(cache_dir, config_hash)
-    with exclusive_lock(entry / ".lock"):
-        generation = _current_generation(entry)
+    with exclusive_lock(entry / LOCK_NAME):
+        generation = current_generation(entry)
         try:
             for file in read_manifest(entry / generation).files:
                 verify_file(entry / generation / file.name, file)
@@ -223,11 +230,11 @@ def quarantine(cache_dir: Path, config_hash: str) -> Path | None:
         (entry / POINTER_NAME).unlink(missing_ok=True)
         if not generation or not (entry / generation).is_dir():
             return None
-        return (entry / generation).rename(entry / f"damaged-{generation}")
+        return (entry / generation).rename(entry / f"{DAMAGED}{generation}")
 
 
 def hold_current(cache_dir: Path, config_hash: str) -> tuple[Manifest, InUse]:
-    """The current generation, held so that nobody removes it.
+    """The current generation, held so that nobody removes it, and marked as used now.
 
     Raises:
         CacheError: see `open_current`.
@@ -238,14 +245,16 @@ def hold_current(cache_dir: Path, config_hash: str) -> tuple[Manifest, InUse]:
         try:
             hold = InUse(directory)
         except (CacheError, FileNotFoundError):
+            time.sleep(HOLD_PAUSE_S)  # it is being removed, or looked at for a moment
             continue
-        if _current_generation(directory.parent) == manifest.generation:
+        if current_generation(directory.parent) == manifest.generation:
+            mark_used(directory)
             return manifest, hold
         hold.close()
     raise CacheError(f"the entry {config_hash} in {cache_dir} is replaced again and again")
 
 
-def _current_generation(entry: Path) -> str:
+def current_generation(entry: Path) -> str:
     """What the pointer names; empty without one."""
     try:
         return (entry / POINTER_NAME).read_text().strip()
@@ -257,7 +266,7 @@ class InUse:
     """A shared lock on a generation, which keeps `remove_unused` away while it is open."""
 
     def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / ".in_use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = open_lock_file(directory / IN_USE_NAME, os.O_RDWR | os.O_CREAT)
         if not try_lock(self._fd, shared=True):
             self.close()
             raise CacheError(f"{directory} is being removed")
@@ -266,16 +275,29 @@ class InUse:
         os.close(self._fd)
 
 
-def remove_unused(directory: Path) -> bool:
-    """Delete a generation unless somebody reads it."""
+def mark_used(directory: Path) -> None:
+    """Note that a generation is used now; where that cannot be written, the use goes unnoted."""
     try:
-        fd = os.open(directory / ".in_use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.utime(directory / IN_USE_NAME)
+    except OSError as error:
+        log.debug("the last use of %s is not noted: %s", directory, error)
+
+
+def remove_unused(directory: Path) -> bool:
+    """Delete a generation unless somebody reads it; the pointer to it goes first.
+
+    The caller holds the entry's lock.
+    """
+    try:
+        fd = os.open(directory / IN_USE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except FileNotFoundError:
         return False
     try:
         if not try_lock(fd):
             log.info("%s is in use and stays", directory)
             return False
+        if current_generation(directory.parent) == directory.name:
+            (directory.parent / POINTER_NAME).unlink()
         shutil.rmtree(directory)
         return True
     finally:
@@ -292,12 +314,22 @@ def explain_miss(cache_dir: Path, fields: dict[str, Any]) -> list[str]:
 
 def list_entries(cache_dir: Path) -> Iterator[Manifest]:
     """The manifests of the entries that are complete, newest last."""
-    pointers = sorted(cache_dir.glob(f"*/{POINTER_NAME}"), key=lambda p: p.stat().st_mtime)
-    for pointer in pointers:
+    for pointer in sorted(cache_dir.glob(f"*/{POINTER_NAME}"), key=_modified_ns):
+        generation = current_generation(pointer.parent)
+        if not generation:  # removed meanwhile
+            continue
         try:
-            yield read_manifest(pointer.parent / pointer.read_text().strip())
+            yield read_manifest(pointer.parent / generation)
         except CacheError as error:
             log.warning("%s", error)
+
+
+def _modified_ns(path: Path) -> int:
+    """0 where the file is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def verify_file(path: Path, file: LatentFile) -> None:
@@ -306,6 +338,16 @@ def verify_file(path: Path, file: LatentFile) -> None:
     Raises:
         CacheDamaged: it is gone, or a chunk or the header differs.
     """
+    for index, found in enumerate(read_checksums(path, file)):
+        check_chunk(path, index, found, file.checksums[index])
+
+
+def read_checksums(path: Path, file: LatentFile) -> Iterator[str]:
+    """The checksum of each chunk as it is on the disk.
+
+    Raises:
+        CacheDamaged: the file is gone, or its header differs.
+    """
     try:
         handle = path.open("rb", buffering=0)
     except FileNotFoundError as error:
@@ -313,13 +355,13 @@ def verify_file(path: Path, file: LatentFile) -> None:
     with handle:
         if handle.read(file.data_offset) != file.header:
             raise CacheDamaged(f"{path}: the header is not the one in the manifest")
-        for index, expected in enumerate(file.checksums):
+        for index in range(len(file.checksums)):
             first, end = file.chunk(index)
             left, digest = (end - first) * file.row_bytes, xxhash.xxh3_64()
             while left and (block := handle.read(min(left, VERIFY_READ_BYTES))):
                 digest.update(block)
                 left -= len(block)
-            check_chunk(path, index, digest.hexdigest(), expected)
+            yield digest.hexdigest()
 
 
 def check_chunk(path: Path, index: int, found: str, expected: str) -> None:

@@ -1,0 +1,261 @@
+"""`ups cache list | show | verify | prune | rm`, as typed."""
+
+import json
+import os
+import time
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from ups.errors import ConfigError
+from ups.latents import store
+from ups.latents.build import ensure
+from ups.latents.entries import entries
+from ups.units import format_age, format_size, parse_age, parse_size
+
+DAY = 86400
+
+
+@pytest.fixture
+def cache_dir(tiny_config, stage_all):
+    """Two entries: of dim 4, not used for 40 days, and of dim 16, for 2."""
+    for dim, days in ((4, 40), (16, 2)):
+        config = tiny_config(latent__dim=dim)
+        built = ensure(config, stage_all(config))
+        home = store.entry_dir(config.training.latent_cache_dir, built.config_hash)
+        at = time.time() - days * DAY
+        os.utime(home / built.generation / store.IN_USE_NAME, (at, at))
+    return config.training.latent_cache_dir
+
+
+@pytest.fixture
+def old(cache_dir):
+    return entries(cache_dir)[1]
+
+
+@pytest.fixture
+def ups(cache_dir):
+    """`ups("list", …)`: exit code, standard output and standard error, on this cache directory."""
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, ["cache", *arguments, "--dir", str(cache_dir)])
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+def damage(entry, row=9):
+    """Flip a bit of a row of train; size and time stay."""
+    train = store.read_manifest(entry.directory).files[0]
+    path = entry.directory / train.name
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(train.data_offset + row * train.row_bytes)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_list_shows_a_line_for_each_entry_and_the_sum(ups, cache_dir, old):
+    hold = store.InUse(old.directory)
+    code, output, _ = ups("list")
+    hold.close()
+    assert code == 0
+    newer, older = (line for line in output.splitlines() if "burgers1d" in line)
+    assert older.split()[:4] == [old.config_hash, "complete,", "in", "use"]
+    assert "8 tokens × 4, float16, 25 trajectories of 2 sources" in older
+    assert older.split()[-3:] == ["40", "d", "ago"]
+    assert newer.split()[-3:] == ["2", "d", "ago"]
+    total = sum(entry.num_bytes for entry in entries(cache_dir))
+    assert output.splitlines()[-1] == f"2 entries, {format_size(total)} in {cache_dir}"
+
+
+def test_list_as_json_is_what_the_library_sees(ups, cache_dir):
+    _, output, _ = ups("list", "--json")
+    assert json.loads(output) == [e.model_dump(mode="json") for e in entries(cache_dir)]
+
+
+def test_the_directory_is_given_by_place_option_or_config_and_only_once(
+    cache_dir, tiny_config, tmp_path, monkeypatch
+):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
+
+    def listed(*arguments):
+        result = CliRunner().invoke(app, ["cache", "list", *arguments])
+        return result.exit_code, result.output.splitlines()[-1]
+
+    expected = listed("--dir", str(cache_dir))
+    assert expected[0] == 0
+    assert listed(str(cache_dir)) == listed("--config", str(path)) == expected
+    assert listed(str(cache_dir), "--config", str(path))[0] == 1
+    assert "give the cache directory once" in listed(str(cache_dir), "--dir", "x")[1]
+    monkeypatch.chdir(tmp_path)
+    assert listed() == (0, "0 entries, 0 B in data/latent_cache")
+
+
+def test_show_tells_what_the_key_is_made_of_and_the_files(ups, old):
+    code, output, _ = ups("show", old.config_hash[:6])
+    assert code == 0
+    lines = dict(line.split(maxsplit=1) for line in output.partition("\n\n")[0].splitlines())
+    assert json.loads(lines["latent"]) == {"dim": 4, "tokens": 8}
+    assert lines["state"].strip() == "complete"
+    assert "train_000.safetensors" in output
+    _, output, _ = ups("show", old.config_hash, "--json")
+    (record,) = json.loads(output)
+    assert record["key_fields"]["latent"] == {"dim": 4, "tokens": 8}
+    assert [f["num_chunks"] for f in record["files"]] == [5, 2]
+
+
+def test_show_works_without_a_readable_manifest(ups, old):
+    (old.directory / store.MANIFEST_NAME).write_text("{")
+    code, output, _ = ups("show", old.config_hash)
+    assert code == 0
+    assert "damaged" in output
+
+
+def test_verify_is_quiet_about_whole_entries_and_names_damage(ups, old):
+    code, output, _ = ups("verify")
+    assert code == 0
+    assert [line.split()[0] for line in output.splitlines()] == ["whole", "whole"]
+    damage(old)
+    code, output, errors = ups("verify")
+    assert code == 1
+    assert "train_000.safetensors: chunk 2 has checksum" in output
+    assert f"1 of 2 entries are damaged: `ups cache rm {old.config_hash}`" in errors
+    code, output, _ = ups("verify", old.config_hash[:7], "--json")
+    assert code == 1
+    (record,) = json.loads(output)
+    assert [(d["file"], d["chunk"]) for d in record["damage"]] == [("train_000.safetensors", 2)]
+
+
+def test_verify_does_not_judge_what_was_set_aside(ups, cache_dir, old):
+    damage(old)
+    store.quarantine(cache_dir, old.config_hash)
+    assert ups("verify")[0] == 0
+    code, _, errors = ups("verify", old.config_hash)
+    assert code == 1
+    assert "has no complete build: there is nothing to verify" in errors
+
+
+def test_a_dry_run_says_what_would_go_and_removes_nothing(ups, cache_dir, old):
+    before = sorted(cache_dir.rglob("*"))
+    code, output, _ = ups("prune", "--older-than", "30d", "--dry-run")
+    assert code == 0
+    assert old.config_hash in output
+    assert "not used for 40 d" in output
+    assert f"would be removed: 1 entry, {format_size(old.num_bytes)}" in output
+    assert sorted(cache_dir.rglob("*")) == before
+
+
+def test_prune_goes_by_age_by_size_and_not_at_all_without_either(ups, cache_dir, old):
+    ups("prune")
+    assert len(entries(cache_dir)) == 2
+    _, output, _ = ups("prune", "--max-size", "300KB", "--json")
+    (removal,) = json.loads(output)
+    assert removal["entry"]["config_hash"] == old.config_hash
+    assert removal["reason"] == "least recently used, over 300 KB"
+    assert removal["removed"] is True
+    (left,) = entries(cache_dir)
+    hold = store.InUse(left.directory)
+    _, output, _ = ups("prune", "--max-size", "0MB", "--older-than", "1d")
+    hold.close()
+    assert "removed: 0 entries, 0 B" in output
+    assert output.endswith("1 in use\n")
+    ups("prune", "--older-than", "1d")
+    assert entries(cache_dir) == []
+
+
+def test_rm_removes_by_the_beginning_of_a_key(ups, cache_dir, old):
+    newer = entries(cache_dir)[0]
+    code, output, _ = ups("rm", old.config_hash[:8])
+    assert (code, output) == (0, f"removed {old.config_hash}, {format_size(old.num_bytes)}\n")
+    assert entries(cache_dir) == [newer]
+
+
+def test_rm_takes_damaged_generations_along(ups, cache_dir, old):
+    damage(old)
+    store.quarantine(cache_dir, old.config_hash)
+    assert ups("rm", old.config_hash)[0] == 0
+    assert not (cache_dir / old.config_hash).exists()
+
+
+def test_rm_refuses_an_entry_in_use_and_removes_the_others(ups, cache_dir, old):
+    other = entries(cache_dir)[0]
+    hold = store.InUse(old.directory)
+    code, output, errors = ups("rm", old.config_hash, other.config_hash)
+    hold.close()
+    assert code == 1
+    assert f"error: {old.config_hash}: in use by a running job, not removed" in errors
+    assert f"removed {other.config_hash}" in output
+    assert [e.config_hash for e in entries(cache_dir)] == [old.config_hash]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rm", "KEY", "xyz"], "error: no cache entry 'xyz': there are "),
+        (["show", "xyz"], "error: no cache entry 'xyz': there are "),
+        (["verify", "xyz"], "error: no cache entry 'xyz': there are "),
+        (["prune", "--max-size", "50"], "error: found '50', expected a size with a unit, such as"),
+        (["prune", "--older-than", "3 moons"], "expected an age with a unit, such as 45m"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_removes_nothing(ups, cache_dir, old, arguments, message):
+    code, _, errors = ups(*(old.config_hash if a == "KEY" else a for a in arguments))
+    assert code == 1
+    assert message in errors
+    assert len(entries(cache_dir)) == 2
+
+
+@pytest.mark.parametrize("command", ["build", "list", "show", "verify", "prune", "rm"])
+def test_every_help_has_an_example(command):
+    result = CliRunner().invoke(app, ["cache", command, "--help"])
+    assert f"Example: ups cache {command} " in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50GB", 50 * 10**9),
+        ("500 mb", 500 * 10**6),
+        ("1.5TB", 1_500_000_000_000),
+        ("2GiB", 2 << 30),
+        ("0B", 0),
+    ],
+)
+def test_sizes_are_read_with_their_unit(text, expected):
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "50", "-1GB", "1e3GB", "5XB", "1.GB", "50GB!"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ConfigError, match="expected a size with a unit, such as 500MB"):
+        parse_size(text)
+
+
+def test_ages_are_read_with_their_unit():
+    assert [parse_age(text) for text in ("45m", "12h", "30d", "1.5w", "10s")] == [
+        2700,
+        43200,
+        30 * DAY,
+        10.5 * DAY,
+        10,
+    ]
+    with pytest.raises(ConfigError, match="found '30', expected an age with a unit"):
+        parse_age("30")
+
+
+@given(st.integers(0, 10**16))
+def test_a_size_shown_is_read_back_within_its_digits(num_bytes):
+    assert parse_size(format_size(num_bytes)) == pytest.approx(num_bytes, rel=0.0051)
+
+
+def test_ages_are_shown_in_their_largest_whole_unit():
+    shown = [format_age(s) for s in (-1, 59, 61, 3 * 3600 + 5, 40 * DAY)]
+    assert shown == ["0 s", "59 s", "1 min", "3 h", "40 d"]

@@ -1,0 +1,137 @@
+"""What of a cache directory goes, and how: never what somebody reads or builds.
+
+`remove` takes the locks of readers and builders without waiting, so there is no moment between a
+look and a removal in which a job could start to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ups.config import Model
+from ups.errors import CacheError
+from ups.files import lock_now
+from ups.latents import store
+from ups.latents.entries import Entry, State, entries
+from ups.latents.store import LOCK_NAME, POINTER_NAME
+from ups.units import format_age, format_size
+
+log = logging.getLogger(__name__)
+
+WHAT: dict[State, str] = {
+    "complete": "least recently used",
+    "partial": "abandoned build",
+    "damaged": "damaged",
+    "orphaned": "orphaned",
+}
+
+
+class Removal(Model):
+    """An entry that is to go, and why."""
+
+    entry: Entry
+    reason: str
+
+
+def plan_prune(
+    found: Sequence[Entry],
+    max_bytes: int | None = None,
+    older_than_s: float | None = None,
+    *,
+    sweep: bool = True,
+    keep: Collection[str] = (),
+) -> list[Removal]:
+    """What goes, in this order: what no run can read, then entries by least recent use.
+
+    Args:
+        max_bytes: entries go until the rest is not larger; those that stay in any case count, too.
+        older_than_s: entries go that were not used for longer.
+        sweep: damaged, orphaned and abandoned partial ones go in any case.
+        keep: generations that stay.
+    """
+    now, left = time.time(), sum(entry.num_bytes for entry in found)
+    free = [e for e in found if not e.in_use and e.generation not in keep]
+    going = []
+    for entry in sorted(free, key=lambda e: (e.state == "complete", e.last_used_at)):
+        unused_s = now - entry.last_used_at
+        what = WHAT[entry.state]
+        if sweep and entry.state != "complete":
+            reason = what
+        elif older_than_s is not None and unused_s > older_than_s:
+            reason = f"not used for {format_age(unused_s)}"
+        elif max_bytes is not None and left > max_bytes:
+            reason = f"{what}, over {format_size(max_bytes)}"
+        else:
+            continue
+        left -= entry.num_bytes
+        going.append(Removal(entry=entry, reason=reason))
+    return going
+
+
+def keep_budget(cache_dir: Path, max_bytes: int, keep: str) -> None:
+    """Prune to a size without removing the generation `keep`; one line says what went and why."""
+    found = entries(cache_dir)
+    before = sum(entry.num_bytes for entry in found)
+    if before <= max_bytes:
+        return
+    gone = []
+    for removal in plan_prune(found, max_bytes, sweep=False, keep={keep}):
+        try:
+            if remove(removal.entry):
+                gone.append(removal.entry)
+        except CacheError as error:
+            log.warning("%s", error)
+    after, now = before - sum(entry.num_bytes for entry in gone), time.time()
+    names = [
+        f"{e.config_hash} ({e.state}, {format_size(e.num_bytes)}, "
+        f"not used for {format_age(now - e.last_used_at)})"
+        for e in gone
+    ]
+    too_much = after > max_bytes
+    log.log(
+        logging.WARNING if too_much else logging.INFO,
+        "%s held %s, training.latent_cache_max_gb allows %s: removed %s; %s stay%s",
+        cache_dir,
+        format_size(before),
+        format_size(max_bytes),
+        ", ".join(names) or "nothing",
+        format_size(after),
+        ", which are in use or just built" if too_much else "",
+    )
+
+
+def remove(entry: Entry) -> bool:
+    """Delete a generation unless somebody reads it, or builds or checks the entry at this moment.
+
+    Returns: whether it was deleted.
+    Raises:
+        CacheError: the operating system refused.
+    """
+    home = entry.directory.parent
+    try:
+        lock = lock_now(home / LOCK_NAME)
+        if lock is None:
+            log.info("%s is being built or checked and stays", entry.directory)
+            return False
+        try:
+            removed = store.remove_unused(entry.directory)
+            _drop_if_empty(home)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise CacheError(f"{entry.directory} cannot be removed: {error}") from error
+    return removed
+
+
+def _drop_if_empty(home: Path) -> None:
+    """Remove the folder of an entry without generations; the caller holds its lock."""
+    if {path.name for path in home.iterdir()} <= {LOCK_NAME, POINTER_NAME}:
+        (home / POINTER_NAME).unlink(missing_ok=True)
+        (home / LOCK_NAME).unlink()
+        with contextlib.suppress(OSError):  # somebody who waits for the lock made a new one
+            home.rmdir()
