@@ -9,7 +9,7 @@ BENCH_INSTALLED := $(BENCH_VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install up run benchmark down test bench bench-gpu lock clean
+.PHONY: help install up run benchmark down test test-ui bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,11 @@ test: install  ## lint, types, tests
 	@$(BIN)/mypy
 	@$(BIN)/pytest
 
+test-ui: install  ## the UI in a headless chromium, on a stack of its own; screenshots in .ui/
+	@command -v "$${UPS_CHROMIUM:-chromium}" >/dev/null || { \
+	  echo "no chromium: run \`apt-get install chromium\`, or set UPS_CHROMIUM to a browser's path"; exit 1; }
+	@$(BIN)/pytest -m ui tests/ui
+
 bench: install $(BENCH_INSTALLED)  ## measure each phase beside its peers on the CPU; ARGS="--sections load"
 	@$(BIN)/python -m benchmarks cpu $(ARGS)
 
@@ -62,4 +67,4 @@ lock:  ## resolve the dependencies anew, for every platform, CUDA builds include
 	  --no-annotate --no-header -q --upgrade -o benchmarks/requirements.txt benchmarks/requirements.in
 
 clean: down  ## remove the environment and the stack's state; data, caches and runs stay
-	rm -rf $(VENV) $(BENCH_VENV) .bench .stack prefect.toml
+	rm -rf $(VENV) $(BENCH_VENV) .bench .stack .ui prefect.toml
