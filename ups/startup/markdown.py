@@ -10,6 +10,7 @@ from ups.startup.compare import Comparison, ScenarioSummary
 from ups.startup.criteria import Criterion, criteria_rows
 from ups.startup.rows import (
     RUNS,
+    WORDS,
     Row,
     comparison_rows,
     headings,
@@ -70,13 +71,16 @@ def _linked(comparison: Comparison, link: Link) -> list[Row]:
 
 
 def _breakdown(scenario: ScenarioSummary, link: Link) -> str:
+    """Its table; what bounds a phase stands below it, as the UI breaks no line of a table."""
+    rows = phase_rows(scenario)
     return "\n\n".join(
         [
             f"### {scenario.name}: {wording.spread(scenario.ttfs)}",
             f"- **Work on next** {wording.next_phase(scenario)}\n"
             f"- **Critical path** of the [run at the median]({link(scenario.middle)}): "
             f"{wording.path(scenario.path)}",
-            _table(phase_rows(scenario)),
+            _table([{k: v for k, v in row.items() if k != WORDS} for row in rows]),
+            "\n".join(f"- {row['phase']}: {row[WORDS]}" for row in rows if row[WORDS]),
         ]
     )
 

@@ -21,6 +21,11 @@ TEXTS = (
     "switched off",
     "against",
     "what it does",
+    "asked by",
+    "what",
+    "target",
+    "measured",
+    "met",
 )
 WORDS = "what bounds it"
 
