@@ -174,7 +174,7 @@ def publish(comparison: Comparison, criteria: tuple[Criterion, ...], folder: Pat
         (folder / f"{name}.png").write_bytes(png)
     (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1))
     markdown = to_markdown(comparison, pictures, link, criteria)
-    (folder / "comparison.md").write_text(to_markdown(comparison, pictures, link, criteria))
+    (folder / "comparison.md").write_text(markdown)
     title = headline(comparison)
     create_markdown_artifact(key="benchmark-startup", markdown=markdown, description=title)
     tables = {

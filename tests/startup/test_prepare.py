@@ -5,6 +5,7 @@ import pytest
 from ups.config import SPLITS
 from ups.data.objectstore import ObjectStore
 from ups.data.sources import open_store, stage
+from ups.errors import ConfigError
 from ups.latents import store
 from ups.latents.build import ensure
 from ups.startup.bounds import Rates, measure
@@ -43,6 +44,16 @@ def test_nothing_is_left_before_a_cold_run(config):
     assert prepare(BY_NAME["cold"], config)
     assert not config.data_root.exists()
     assert not config.training.latent_cache_dir.exists()
+
+
+@pytest.mark.parametrize("name", ["cold", "changed-config", "warm"])
+def test_the_users_data_are_never_touched(config, tmp_path, monkeypatch, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x.h5").write_bytes(b"mine")
+    monkeypatch.setenv("PDEBENCH_ROOT", str(tmp_path / "mine"))
+    with pytest.raises(ConfigError, match="PDEBENCH_ROOT is .*mine"):
+        prepare(BY_NAME[name], config)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["x.h5"]
 
 
 def test_before_a_changed_config_the_data_are_there_and_its_entry_is_not(config):

@@ -7,6 +7,7 @@ import threading
 
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import Staged, open_store, stage
+from ups.errors import ConfigError
 from ups.latents import store
 from ups.latents.key import compute_cache_hash
 from ups.startup.scenarios import Scenario
@@ -18,8 +19,14 @@ def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None 
     Returns: whether all is there. A missing cache is left to a run of the scenario that does not
         count, so that Prefect's own record of the entry is there, too.
     Raises:
+        ConfigError: PDEBENCH_ROOT leads to data that are not the benchmark's.
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: as downloads do.
     """
+    if config.data_root != config.data.root:
+        raise ConfigError(
+            f"PDEBENCH_ROOT is {config.data_root}: a benchmark removes what it staged, and that is "
+            "not its own; unset it for the benchmark's process"
+        )
     cache_dir = config.training.latent_cache_dir
     if scenario.before == "nothing":
         for folder in (config.data_root, cache_dir):
