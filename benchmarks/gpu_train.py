@@ -19,7 +19,7 @@ from benchmarks import fixture, gpu_data, roofline
 from benchmarks.harness import Comparison, Contender, Result, Sample, alternate
 from benchmarks.roofline import synchronize
 from benchmarks.settings import Settings
-from benchmarks.utilisation import Utilisation
+from benchmarks.utilisation import EVERY_S, Utilisation
 from ups.config import Features, RunConfig
 from ups.latents import legacy
 from ups.latents.build import ensure
@@ -256,7 +256,7 @@ def _watched(settings: Settings, epochs: dict[str, _Epoch]) -> Comparison:
             Result("asked for", "bound", [97.0]),
         ],
         targets={"asked for": 1},
-        notes=[f"Utilisation: one stretch of {WATCH_S['cuda']:.0f} s, a sample every 0.05 s."],
+        notes=[f"Utilisation: one stretch of {WATCH_S['cuda']:.0f} s, a sample every {EVERY_S} s."],
     )
 
 

@@ -1,37 +1,34 @@
-"""GPU utilisation as NVML sees it, sampled by a thread while something runs."""
+"""The utilisation of the GPU that torch uses, while something runs."""
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
 from typing import Self
 
-EVERY_S = 0.05
+from ups.telemetry.gpu import MAX_HZ, GpuWatch, summary
+
+EVERY_S = 1 / MAX_HZ
 
 
 class Utilisation:
-    """
-    Attributes:
-        percent: the samples; empty without a GPU.
-        fault: why there are none although there is one.
-    """
-
     def __init__(self, device: str) -> None:
-        self.percent: list[float] = []
-        self.fault: str | None = None
-        self._device = device
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._watch = GpuWatch(MAX_HZ, uuid=_uuid()) if device == "cuda" else None
 
     @property
     def mean(self) -> float | None:
-        """Of the samples but the first, whose window reaches back before the start."""
-        inner = self.percent[1:]
-        return sum(inner) / len(inner) if inner else None
+        """Percent, of the samples but the first, whose window reaches back before the start."""
+        samples = self._watch.samples[1:] if self._watch else []
+        use = summary(samples, samples[0].at, samples[-1].at) if samples else None
+        return use.mean_pct if use else None
+
+    @property
+    def fault(self) -> str | None:
+        """Why there are no samples although there is a GPU."""
+        return self._watch.note or None if self._watch else None
 
     def __enter__(self) -> Self:
-        if self._device == "cuda":
-            self._thread.start()
+        if self._watch:
+            self._watch.__enter__()
         return self
 
     def __exit__(
@@ -40,21 +37,12 @@ class Utilisation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._watch:
+            self._watch.__exit__(kind, error, trace)
 
-    def _sample(self) -> None:
-        import pynvml
-        import torch
 
-        try:
-            pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-            name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
-            while not self._over.wait(EVERY_S):
-                self.percent.append(float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
-            pynvml.nvmlShutdown()
-        except pynvml.NVMLError as error:
-            self.fault = f"NVML: {error}"
+def _uuid() -> str:
+    import torch
+
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.layout import PROJECT_DIR
+from ups.telemetry.gpu import words_of_record
 
 
 def read(runs_dir: Path, run_id: str) -> dict[str, Any] | None:
@@ -44,6 +45,8 @@ def key_figures(breakdown: dict[str, Any]) -> list[str]:
         lines.append(f"time to first step  {ttfs_s:.2f} s{dollars}")
     if (reused := breakdown.get("cache_reused")) is not None:
         lines.append(f"latent cache        {'reused' if reused else 'built'}")
+    if words := words_of_record(breakdown):
+        lines.append(f"GPU                 {words}")
     if (nrmse := breakdown.get("nrmse_rollout")) is not None:
         line = f"test nRMSE          {nrmse:.4f} over the full rollout"
         if bar := breakdown.get("nrmse_persistence"):

@@ -23,7 +23,7 @@ from ups.config import SPLITS, Features, load_config
 from ups.data.sources import open_store
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import built_after
-from ups.runs import open_run_dir
+from ups.runs import open_run_dir, recorded
 
 log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
@@ -79,16 +79,21 @@ def train_burgers(
     overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
     story.build_after = created.timestamp() if overwrite_cache and created else None
     stop = threading.Event()
-    try:
-        _run_phases(story, stop, Path(resume_from) if resume_from else None)
-    except BaseException as error:
-        stop.set()
-        story.failure = error
-        raise
-    finally:
-        if story.latents is not None:
-            story.latents.close()
-        _report(story)
+    deployment = context.flow_run.deployment_id
+    with recorded(
+        story.run_dir, deployment=str(deployment) if deployment else None, flow_run_id=str(run_id)
+    ):
+        try:
+            with story.gpu:
+                _run_phases(story, stop, Path(resume_from) if resume_from else None)
+        except BaseException as error:
+            stop.set()
+            story.failure = error
+            raise
+        finally:
+            if story.latents is not None:
+                story.latents.close()
+            _report(story)
 
 
 def _run_phases(story: Story, stop: threading.Event, resume: Path | None) -> None:

@@ -6,7 +6,7 @@ import base64
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,8 @@ from prefect.exceptions import TerminationSignal
 from tasks.timeline import close_timeline, phase_task
 from ups.config import RunConfig
 from ups.data.sources import Staged
-from ups.telemetry.phases import Breakdown, Span, plan_metrics, tabulate
+from ups.telemetry.gpu import FIRST_EPOCH, GpuUse, GpuWatch, by_phase, in_words
+from ups.telemetry.phases import STOPPED, Breakdown, Span, plan_metrics, tabulate
 from ups.telemetry.process import process_started_at
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ BOOT_BOUNDS = {
     "in process": "in process: Prefect's engine sets states",
 }
 TRIGGERS = ("Scheduled", "AwaitingRetry")
-STOPPED = "by a signal, as cancelling does"
 
 
 @dataclass(slots=True)
@@ -48,6 +48,7 @@ class Story:
     config: RunConfig
     flow_run_id: UUID
     run_dir: Path
+    gpu: GpuWatch = field(default_factory=GpuWatch)
     staged: dict[str, Sequence[Staged]] = field(default_factory=dict)
     config_hash: str | None = None
     entry: CacheEntry | None = None
@@ -80,6 +81,14 @@ def report_overhead(story: Story) -> Breakdown:
                 "what bounds it": row.bound,
             }
             for row in breakdown.phases
+        ]
+        + [
+            {
+                "phase": "GPU",
+                "seconds": "",
+                "share": "",
+                "what bounds it": in_words(breakdown.gpu, breakdown.gpu_note),
+            }
         ],
         description=_headline(breakdown),
     )
@@ -117,6 +126,9 @@ def _break_down(story: Story) -> Breakdown:
     )
     if story.result is not None:
         metrics["training/epoch_time_sec"] = story.result.epoch_time_s
+    gpu = _gpu_use(story, spans)
+    if FIRST_EPOCH in gpu:
+        metrics["training/gpu_utilization_pct"] = gpu[FIRST_EPOCH].mean_pct
     scores = story.scores
     return Breakdown(
         run=story.run_dir.name,
@@ -135,9 +147,18 @@ def _break_down(story: Story) -> Breakdown:
         phase_bytes=_phase_bytes(story),
         spans=tuple(spans),
         metrics=metrics,
+        gpu=gpu or None,
+        gpu_note=story.gpu.note,
         nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
         nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
     )
+
+
+def _gpu_use(story: Story, spans: Sequence[Span]) -> dict[str, GpuUse]:
+    stretches = [(span.phase, span.start, span.end) for span in spans]
+    if story.result is not None and story.result.first_epoch is not None:
+        stretches.append((FIRST_EPOCH, *story.result.first_epoch))
+    return by_phase(story.gpu.samples, stretches)
 
 
 def _flow_run_states(flow_run_id: UUID) -> tuple[list[State], datetime | None]:
@@ -257,9 +278,28 @@ def _markdown(breakdown: Breakdown, gantt: bytes, picture: bytes | None) -> str:
             f"- test nRMSE over the full rollout **{breakdown.nrmse_rollout:.4f}**, "
             f"persistence {breakdown.nrmse_persistence:.4f}"
         )
+    lines.append(f"- GPU: {in_words(breakdown.gpu, breakdown.gpu_note)}")
+    lines += _gpu_table(breakdown.gpu or {})
     if picture is not None:
         lines += ["", _image("truth, prediction and error", picture)]
     return "\n".join(lines)
+
+
+def _gpu_table(gpu: Mapping[str, GpuUse]) -> list[str]:
+    if not gpu:
+        return []
+    return [
+        "",
+        "| phase | GPU busy | p10 | at 0 % | memory, MB | power, W | samples |",
+        "|:--|--:|--:|--:|--:|--:|--:|",
+        *(
+            f"| {phase} | {use.mean_pct:.0f} % | {use.p10_pct:.0f} % | {use.idle_share:.0%} "
+            f"| {use.max_memory_mb:,.0f} "
+            f"| {'' if use.mean_power_w is None else f'{use.mean_power_w:.0f}'} "
+            f"| {use.num_samples} |"
+            for phase, use in gpu.items()
+        ),
+    ]
 
 
 def _cache_story(breakdown: Breakdown) -> str:

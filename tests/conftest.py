@@ -7,11 +7,14 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from ups.config import SPLITS, RunConfig, load_config
@@ -119,3 +122,57 @@ def tiny_config(tiny_data: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 @pytest.fixture
 def stage_all() -> Callable[[RunConfig], dict[str, list[Staged]]]:
     return lambda config: {split: stage(config, split, None) for split in SPLITS}
+
+
+class FakeNvml:
+    """Stands in for the module `pynvml` where there is no GPU: the GPUs `uuids`, as told.
+
+    Attributes:
+        busy: percent; the readings in turn, the last one again and again.
+        power_mw: None: the GPU does not say.
+        fails_after: readings after which the GPU is lost.
+        asked: the GPUs that were asked for their utilisation.
+    """
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, uuids=("GPU-aa01", "GPU-bb02"), busy=(0, 80), power_mw=250_000) -> None:
+        self.uuids, self.busy, self.power_mw = uuids, list(busy), power_mw
+        self.fails_after: int | None = None
+        self.answers = threading.Event()
+        self.answers.set()
+        self.asked: list[int] = []
+
+    def nvmlInit(self):
+        self.answers.wait()
+
+    def nvmlShutdown(self):
+        pass
+
+    def nvmlDeviceGetCount(self):
+        return len(self.uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetUUID(self, handle):
+        return self.uuids[handle]
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        if self.fails_after is not None and len(self.asked) >= self.fails_after:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        self.asked.append(handle)
+        return SimpleNamespace(gpu=self.busy.pop(0) if len(self.busy) > 1 else self.busy[0])
+
+    def nvmlDeviceGetMemoryInfo(self, _):
+        return SimpleNamespace(used=3_000_000_000)
+
+    def nvmlDeviceGetPowerUsage(self, _):
+        if self.power_mw is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return self.power_mw
+
+
+@pytest.fixture
+def make_nvml() -> type[FakeNvml]:
+    return FakeNvml

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +17,13 @@ from ups.config import SPLITS, RunConfig, Split, load_config
 from ups.console import errors_shown, progress_line
 from ups.data.sources import Staged
 from ups.errors import ConfigError
+from ups.runs_cli import runs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 cache = typer.Typer(no_args_is_help=True, help="The latent cache.")
 cache.add_typer(cache_cli.app)
 app.add_typer(cache, name="cache")
+app.add_typer(runs, name="runs")
 
 ConfigArgument = Annotated[
     str, typer.Argument(help="A config's name (smoke, train_burgers_32dim, …) or path.")
@@ -77,7 +81,7 @@ def train(
     with errors_shown():
         resolved = load_config(config, parse_settings(settings))
         from ups.pipeline import build_cache, check_devices, load_latents
-        from ups.runs import open_run_dir
+        from ups.runs import open_run_dir, recorded
         from ups.training.evaluate import evaluate
         from ups.training.loop import train as train_operator
 
@@ -85,18 +89,21 @@ def train(
         started = time.time()
         run_dir = open_run_dir(resolved, run_id or secrets.token_hex(4))
         typer.echo(f"run folder {run_dir}")
-        staged = _stage(resolved, SPLITS)
-        entry = None
-        if resolved.features.preload != "off":
-            overwrite = not resolved.features.reuse_cache
-            show = progress_line("encoded", "trajectories")
-            entry = build_cache(resolved, staged, overwrite=overwrite, progress=show)
-        latents = load_latents(resolved, staged, entry)
-        try:
-            result = train_operator(resolved, latents, run_dir, resume=resume)
-            scores = evaluate(resolved, result.checkpoint, staged["test"], latents.encoder, run_dir)
-        finally:
-            latents.close()
+        with recorded(run_dir, command=shlex.join(["ups", *sys.argv[1:]])):
+            staged = _stage(resolved, SPLITS)
+            entry = None
+            if resolved.features.preload != "off":
+                overwrite = not resolved.features.reuse_cache
+                show = progress_line("encoded", "trajectories")
+                entry = build_cache(resolved, staged, overwrite=overwrite, progress=show)
+            latents = load_latents(resolved, staged, entry)
+            try:
+                result = train_operator(resolved, latents, run_dir, resume=resume)
+                scores = evaluate(
+                    resolved, result.checkpoint, staged["test"], latents.encoder, run_dir
+                )
+            finally:
+                latents.close()
         if result.first_step_at is not None:
             typer.echo(f"first optimizer step {result.first_step_at - started:.2f} s after start")
         typer.echo(

@@ -17,6 +17,7 @@ import yaml
 
 from deployments.layout import BIN_DIR, PROJECT_DIR, Stack
 from ups.config import load_config
+from ups.runs import read_info
 
 PARTS = ("object-store", "prefect-server", "worker")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -182,6 +183,9 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
     live.wait(last.exists)
     live.set_state(run_id, "CANCELLING", "Cancelling")
     assert live.wait(lambda: live.state(run_id)["type"] == "CANCELLED") < CANCEL_S
+    record = read_info(live.run_folder(run_id))
+    assert (record.state, record.attempt) == ("stopped", 1)
+    assert record.deployment
 
     epochs_before = count_epochs(live, run_id)
     live.set_state(run_id, "SCHEDULED", "AwaitingRetry")
@@ -190,6 +194,7 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
     live.wait(lambda: live.state(run_id)["type"] == "CANCELLED")
     metrics = (live.run_folder(run_id) / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in metrics]
+    assert read_info(live.run_folder(run_id)).attempt == 2
     assert epochs == list(range(1, len(epochs) + 1))  # none twice: it went on where it was
 
 

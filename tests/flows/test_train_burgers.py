@@ -1,5 +1,6 @@
 """The flow through a real Prefect server, against a real object store."""
 
+import functools
 import json
 import os
 import time
@@ -16,10 +17,12 @@ from prefect.client.schemas.filters import (
 )
 
 from flows.train_burgers import train_burgers
+from tasks.report import Story
 from ups.config import Features
 from ups.latents.entries import entries
 from ups.latents.prune import remove
 from ups.latents.store import list_entries
+from ups.telemetry.gpu import GpuWatch
 
 PHASES = {
     "1 warm-up-device",
@@ -122,8 +125,39 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
         "gantt.png",
         "metrics.jsonl",
         "prediction.png",
+        "run.json",
+        "run.log",
         "scores.json",
     }
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "completed"
+    assert record["flow_run_id"] == str(run_id)
+    assert "epoch 3/3" in (folder / "run.log").read_text()
+    gpu = next(row for row in json.loads(left["overhead-breakdown"].data) if row["phase"] == "GPU")
+    assert gpu["what bounds it"]
+    assert f"- GPU: {gpu['what bounds it']}" in markdown
+    if breakdown["gpu"] is None:
+        assert gpu["what bounds it"] == breakdown["gpu_note"]
+        assert "training/gpu_utilization_pct" not in breakdown["metrics"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[0]["train/lr"] > rows[-1]["train/lr"] > 0
+    assert record["started_at"] < rows[0]["time"] < rows[1]["time"] < record["ended_at"]
+
+
+def test_the_use_of_a_gpu_is_shown_by_phase(flow_config, run, make_nvml, monkeypatch):
+    nvml = make_nvml(busy=(75,))
+    watched = functools.partial(Story, gpu=GpuWatch(10, nvml=nvml))
+    monkeypatch.setattr("flows.train_burgers.Story", watched)
+    longer = {"stages.operator.epochs": 1, "training.batch_size": 1}
+    state, _, breakdown = run(flow_config(), overrides=longer)
+    assert state.is_completed()
+    assert breakdown["gpu_note"] == ""
+    assert {"train", "first epoch"} <= breakdown["gpu"].keys()
+    assert breakdown["metrics"]["training/gpu_utilization_pct"] == 75
+    markdown = artifacts(state.state_details.flow_run_id)["overhead"].data
+    assert "- GPU: first epoch 75 % busy" in markdown
+    assert "| first epoch | 75 % | 75 % | 0% | 3,000 | 250 |" in markdown
 
 
 def test_a_damaged_or_removed_entry_behind_a_cached_state_is_built_again(
@@ -177,11 +211,14 @@ def test_training_without_a_cache_encodes_on_demand(flow_config, run):
     assert breakdown["cache_reused"] is None
 
 
-def test_a_missing_bucket_fails_the_run_and_reports_what_there_is(flow_config, run):
+def test_a_missing_bucket_fails_the_run_and_reports_what_there_is(flow_config, run, tmp_path):
     state, tasks, breakdown = run(flow_config(), overrides={"data.sources.train": missing_bucket()})
     assert state.is_failed()
     assert "nowhere" in state.message
     assert "4 train-operator" not in tasks
+    record = json.loads((tmp_path / "runs" / breakdown["run"] / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert record["error"].startswith("ObjectUnavailable")
     assert breakdown["ttfs_s"] is None
     assert "ObjectUnavailable" in breakdown["failed"]
     assert seconds(breakdown, "download") > 0

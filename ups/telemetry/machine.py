@@ -22,7 +22,17 @@ VERSIONS = ("torch", "numpy", "prefect", "boto3", "safetensors", "h5py", "rclone
 
 def record(work: Path) -> dict[str, Any]:
     """The machine as it stands in a report; `work` is on the disk that is measured."""
-    gpu = gpu_name()
+    return {
+        **host(work),
+        "GPU": gpu_name() or "none",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def host(work: Path) -> dict[str, Any]:
+    """The part of the record that needs no torch."""
     usage = shutil.disk_usage(work)
     return {
         "processor": _processor(),
@@ -30,10 +40,6 @@ def record(work: Path) -> dict[str, Any]:
         "RAM": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "disk": f"{_file_system(work)}, {usage.free / 1e9:.0f} of {usage.total / 1e9:.0f} GB free",
-        "GPU": gpu or "none",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import Field
 
 from ups.config import Model
+from ups.telemetry.gpu import GpuUse
 
+STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
 STARTUP_PHASES = ("queue", "boot", "download", "warm-up", "cache", "load", "first step")
 
 
@@ -47,6 +49,8 @@ class Breakdown(Model):
         unaccounted_s: the part of that which no span covers.
         phase_bytes: phase → the bytes that it moved: fetched, written, read.
         changed: the fields of the cache key that differ from the nearest entry's, on a miss.
+        gpu: phase → what the GPU did in it, `first epoch` among them; None without samples.
+        gpu_note: why there are none, or no more.
     """
 
     run: str
@@ -65,6 +69,8 @@ class Breakdown(Model):
     phase_bytes: dict[str, int] = Field(default_factory=dict)
     spans: tuple[Span, ...]
     metrics: dict[str, float]
+    gpu: dict[str, GpuUse] | None = None
+    gpu_note: str = ""
     nrmse_rollout: float | None = None
     nrmse_persistence: float | None = None
 

@@ -31,7 +31,11 @@ LAST, BEST = "last.pt", "best.pt"
 
 
 class TrainResult(Model):
-    """What training came to. Times are Unix times in seconds, durations in seconds."""
+    """What training came to. Times are Unix times in seconds, durations in seconds.
+
+    Attributes:
+        first_epoch: start and end of the first epoch's steps, without val; None where none ended.
+    """
 
     checkpoint: Path
     num_epochs: int
@@ -39,6 +43,7 @@ class TrainResult(Model):
     best_epoch: int
     best_val_nrmse: float
     first_step_at: float | None
+    first_epoch: tuple[float, float] | None
     seconds: float
     epoch_time_s: float
     tier: str
@@ -103,6 +108,7 @@ def train(
         best_epoch=position.best_epoch,
         best_val_nrmse=position.best_val_nrmse,
         first_step_at=first_step_at,
+        first_epoch=loop.first_epoch,
         seconds=seconds,
         epoch_time_s=sorted(epoch_times)[len(epoch_times) // 2],
         tier=latents.tier,
@@ -122,6 +128,7 @@ class _Loop:
     ) -> None:
         self.config, self.latents, self.run_dir = config, latents, run_dir
         self.step, self.position, self.stop = step, position, stop
+        self.first_epoch: tuple[float, float] | None = None
         self._signals = DeferredSignals()
         self.steps_per_epoch = -(-len(latents.train) // step.rows_per_step)
         self.num_epochs = config.stages.operator.epochs
@@ -175,7 +182,9 @@ class _Loop:
         """Validate and save; None if training was stopped meanwhile."""
         position = self.position
         train_loss = self._check_loss() / position.batch
-        trained = time.monotonic()
+        trained, trained_at = time.monotonic(), time.time()
+        if self.first_epoch is None:
+            self.first_epoch = (trained_at - (trained - started), trained_at)
         val_nrmse = validate(self.step, self.latents.val, self.config, self._is_stopped)
         if val_nrmse is None:
             return None
@@ -191,7 +200,10 @@ class _Loop:
             "step": position.step,
             "train/loss": train_loss,
             "val/nrmse_rollout": val_nrmse,
+            "train/lr": self.step.schedule.lr.item(),
             "training/epoch_time_sec": trained - started,
+            "val/time_sec": time.monotonic() - trained,
+            "time": trained_at,
         }
         position.history.append(metrics)
         lines = "".join(json.dumps(row) + "\n" for row in position.history)

@@ -1,0 +1,120 @@
+"""`ups runs` on folders that `ups train` left."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ups.cli import app
+from ups.telemetry.phases import Breakdown, Phase
+
+
+@pytest.fixture
+def ups(tmp_path):
+    def call(*arguments):
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160"})
+        return result.exit_code, result.output
+
+    return call
+
+
+@pytest.fixture
+def trained(ups, tiny_config, tmp_path):
+    """The directory of two runs, `first` and `second`, of one epoch and of two."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
+    runs_dir = tmp_path / "runs"
+    for epochs, run_id in enumerate(("first", "second"), 1):
+        setting = f"stages.operator.epochs={epochs}"
+        code, output = ups("train", str(path), "--run-id", run_id, "--set", setting)
+        assert code == 0, output
+        folder = next(runs_dir.glob(f"*-{run_id}"))
+        folder.rename(runs_dir / f"20260101-12000{epochs}-smoke-{run_id}")
+    return str(runs_dir)
+
+
+def test_runs_are_listed_shown_and_compared(ups, trained):
+    code, output = ups("runs", "list", "--dir", trained)
+    assert code == 0, output
+    assert output.index("second") < output.index("first")
+    assert output.count("completed") == 2
+
+    code, output = ups("runs", "list", "--dir", trained, "--json", "--limit", "1")
+    runs = json.loads(output)
+    assert [run["id"] for run in runs] == ["second"]
+    assert runs[0]["num_epochs"] == 2
+    _, output = ups("runs", "list", "--dir", trained, "--limit", "1")
+    assert "--limit 2 shows" in output
+    assert "first" not in output
+
+    code, output = ups("runs", "show", "fir", "--dir", trained)
+    assert code == 0, output
+    for expected in ("completed", "commit", "test nRMSE", "checkpoints", "run.log", "processor"):
+        assert expected in output, output
+    _, output = ups("runs", "show", "second", "--dir", trained, "--json")
+    second = json.loads(output)
+    assert second["summary"]["nrmse_rollout"] == second["scores"]["rollout"]["nRMSE"]
+    assert second["run"]["state"] == "completed"
+    assert [row["epoch"] for row in second["epochs"]] == [1, 2]
+
+    code, output = ups("runs", "compare", "fir", "sec", "--dir", trained)
+    assert code == 0, output
+    assert "stages.operator.epochs" in output
+    assert "training.seed" not in output
+    assert "neither run left a breakdown" in output
+    _, output = ups("runs", "compare", "first", "second", "--dir", trained, "--json")
+    found = json.loads(output)
+    assert found["config"] == {"stages.operator.epochs": {"before": 1, "after": 2}}
+    nrmse = found["nrmse"]
+    assert nrmse["difference"] == pytest.approx(nrmse["after"] - nrmse["before"])
+
+
+def write_run(runs_dir, name, ttfs_s, note="", failed=None):
+    folder = runs_dir / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: smoke\n")
+    Breakdown(
+        run=name, config="smoke", config_hash=None, start_mode="warm", triggered_at=0,
+        ttfs_s=ttfs_s, until_s=ttfs_s, unaccounted_s=0, cost_usd=0, cache_reused=False,
+        failed=failed, spans=(), metrics={}, gpu_note=note, nrmse_rollout=0.25,
+        phases=(Phase(phase="queue", seconds=ttfs_s, share=1.0, bound="the [worker]"),),
+    ).save(folder)  # fmt: skip
+
+
+def test_the_startup_is_shown_and_compared_by_phase(ups, tmp_path):
+    write_run(tmp_path, "20260101-120000-smoke-aa", 2.0, note="no GPU here (why)")
+    write_run(tmp_path, "20260101-120001-smoke-bb", 1.5, failed="ValueError: no")
+    _, output = ups("runs", "show", "aa", "--dir", str(tmp_path))
+    assert "2.00 s to the first step" in output
+    assert "the [worker]" in output
+    assert "no GPU here (why)" in output
+    _, output = ups("runs", "show", "bb", "--dir", str(tmp_path))
+    assert "failed: ValueError: no" in output
+    _, output = ups("runs", "compare", "aa", "bb", "--dir", str(tmp_path))
+    assert "the configs are the same" in output
+    assert output.count("-0.50 s") == 2  # the whole, and its one phase
+    assert "0.2500 → 0.2500 (+0.0000)" in output
+
+
+def test_an_unknown_run_is_one_message_and_exit_code_1(ups, tmp_path):
+    write_run(tmp_path, "20260101-120000-smoke-aa", 2.0)
+    for arguments in (["show", "zz"], ["compare", "aa", "zz"]):
+        code, output = ups("runs", *arguments, "--dir", str(tmp_path))
+        assert code == 1
+        assert "error: run 'zz': none in" in output
+        assert "the latest: aa" in output
+        assert "Traceback" not in output
+
+
+def test_no_runs_are_no_error(ups, tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    assert ups("runs", "list", "--dir", nowhere) == (0, f"no runs in {nowhere}\n")
+    assert ups("runs", "list", "--dir", nowhere, "--json") == (0, "[]\n")
+
+
+@pytest.mark.parametrize("command", ["list", "show", "compare"])
+def test_the_help_holds_an_example(ups, command):
+    code, output = ups("runs", command, "--help")
+    assert code == 0
+    assert f"Example: ups runs {command}" in output

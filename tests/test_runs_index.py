@@ -1,0 +1,176 @@
+"""Folders of runs, as the library writes them, read back."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ups.config import dump_config
+from ups.errors import ConfigError, Interrupted
+from ups.runs import open_run_dir, recorded
+from ups.runs_index import compare, find_run, find_runs, read_run
+from ups.telemetry.phases import STOPPED, Breakdown, Span, tabulate
+
+
+@pytest.fixture
+def make_run(tiny_config):
+    """`make_run(id, …)`: the folder of a run that ended, the later the greater `second`."""
+
+    def make(run_id, second=0, *, ttfs_s=2.0, nrmse=0.1, error=None, **overrides):
+        config = tiny_config(**overrides)
+        folder = config.runs_dir / f"20260101-1200{second:02d}-{config.name}-{run_id}"
+        folder.mkdir(parents=True)
+        assert open_run_dir(config, run_id) == folder
+        breakdown(folder, ttfs_s, nrmse).save(folder)
+        rows = [{"epoch": epoch, "step": 4 * epoch} for epoch in (1, 2)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            with recorded(folder):
+                if error:
+                    raise error
+        except type(error or Exception()):
+            pass
+        return folder
+
+    return make
+
+
+def breakdown(folder, ttfs_s, nrmse, failed=None):
+    spans = [
+        Span(phase="queue", name="queue", start=0, end=0.5),
+        Span(phase="first step", name="4 first step", start=0.5, end=ttfs_s),
+    ]
+    return Breakdown(
+        run=folder.name, config="smoke", config_hash="0123", start_mode="warm", triggered_at=0,
+        ttfs_s=ttfs_s, until_s=ttfs_s, unaccounted_s=0, cost_usd=0, cache_reused=True,
+        failed=failed, phases=tabulate(spans, {}, 0, ttfs_s), spans=tuple(spans), metrics={},
+        nrmse_rollout=nrmse,
+    )  # fmt: skip
+
+
+def test_a_run_is_summed_up_from_its_folder(make_run):
+    folder = make_run("abcd")
+    run = find_runs(folder.parent)[0]
+    assert (run.id, run.folder, run.name, run.state) == ("abcd", folder, "smoke", "completed")
+    assert (run.ttfs_s, run.cache_reused, run.num_epochs) == (2.0, True, 2)
+    assert run.nrmse_rollout == 0.1
+    assert run.commit == read_run(folder).info.commit
+
+
+def test_the_newest_runs_come_first_and_only_so_many(make_run):
+    folder = make_run("old", 1)
+    make_run("new", 3)
+    make_run("mid", 2)
+    (folder.parent / "notes").mkdir()
+    assert [run.id for run in find_runs(folder.parent)] == ["new", "mid", "old"]
+    assert [run.id for run in find_runs(folder.parent, 2)] == ["new", "mid"]
+
+
+def test_a_directory_that_is_not_there_holds_no_run(tmp_path):
+    assert find_runs(tmp_path / "nowhere") == []
+    with pytest.raises(ConfigError, match="nowhere holds no run"):
+        find_run(tmp_path / "nowhere", "a")
+
+
+def test_the_state_is_the_one_that_the_run_ended_in(make_run, tiny_config):
+    failed = make_run("f", error=ValueError("no"))
+    stopped = make_run("s", error=Interrupted("enough"))
+    assert read_run(failed).summary().state == "failed"
+    assert read_run(stopped).summary().state == "stopped"
+    going_on = open_run_dir(tiny_config(), "r")
+    with recorded(going_on):
+        assert read_run(going_on).summary().state == "running"
+    assert read_run(going_on).summary().state == "completed"
+
+
+def test_a_process_that_is_gone_leaves_its_run_unknown(make_run):
+    folder = make_run("k")
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    info = read_run(folder).info.model_copy(update={"state": None, "pid": child.pid})
+    info.save(folder)
+    assert read_run(folder).summary().state == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("failed", "state"), [(None, "completed"), (STOPPED, "stopped"), ("ValueError: no", "failed")]
+)
+def test_a_folder_without_a_record_is_read_by_its_breakdown(make_run, failed, state):
+    folder = make_run("earlier")
+    (folder / "run.json").unlink()
+    breakdown(folder, 2.0, None, failed).save(folder)
+    run = read_run(folder).summary()
+    assert run.state == state
+    assert run.commit is None
+    (folder / "breakdown.json").unlink()
+    assert read_run(folder).summary().state == "unknown"
+
+
+def test_half_written_files_are_left_out_and_logged(make_run, caplog):
+    folder = make_run("torn")
+    for name in ("breakdown.json", "metrics.jsonl"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text[: len(text) // 2 + 3])
+    with caplog.at_level(logging.WARNING):
+        run = read_run(folder).summary()
+    assert (run.ttfs_s, run.num_epochs, run.state) == (None, 0, "completed")
+    assert "breakdown.json is left out" in caplog.text
+    assert "metrics.jsonl is left out" in caplog.text
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id_or_folder(make_run):
+    first, second = make_run("abcd", 1), make_run("abxy", 2)
+    runs_dir = first.parent
+    assert find_run(runs_dir, "abc") == first
+    assert find_run(runs_dir, "20260101-120002") == second
+    assert find_run(runs_dir, second.name) == second
+    assert find_run(runs_dir, "abcd-0000-1111") == first  # a flow run's whole id
+    third = make_run("ab", 3)
+    assert find_run(runs_dir, "ab") == third  # a whole id goes before the beginning of others
+
+
+def test_what_fits_no_run_or_several_names_the_latest_ids(make_run):
+    runs_dir = make_run("abcd", 1).parent
+    make_run("abxy", 2)
+    make_run("zz", 3)
+    with pytest.raises(ConfigError, match="2 runs begin so, expected one; the latest: abxy, abcd"):
+        find_run(runs_dir, "ab")
+    with pytest.raises(ConfigError, match="none in .* begins so; the latest: zz, abxy, abcd"):
+        find_run(runs_dir, "q")
+    with pytest.raises(ConfigError, match="begins so"):
+        find_run(runs_dir, "")
+
+
+def test_only_what_differs_is_compared(make_run):
+    before = make_run("a", 1)
+    after = make_run("b", 2, ttfs_s=1.25, nrmse=0.04, training__seed=7, operator__depths=[2, 1, 2])
+    found = compare(before, after)
+    assert found.config == {
+        "operator.depths": ([1, 1, 1], [2, 1, 2]),
+        "training.seed": (0, 7),
+    }
+    assert found.startup["time to first step"].difference == -0.75
+    assert found.startup["first step"].before == 1.5
+    assert found.startup["first step"].difference == -0.75
+    assert found.startup["queue"].difference == 0
+    assert found.nrmse.difference == pytest.approx(-0.06)
+
+
+def test_a_key_that_one_config_lacks_differs_and_a_missing_figure_has_no_difference(make_run):
+    before, after = make_run("a", 1), make_run("b", 2, nrmse=None)
+    tree = yaml.safe_load((before / "config.yaml").read_text())
+    del tree["startup"]["price_per_hour"]
+    (before / "config.yaml").write_text(yaml.safe_dump(tree))
+    found = compare(before, after)
+    assert found.config == {"startup.price_per_hour": (None, 1.89)}
+    assert found.nrmse.before == 0.1
+    assert found.nrmse.difference is None
+    assert compare(after, after).config == {}
+
+
+def test_the_config_in_the_folder_is_the_one_that_ran(make_run, tiny_config):
+    folder = make_run("c", training__seed=5)
+    assert read_run(folder).config == yaml.safe_load(dump_config(tiny_config(training__seed=5)))

@@ -1,0 +1,266 @@
+"""`ups runs list | show | compare`: what the runs' folders tell, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ups.runs import RunInfo
+    from ups.runs_index import RunComparison, RunFiles, RunSummary
+
+runs = typer.Typer(no_args_is_help=True, help="The runs of this machine, by their folders.")
+
+DirOption = Annotated[Path, typer.Option("--dir", help="Where the folders of runs are.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="A run's id or folder name; the beginning will do.")
+]
+OtherArgument = Annotated[
+    str, typer.Argument(metavar="OTHER", help="The run to compare it with, likewise.")
+]
+RUNS_DIR = Path("runs")
+NOTHING = "–"
+COLUMNS = ("id", "config", "started", "state", "TTFS", "cache", "nRMSE", "epochs")
+
+
+@runs.command("list")
+def list_runs(
+    folder: DirOption = RUNS_DIR,
+    limit: Annotated[int, typer.Option(min=1, help="Show the newest only.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, the newest first.
+
+    Example: ups runs list --limit 5
+    """
+    from ups.console import errors_shown
+
+    with errors_shown():
+        from ups.runs_index import find_runs
+
+        found = find_runs(folder, limit + 1)
+        shown = found[:limit]
+        if as_json:
+            _print_json([run.model_dump(mode="json") for run in shown])
+            return
+        if not shown:
+            typer.echo(f"no runs in {folder}")
+            return
+        _print_table(COLUMNS, _rows(shown), numbers=("TTFS", "nRMSE", "epochs"))
+        if len(found) > limit:
+            typer.echo(f"… and older ones, which --limit {2 * limit} shows")
+
+
+@runs.command()
+def show(run: RunArgument, folder: DirOption = RUNS_DIR, as_json: JsonOption = False) -> None:
+    """Show a run: how it ended, where its startup went, what it scored, what it ran on.
+
+    Example: ups runs show 136f
+    """
+    from ups.console import errors_shown
+
+    with errors_shown():
+        from ups.runs_index import find_run, read_run
+
+        files = read_run(find_run(folder, run))
+        if as_json:
+            _print_json(
+                {
+                    "summary": files.summary().model_dump(mode="json"),
+                    "run": files.info.model_dump(mode="json") if files.info else None,
+                    "config": files.config,
+                    "breakdown": files.breakdown,
+                    "scores": files.scores,
+                    "epochs": files.epochs,
+                }
+            )
+        else:
+            _show(files)
+
+
+@runs.command()
+def compare(
+    before: RunArgument,
+    after: OtherArgument,
+    folder: DirOption = RUNS_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs: config, startup by phase, and test nRMSE.
+
+    Example: ups runs compare 136f 24fb
+    """
+    from ups.console import errors_shown
+
+    with errors_shown():
+        from ups.runs_index import compare, find_run
+
+        found = compare(find_run(folder, before), find_run(folder, after))
+        if as_json:
+            _print_json(_as_tree(found))
+        else:
+            _show_comparison(found)
+
+
+def _rows(found: Iterable[RunSummary]) -> list[tuple[str, ...]]:
+    return [
+        (
+            run.id,
+            run.name,
+            _moment(run.started_at),
+            run.state,
+            _seconds(run.ttfs_s),
+            NOTHING if run.cache_reused is None else "reused" if run.cache_reused else "built",
+            NOTHING if run.nrmse_rollout is None else f"{run.nrmse_rollout:.4f}",
+            str(run.num_epochs),
+        )
+        for run in found
+    ]
+
+
+def _show(files: RunFiles) -> None:
+    from ups.telemetry.gpu import words_of_record
+
+    run, info, breakdown = files.summary(), files.info, files.breakdown
+    cause = (info.error if info else None) or breakdown.get("failed")
+    cause = cause if run.state in ("failed", "stopped") else None  # not an earlier attempt's
+    facts = {
+        "run": f"{run.id}, {run.name}",
+        "folder": str(run.folder),
+        "started": f"{_moment(run.started_at)}{_attempt(info)}",
+        "state": f"{run.state}: {cause}" if cause else run.state,
+        "by": _caller(info) if info else "",
+        "commit": run.commit,
+        "versions": _facts(info.versions) if info else "",
+        "machine": _facts(info.machine) if info else "",
+        "epochs": str(run.num_epochs),
+        "GPU": words_of_record(breakdown),
+        "test nRMSE": _nrmse(files),
+        "files": ", ".join(sorted(path.name for path in run.folder.iterdir())),
+    }
+    for name, fact in facts.items():
+        if fact:
+            typer.echo(f"{name:<11} {fact}")
+    if phases := breakdown.get("phases"):
+        rows = [
+            (
+                row["phase"],
+                _seconds(row["seconds"]),
+                NOTHING if row["share"] is None else f"{row['share']:.0%}",
+                row["bound"],
+            )
+            for row in phases
+        ]
+        title = (
+            "Startup" if run.ttfs_s is None else f"Startup: {run.ttfs_s:.2f} s to the first step"
+        )
+        columns = ("phase", "seconds", "share", "what bounds it")
+        _print_table(columns, rows, title, numbers=("seconds", "share"))
+
+
+def _show_comparison(found: RunComparison) -> None:
+    for label, run in (("before", found.before), ("after", found.after)):
+        moment, commit = _moment(run.started_at), run.commit or "unknown"
+        typer.echo(f"{label:<7} {run.id}  {run.name}, {moment}, {run.state}, commit {commit}")
+    headings = ("before", "after")
+    if found.config:
+        changed = [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]
+        _print_table(("key", *headings), changed, "Config")
+    else:
+        typer.echo("the configs are the same")
+    rows = [
+        (phase, _seconds(change.before), _seconds(change.after), _signed(change.difference, " s"))
+        for phase, change in found.startup.items()
+    ]
+    if rows:
+        numbers = (*headings, "difference")
+        _print_table(("phase", *numbers), rows, "Startup", numbers)
+    else:
+        typer.echo("neither run left a breakdown of its startup")
+    scores = found.nrmse
+    if scores.before is None and scores.after is None:
+        typer.echo("neither run was scored")
+        return
+    texts = [NOTHING if s is None else f"{s:.4f}" for s in (scores.before, scores.after)]
+    by = f" ({_signed(scores.difference, digits=4)})" if scores.difference is not None else ""
+    typer.echo(f"test nRMSE over the full rollout  {texts[0]} → {texts[1]}{by}")
+
+
+def _as_tree(found: RunComparison) -> dict[str, Any]:
+    """The comparison with the differences, which are not stored."""
+    tree: dict[str, Any] = found.model_dump(mode="json")
+    for phase, change in found.startup.items():
+        tree["startup"][phase]["difference"] = change.difference
+    tree["nrmse"]["difference"] = found.nrmse.difference
+    tree["config"] = {key: {"before": a, "after": b} for key, (a, b) in found.config.items()}
+    return tree
+
+
+def _nrmse(files: RunFiles) -> str:
+    nrmse = files.summary().nrmse_rollout
+    persistence = files.scores.get("persistence_rollout", {}).get("nRMSE")
+    if nrmse is None:
+        return ""
+    text = f"{nrmse:.4f} over the full rollout"
+    return text if persistence is None else f"{text}; persistence {persistence:.4f}"
+
+
+def _caller(info: RunInfo) -> str:
+    parts = {"deployment": info.deployment, "flow run": info.flow_run_id}
+    return info.command or ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+
+
+def _attempt(info: RunInfo | None) -> str:
+    return f", attempt {info.attempt}" if info and info.attempt > 1 else ""
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def _seconds(seconds: float | None) -> str:
+    return NOTHING if seconds is None else f"{seconds:.2f} s"
+
+
+def _signed(value: float | None, unit: str = "", digits: int = 2) -> str:
+    return NOTHING if value is None else f"{value:+.{digits}f}{unit}"
+
+
+def _value(value: Any) -> str:
+    return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _print_json(tree: Any) -> None:
+    typer.echo(json.dumps(tree, indent=1, ensure_ascii=False))
+
+
+def _print_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    numbers: Sequence[str] = (),
+) -> None:
+    """
+    Args:
+        numbers: the headings of columns that stand on the right.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in headings:
+        justify: Literal["right", "left"] = "right" if name in numbers else "left"
+        table.add_column(name, justify=justify, no_wrap=name == "id", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(text) for text in row))
+    Console(highlight=False).print(table)

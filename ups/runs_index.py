@@ -1,0 +1,241 @@
+"""What the folders of runs tell: a list of them, one in full, and what differs between two."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ups.config import Model
+from ups.errors import ConfigError
+from ups.runs import STAMP, FolderName, RunInfo, parse_folder_name, read_info
+from ups.telemetry.phases import STARTUP_PHASES, STOPPED
+from ups.telemetry.process import is_running
+
+log = logging.getLogger(__name__)
+
+State = Literal["completed", "failed", "stopped", "running", "unknown"]
+
+TTFS = "time to first step"
+NUM_HINTED = 5  # ids in the message about one that is not there
+
+
+class RunSummary(Model):
+    """A run in a line.
+
+    Attributes:
+        started_at: Unix time in seconds.
+        state: `unknown` where the process was killed, or runs on another machine.
+        ttfs_s: None without a first step, and for `ups train`, which nothing triggers.
+        num_epochs: epochs that are done.
+    """
+
+    id: str
+    folder: Path
+    name: str
+    started_at: float
+    state: State
+    ttfs_s: float | None
+    cache_reused: bool | None
+    num_epochs: int
+    nrmse_rollout: float | None
+    commit: str | None
+
+
+class Change(Model):
+    """A figure of two runs; None where a run has none."""
+
+    before: float | None
+    after: float | None
+
+    @property
+    def difference(self) -> float | None:
+        if self.before is None or self.after is None:
+            return None
+        return self.after - self.before
+
+
+class RunComparison(Model):
+    """
+    Attributes:
+        config: dotted key → (before, after), of those that differ; None where it is not set.
+        startup: phase → seconds, the whole time to the first step before them.
+        nrmse: of the rollouts of the test split.
+    """
+
+    before: RunSummary
+    after: RunSummary
+    config: dict[str, tuple[Any, Any]]
+    startup: dict[str, Change]
+    nrmse: Change
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What stands in a run's folder; empty, or None, where the run did not get that far."""
+
+    folder: Path
+    config: dict[str, Any]
+    info: RunInfo | None
+    breakdown: dict[str, Any]
+    scores: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+    def summary(self) -> RunSummary:
+        named = _name_of(self.folder)
+        stamp = time.mktime(time.strptime(named.stamp, STAMP))
+        rollout = self.scores.get("rollout", {}).get("nRMSE")
+        return RunSummary(
+            id=named.id,
+            folder=self.folder,
+            name=named.name,
+            started_at=self.info.started_at if self.info else stamp,
+            state=self._state(),
+            ttfs_s=self.breakdown.get("ttfs_s"),
+            cache_reused=self.breakdown.get("cache_reused"),
+            num_epochs=self.epochs[-1]["epoch"] if self.epochs else 0,
+            nrmse_rollout=self.breakdown.get("nrmse_rollout") if rollout is None else rollout,
+            commit=self.info.commit if self.info else None,
+        )
+
+    def _state(self) -> State:
+        """By `run.json`; by the breakdown where an earlier version left none."""
+        if info := self.info:
+            here = info.host == platform.node()
+            goes_on = here and is_running(info.pid, info.process_started_at)
+            return info.state or ("running" if goes_on else "unknown")
+        if not self.breakdown:
+            return "unknown"
+        failed = self.breakdown.get("failed")
+        if failed is None:
+            return "completed"
+        return "stopped" if failed == STOPPED else "failed"
+
+
+def find_runs(runs_dir: Path, limit: int | None = None) -> list[RunSummary]:
+    """The runs of a directory, the newest first; none where there is no such directory."""
+    return [read_run(folder).summary() for folder in _folders(runs_dir)[:limit]]
+
+
+def find_run(runs_dir: Path, text: str) -> Path:
+    """The folder of the run whose id or folder name is, or begins with, `text`.
+
+    A flow run's whole id will do, too.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    folders = _folders(runs_dir)
+    exact = [folder for folder in folders if text in (folder.name, _name_of(folder).id)]
+    found = exact or [folder for folder in folders if _begins(folder, text)]
+    if len(found) == 1:
+        return found[0]
+    if not folders:
+        raise ConfigError(f"run {text!r}: {runs_dir} holds no run")
+    latest = ", ".join(_name_of(folder).id for folder in (found or folders)[:NUM_HINTED])
+    if found:
+        raise ConfigError(
+            f"run {text!r}: {len(found)} runs begin so, expected one; the latest: {latest}"
+        )
+    raise ConfigError(f"run {text!r}: none in {runs_dir} begins so; the latest: {latest}")
+
+
+def read_run(folder: Path) -> RunFiles:
+    """What there is; a file that is broken or half written counts as missing, and is logged."""
+    config = folder / "config.yaml"
+    return RunFiles(
+        folder=folder,
+        config=(yaml.safe_load(config.read_text()) if config.exists() else None) or {},
+        info=read_info(folder),
+        breakdown=_read_json(folder / "breakdown.json"),
+        scores=_read_json(folder / "scores.json"),
+        epochs=_read_rows(folder / "metrics.jsonl"),
+    )
+
+
+def compare(before: Path, after: Path) -> RunComparison:
+    """What differs between two runs, by their folders."""
+    a, b = read_run(before), read_run(after)
+    first, second = a.summary(), b.summary()
+    flat_a, flat_b = dict(_flatten(a.config)), dict(_flatten(b.config))
+    keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
+    seconds_a, seconds_b = _startup_s(a.breakdown), _startup_s(b.breakdown)
+    phases = [p for p in (TTFS, *STARTUP_PHASES, "unaccounted") if p in seconds_a or p in seconds_b]
+    return RunComparison(
+        before=first,
+        after=second,
+        config={
+            key: (flat_a.get(key), flat_b.get(key))
+            for key in keys
+            if flat_a.get(key) != flat_b.get(key)
+        },
+        startup={
+            phase: Change(before=seconds_a.get(phase), after=seconds_b.get(phase))
+            for phase in phases
+        },
+        nrmse=Change(before=first.nrmse_rollout, after=second.nrmse_rollout),
+    )
+
+
+def _folders(runs_dir: Path) -> list[Path]:
+    """Of runs, the newest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [path for path in runs_dir.iterdir() if parse_folder_name(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def _name_of(folder: Path) -> FolderName:
+    name = parse_folder_name(folder.name)
+    assert name is not None, "only folders of runs are read"
+    return name
+
+
+def _begins(folder: Path, text: str) -> bool:
+    run_id = _name_of(folder).id
+    return bool(text) and (
+        folder.name.startswith(text) or run_id.startswith(text) or text.startswith(f"{run_id}-")
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("%s is left out: %s", path, error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        log.warning("%s is left out: %s", path, error)
+        return []
+
+
+def _flatten(tree: dict[str, Any], parents: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"latent": {"dim": 32}}` → `("latent.dim", 32)`; a list is a value."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{parents}{key}.")
+        else:
+            yield f"{parents}{key}", value
+
+
+def _startup_s(breakdown: dict[str, Any]) -> dict[str, float]:
+    seconds = {row["phase"]: row["seconds"] for row in breakdown.get("phases", [])}
+    total = breakdown.get("ttfs_s")
+    return seconds if total is None else {TTFS: total, **seconds}
