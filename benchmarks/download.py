@@ -131,8 +131,7 @@ def _compare(job: Job, notes: list[str]) -> Comparison:
             bare = partial(python, "socket_to_nowhere", **objects)
             contenders.append(Contender("socket → nowhere", "bound", bare))
         worker.call("first_head", bucket=BUCKET, key=job.keys[0])  # what botocore loads at first
-        warm_ups = int(job.link.rate_bit_s is None and len(job.keys) == 1)
-        results = alternate(contenders, job.settings.repeats, warm_ups)
+        results = alternate(contenders, job.settings.repeats, warm_ups=0)
         if job.link.rate_bit_s is not None:
             seconds = job.num_bytes * 8 / job.link.rate_bit_s
             results += alternate([Contender("link rate", "bound", lambda: seconds)], 1, 0)
