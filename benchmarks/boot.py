@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import yaml
@@ -33,19 +33,12 @@ POLL_S = 0.3
 WARM_ATTEMPTS = 3
 BUSY, BUSY_S = 503, 10.0  # SQLite refuses a write beside another one: nothing was created
 QUIET_S = 0.5  # between two runs
-TINY = {
-    "data.grid_points": 256,
-    "data.generate.num_trajectories": {"train": 12, "val": 4, "test": 4},
-    "latent.tokens": 8,
-    "latent.dim": 16,
-    "operator.hidden_dim": 32,
-    "training.batch_size": 4,
-    "stages.operator.epochs": 1,
-}
+# The first tasks find no data and fail the run: nothing after the boot is waited for.
+NO_DATA, MESSAGE = {"data.sources": None, "features.warm_up": False}, "looked for burgers1d_"
 NOTES = [
     "Boot: queue + boot of each run's own breakdown, from the run's creation over the API to the "
-    "start of its first task run, a tiny config, on a stack of its own; one run at a time, a "
-    "first run not counted.",
+    "start of its first task run, which finds no data and ends the run; on a stack of its own, one "
+    "run at a time.",
     "Prefect's defaults: its own worker (polls every 10 s) on a pool of its own, the same flow "
     f"without a command or an event; {DEFAULTS_REPEATS} repeats, as each takes a poll. Where in "
     "the poll's interval the run comes is left to chance.",
@@ -56,12 +49,12 @@ def run(settings: Settings) -> Iterator[Comparison]:
     folder = settings.folder / "boot"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with live_stack(folder, _write_config(folder), "run") as live:
+    with live_stack(folder, _write_config(folder), ends=MESSAGE) as live:
         contenders = [
             Contender("ours, warm", "ours", lambda: live.boot("warm"), _pause),
             Contender("ours, cold", "peer", lambda: live.boot("cold"), _pause),
         ]
-        results = alternate(contenders, settings.repeats, warm_ups=0)  # `ups run` was one
+        results = alternate(contenders, settings.repeats)
         with _plain_worker(live):
             plain = Contender("Prefect's defaults", "peer", lambda: live.boot("plain"), _pause)
             results += alternate([plain], min(DEFAULTS_REPEATS, settings.repeats), warm_ups=0)
@@ -80,10 +73,14 @@ def run(settings: Settings) -> Iterator[Comparison]:
 
 
 class LiveStack:
-    """The benchmark's own stack: triggers runs and reads what they say about themselves."""
+    """The benchmark's own stack: triggers runs and reads what they say about themselves.
 
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.folder, self.config, self.stack = folder, config, Stack.find()
+    Args:
+        ends: what a run says that is to fail; None: runs are to complete.
+    """
+
+    def __init__(self, folder: Path, config: Path, ends: str | None = None) -> None:
+        self.folder, self.config, self.ends, self.stack = folder, config, ends, Stack.find()
         self.client = httpx.Client(base_url=self.stack.api_url, timeout=30)
         self.cold_instead = 0  # starts that were to be warm
 
@@ -126,7 +123,8 @@ class LiveStack:
         while time.monotonic() < deadline:
             state = api.read_run(self.client, run_id)["state"]
             if state["type"] in FINAL:
-                if state["type"] != "COMPLETED":
+                wanted = "FAILED" if self.ends else "COMPLETED"
+                if state["type"] != wanted or (self.ends or "") not in (state["message"] or ""):
                     raise RuntimeError(f"the run ended {state['name']}: {state['message']}")
                 return
             time.sleep(POLL_S)
@@ -152,8 +150,8 @@ class LiveStack:
 
 
 @contextlib.contextmanager
-def live_stack(folder: Path, config: Path, begin: Literal["run", "up"]) -> Iterator[LiveStack]:
-    """A stack in a folder, by `ups run` (which makes the data) or `ups up`; stopped at the end."""
+def live_stack(folder: Path, config: Path, ends: str | None = None) -> Iterator[LiveStack]:
+    """A stack in a folder; stopped at the end."""
     ports = _free_ports(2)
     changes = {
         "UPS_STACK_DIR": str(folder / ".stack"),
@@ -163,8 +161,8 @@ def live_stack(folder: Path, config: Path, begin: Literal["run", "up"]) -> Itera
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
-        _ups(*(("run", "--config", str(config)) if begin == "run" else ("up",)))
-        live = LiveStack(folder, config)
+        _ups("up")
+        live = LiveStack(folder, config, ends)
         yield live
         live.client.close()
     finally:
@@ -222,8 +220,8 @@ def _write_config(folder: Path) -> Path:
         "data.root": str(folder / "staged"),
         "training.latent_cache_dir": str(folder / "cache"),
     }
-    path = folder / "tiny.yaml"
-    config = load_config("smoke", {**TINY, **places})
+    path = folder / "no-data.yaml"
+    config = load_config("smoke", {**NO_DATA, **places})
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return path
 

@@ -14,22 +14,23 @@ from pathlib import Path
 from benchmarks import fixture, link, s3
 from benchmarks.harness import Comparison, Contender, Sample, alternate
 from benchmarks.link import Link
+from benchmarks.memory import claim
 from benchmarks.s3 import BIN_DIR, BUCKET, Server
 from benchmarks.settings import Settings
 from benchmarks.worker import Worker
 
 MIB = 1 << 20
 # A GiB through 1 Gbit/s takes 9 s a contender and repeat: there the objects are smaller.
-LOOPBACK_MIB = {"one": [1024], "three": [340, 340, 340]}
-SHAPED_MIB = {"one-shaped": [96], "three-shaped": [32, 32, 32]}
+LOOPBACK_MIB = {"one": [1024], "three": [256, 256, 256]}
+SHAPED_MIB = {"one-shaped": [64], "three-shaped": [22, 21, 21]}
 RATE_BIT_S, RTT_MS = link.GBIT, 30.0
 STREAMS, PART_MIB = 8, 32
 NOTES = [
     "Download: files into the page cache (no client forces them to the disk), removed before each "
-    "repeat; the objects lie in the server's page cache. Ours compares the SHA-256 with the "
-    "manifest's; rclone compares the MD5; s5cmd and boto3 compare none. A new client for each "
-    "download; making it in Python is not counted (`client s`), nor are imports; starting the "
-    "process of s5cmd and rclone is.",
+    "repeat, and as much memory touched as they need; the objects lie in the server's page cache. "
+    "Ours compares the SHA-256 with the manifest's; rclone compares the MD5; s5cmd and boto3 "
+    "compare none. A new client for each download; making it in Python is not counted (`client "
+    "s`), nor are imports; starting the process of s5cmd and rclone is.",
     f"s5cmd: cp --concurrency {STREAMS} --part-size {PART_MIB}; rclone: copy "
     f"--multi-thread-streams {STREAMS} --multi-thread-chunk-size {PART_MIB}M --transfers 3; boto3: "
     "download_file as it comes, an object a thread.",
@@ -116,6 +117,7 @@ def _compare(job: Job, notes: list[str]) -> Comparison:
 
         def clean() -> None:
             fixture.empty(job.folder)
+            claim(job.num_bytes)
 
         def python(function: str, **arguments: object) -> Sample:
             found = worker.call(function, **arguments)
@@ -129,7 +131,7 @@ def _compare(job: Job, notes: list[str]) -> Comparison:
         ]
         if job.link.rate_bit_s is None:
             bare = partial(python, "socket_to_nowhere", **objects)
-            contenders.append(Contender("socket → nowhere", "bound", bare))
+            contenders.append(Contender("socket → nowhere", "bound", bare, clean))
         worker.call("first_head", bucket=BUCKET, key=job.keys[0])  # what botocore loads at first
         results = alternate(contenders, job.settings.repeats, warm_ups=0)
         if job.link.rate_bit_s is not None:

@@ -44,7 +44,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
         for name in ("staged", "cache"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
-    with live_stack(folder, path, "up") as live:
+    with live_stack(folder, path) as live:
         with Worker("benchmarks.clients", env=live.stack.store_env()) as worker:
             worker.call("first_head", bucket=BUCKET, key=KEY)
 

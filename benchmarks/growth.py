@@ -1,11 +1,4 @@
-"""Growth: encode, load and one epoch for more and more trajectories; all should stay flat.
-
-A virtual machine's host may take back the pages that its guest has freed (free page reporting,
-`/sys/module/page_reporting`). The first touch of such a page costs up to ten times a later one
-(0.10 against 0.01 ms for the 103 kB of a trajectory here), and whether a load meets them is
-chance. So as much memory is touched and let go of before the load, as a phase of its own that
-shows what the machine adds.
-"""
+"""Growth: encode, load and one epoch for more and more trajectories; all should stay flat."""
 
 from __future__ import annotations
 
@@ -16,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import fixture
 from benchmarks.harness import Comparison, Contender, Result, Sample, alternate
-from benchmarks.memory import peak_of
+from benchmarks.memory import claim, peak_of
 from benchmarks.settings import Settings, warm_page_cache
 from benchmarks.worker import Worker
 from ups.telemetry.machine import kind
@@ -113,7 +104,7 @@ def measure(folder: str, num: int, **shape: Any) -> dict[str, float]:
     dense = fixture.config(settings, cache, {**SMALL, "training.time_stride": LOAD_STRIDE})
     frames = -(-settings.num_frames // LOAD_STRIDE)
     num_bytes = num * frames * dense.latent.tokens * dense.latent.dim * 2
-    note("first touch", lambda: np.empty(num_bytes, np.uint8).fill(1))
+    note("first touch", lambda: claim(num_bytes))
     note("load", lambda: load(dense, kept[0], staged, device=settings.device).close())
     kept.append(load(config, kept[0], staged, device=settings.device))
     run_dir, step = fixture.empty(settings.folder / f"runs-growth-{num}"), TrainStep(config)

@@ -36,7 +36,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
     quick = [Contender("off", "ours", lambda: first("off"))]
     if settings.device == "cuda":
         quick.append(Contender("graph", "peer", lambda: first("graph")))
-    results = alternate(quick, settings.repeats)
+    results = alternate(quick, settings.repeats, warm_ups=0)
     empty = Contender(
         "inductor, empty cache", "peer", lambda: first("inductor"), lambda: _removed(kept)
     )
