@@ -47,6 +47,7 @@ def run(settings: Settings, suite: str, chosen: list[str], order: tuple[str, ...
     kind += "-gpu-script" if suite == "gpu" and settings.device == "cpu" else ""
     report = Report.load_or_new(out, kind, machine.record(settings.folder))
     _make_inputs(settings, suite, chosen)
+    commit = machine.commit()  # the results that are written change the working tree
     begin, failed = time.monotonic(), False
     for section in chosen:
         started, load = time.monotonic(), machine.load_average()
@@ -63,7 +64,7 @@ def run(settings: Settings, suite: str, chosen: list[str], order: tuple[str, ...
             rows.append(Comparison(section, f"{section}, the rest of it", "", "lower", [broken]))
         how = {
             "measured": time.strftime("%Y-%m-%d %H:%M %Z"),
-            "commit": machine.commit(),
+            "commit": commit,
             "with": settings.describe(),
             "seconds": round(time.monotonic() - started),
             "load before": load,

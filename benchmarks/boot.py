@@ -54,7 +54,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
             Contender("ours, warm", "ours", lambda: live.boot("warm"), _pause),
             Contender("ours, cold", "peer", lambda: live.boot("cold"), _pause),
         ]
-        results = alternate(contenders, settings.repeats)
+        results = alternate(contenders, settings.repeats, warm_ups=0)
         with _plain_worker(live):
             plain = Contender("Prefect's defaults", "peer", lambda: live.boot("plain"), _pause)
             results += alternate([plain], min(DEFAULTS_REPEATS, settings.repeats), warm_ups=0)

@@ -24,7 +24,6 @@ SMALL = {
     "operator.hidden_dim": 32,
     "operator.num_heads": 4,
     "operator.depths": [1, 1, 1],
-    "training.time_stride": 100,
     "training.batch_size": 48,
     "training.compile": "off",
     "features.preload": "ram",
@@ -32,9 +31,10 @@ SMALL = {
 }
 NOTES = [
     "Growth: a process of its own for each N, which has done 16 trajectories before; encode with "
-    "an empty cache, load every second frame into memory, one epoch of a small operator on every "
-    "100th frame; source and cache in the page cache. Peak memory: VmHWM during the phase less "
-    "VmRSS before it; that of encoding is bounded, so its share of a trajectory falls.",
+    "an empty cache, load every second frame into memory, one epoch of a small operator on the "
+    "first, middle and last frame; source and cache in the page cache. Peak memory: VmHWM during "
+    "the phase less VmRSS before it; that of encoding is bounded, so its share of a trajectory "
+    "falls.",
     "first touch: clearing as much fresh memory as the load needs, just before it. A host that "
     "takes back the freed pages of a virtual machine makes it dear, and by chance: so the load "
     "itself is measured after it.",
@@ -91,7 +91,8 @@ def measure(folder: str, num: int, **shape: Any) -> dict[str, float]:
 
     settings = Settings(folder=Path(folder), **shape)
     cache = f"cache-growth-{num}"
-    config, staged = fixture.config(settings, cache, SMALL), fixture.sources(settings, num)
+    sparse = {**SMALL, "training.time_stride": (settings.num_frames - 1) // 2}
+    config, staged = fixture.config(settings, cache, sparse), fixture.sources(settings, num)
     fixture.empty(config.training.latent_cache_dir)
     found: dict[str, float] = {}
     kept: list[Any] = []
