@@ -40,7 +40,7 @@ test: install  ## lint, types, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-ui: install  ## the UI in a headless chromium, on a stack of its own; screenshots in .ui/
 	@command -v "$${UPS_CHROMIUM:-chromium}" >/dev/null || { \

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+from deployments.layout import PROJECT_DIR
 from ups.config import SPLITS, RunConfig, load_config
 from ups.data.sources import Staged, stage
 
@@ -71,6 +74,33 @@ def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:
             return found[1]
         time.sleep(0.02)
     pytest.fail(f"the S3 server did not start: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """`free_ports(count)`: ports of 127.0.0.1 on which nothing listens."""
+
+    def find(count: int) -> list[int]:
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for probe in probes:
+                probe.bind(("127.0.0.1", 0))
+            return [probe.getsockname()[1] for probe in probes]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def ups() -> Callable[..., tuple[int, str]]:
+    """`ups("up", UPS_S3_PORT="9001")`: exit code and output, on the stack of the environment."""
+
+    def run(*arguments: str, **changes: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "deployments.cli", *arguments]
+        env = {**os.environ, **changes}
+        done = subprocess.run(command, env=env, cwd=PROJECT_DIR, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other

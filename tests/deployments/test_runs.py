@@ -4,9 +4,7 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import boto3
@@ -15,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from deployments.layout import BIN_DIR, PROJECT_DIR, Stack
+from deployments.layout import BIN_DIR, Stack
 from ups.config import load_config
 from ups.runs import read_info
 
@@ -76,7 +74,7 @@ class LiveStack:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory):
+def live(ups, free_ports, tmp_path_factory):
     """A stack of this module's own, with the data of a tiny config in its object store."""
     folder = tmp_path_factory.mktemp("live")
     ports = free_ports(2)
@@ -98,25 +96,6 @@ def live(tmp_path_factory):
             live.api.close()
         finally:
             ups("down")
-
-
-def ups(*arguments, **changes):
-    """`ups …` on the stack that the environment names: (exit code, output)."""
-    command = [sys.executable, "-m", "deployments.cli", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **changes}, cwd=PROJECT_DIR, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def write_config(folder):
@@ -216,7 +195,7 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live, config):
     assert not list((live.folder / "elsewhere").rglob("*.h5"))
 
 
-def test_a_restarted_server_loses_no_run_and_doubles_none(live, config):
+def test_a_restarted_server_loses_no_run_and_doubles_none(live, config, ups):
     live.stack.processes.running("prefect-server").kill()
     assert ups("up")[0] == 0
     run_ids = [live.trigger(config) for _ in range(2)]
@@ -261,7 +240,7 @@ def test_the_object_store_wants_its_keys_which_no_process_shows(live):
     assert not any(keys["AWS_SECRET_ACCESS_KEY"] in word for word in command)
 
 
-def test_up_starts_what_is_not_running_and_moves_nothing(live):
+def test_up_starts_what_is_not_running_and_moves_nothing(live, ups, free_ports):
     before = pids(live)
     code, output = ups("up")
     assert (code, "the stack is running" in output) == (0, True), output
@@ -281,7 +260,7 @@ def pids(live):
     return {part: live.stack.processes.running(part).pid for part in PARTS}
 
 
-def test_down_stops_what_up_started(live):  # the last one: nothing runs after it
+def test_down_stops_what_up_started(live, ups):  # the last one: nothing runs after it
     before = pids(live)
     code, output = ups("down")
     assert code == 0, output

@@ -9,9 +9,6 @@ import io
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +36,7 @@ FLAGS = [
     "--disable-sync",
 ]
 WIDTH, HEIGHT = 1440, 900
+Ups = Callable[..., tuple[int, str]]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 BENCHMARK = {"scenarios": ["cold", "warm"], "repeats": 2, "num_trajectories": 8}
 COMPLETED_RGB = (34, 160, 80)  # of a bar in the timeline, in both UIs
@@ -75,6 +73,16 @@ class Live:
     def trigger(self, name: str, **parameters: Any) -> str:
         path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
         return self.ask("POST", path, {"parameters": parameters})["id"]
+
+    def trigger_benchmark(self, **parameters: Any) -> str:
+        """One small enough to wait for; its history is that of this stack."""
+        wanted = {
+            **BENCHMARK,
+            "folder": str(self.folder / "benchmarks"),
+            "thresholds": {"least_runs": 1},
+            **parameters,
+        }
+        return self.trigger("benchmark-startup/benchmark-startup", **wanted)
 
     def run(self, run_id: str) -> dict[str, Any]:
         return self.ask("GET", f"/flow_runs/{run_id}")
@@ -122,54 +130,38 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def live(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(
+    browser: Browser,
+    ups: Ups,
+    free_ports: Callable[[int], list[int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Live]:
     """With a benchmark that ended, one refused while it ran, and a tiny config for its data."""
     folder = tmp_path_factory.mktemp("ui")
-    ports = _free_ports(2)
+    ports = free_ports(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UPS_STACK_DIR", str(folder / ".stack"))
         patch.setenv("UPS_PREFECT_PORT", str(ports[0]))
         patch.setenv("UPS_S3_PORT", str(ports[1]))
         patch.delenv("PDEBENCH_ROOT", raising=False)
         try:
-            _ups("up")
+            code, output = ups("up")
+            assert code == 0, output
             live = Live(folder)
             _run_benchmark(live)
             _write_config(live.config)
             yield live
             live.api.close()
         finally:
-            _ups("down")
+            ups("down")
 
 
 def _run_benchmark(live: Live) -> None:
-    name = "benchmark-startup/benchmark-startup"
-    wanted = {
-        **BENCHMARK,
-        "folder": str(live.folder / "benchmarks"),
-        "thresholds": {"least_runs": 1},
-    }
-    live.benchmark_id = live.trigger(name, **wanted)
+    live.benchmark_id = live.trigger_benchmark()
     live.wait_until(live.benchmark_id, FINAL | {"RUNNING"})
-    live.refused_id = live.trigger(name, **{**wanted, "folder": str(live.folder / "other")})
+    live.refused_id = live.trigger_benchmark(folder=str(live.folder / "other"))
     run = live.wait_until(live.benchmark_id, FINAL)
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
-
-
-def _ups(command: str) -> None:
-    arguments = [sys.executable, "-m", "deployments.cli", command]
-    done = subprocess.run(arguments, cwd=PROJECT_DIR, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _write_config(path: Path) -> None:

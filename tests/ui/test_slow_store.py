@@ -1,0 +1,79 @@
+"""The object store slowed down from outside: the benchmark fails, and its page says why."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from playwright.sync_api import expect
+
+from deployments.layout import BIN_DIR, PROJECT_DIR
+
+pytestmark = pytest.mark.ui
+
+BYTES_S = 1_000_000
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def test_a_slowed_object_store_is_worse_download_and_fails_the_run(
+    live, free_ports, ups, page, shoot
+):
+    with slowed(live.stack, *free_ports(1)):
+        run_id = live.trigger_benchmark(scenarios=["cold"], repeats=1)
+        run = live.wait_until(run_id, FINAL)
+    code, output = ups("up")  # starts the store that was killed
+    assert code == 0, output
+    assert run["state_type"] == "FAILED"
+    assert "cold: worse: download" in run["state"]["message"]
+    artifact = live.artifact("benchmark-startup", run_id)
+    page.goto(f"/artifacts/artifact/{artifact['id']}")
+    expect(page.get_by_role("heading", name="Worse: cold")).to_be_visible()
+    expect(page.get_by_text("cold: worse: download")).to_be_visible()
+    shoot("slow-store")
+
+
+@contextlib.contextmanager
+def slowed(stack, port):
+    """The store is killed; one on another port serves its files through a proxy on its own."""
+    psutil.Process(stack.processes.running("object-store").pid).kill()
+    keys = stack.store_env()
+    pair = f'"{keys["AWS_ACCESS_KEY_ID"]},{keys["AWS_SECRET_ACCESS_KEY"]}"'
+    store = [BIN_DIR / "rclone", "serve", "s3", stack.folder / "s3", "--config", os.devnull]
+    link = ["-m", "benchmarks.link_proxy", stack.host, str(port), "0", str(BYTES_S)]
+    with contextlib.ExitStack() as running:
+        running.enter_context(
+            started([*store, "--addr", f"{stack.host}:{port}"], RCLONE_AUTH_KEY=pair)
+        )
+        running.enter_context(started([sys.executable, *link, str(stack.s3_port)]))
+        for listening in (port, stack.s3_port):
+            wait_until_it_listens(stack.host, listening)
+        yield
+
+
+@contextlib.contextmanager
+def started(command, **env):
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **env},
+        cwd=PROJECT_DIR,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def wait_until_it_listens(host, port):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing listens on {host}:{port}")
