@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
@@ -19,11 +19,16 @@ from tasks.evaluate import evaluate
 from tasks.load import load_latents, warm_up_device
 from tasks.report import Story, report_overhead
 from tasks.train import train_operator
-from ups.config import SPLITS, Features, load_config
+from tasks.validate import validate_config
+from ups.config import SPLITS, Features, RunConfig, read_config
 from ups.data.sources import open_store
+from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import built_after
-from ups.runs import open_run_dir, recorded
+from ups.runs import checkpoint_to_resume, open_run_dir, recorded
+
+if TYPE_CHECKING:
+    from ups.data.objectstore import ObjectStore
 
 log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
@@ -69,7 +74,11 @@ def train_burgers(
         "features": features.model_dump() if features else None,
     }
     chosen = {key: value for key, value in changes.items() if value is not None}
-    resolved = load_config(config, {**(overrides or {}), **chosen})
+    parsed = read_config(config, {**(overrides or {}), **chosen})
+    resume = Path(resume_from) if resume_from else None
+    if parsed.faults:  # then not even the run's folder is known
+        validate_config(parsed, resume)
+    resolved = parsed.config
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
@@ -85,7 +94,9 @@ def train_burgers(
     ):
         try:
             with story.gpu:
-                _run_phases(story, stop, Path(resume_from) if resume_from else None)
+                store, refused = _open_store(resolved)  # no request, but a client is made
+                validate_config(parsed, checkpoint_to_resume(story.run_dir, resume), refused)
+                _run_phases(story, store, stop, resume)
         except BaseException as error:
             stop.set()
             story.failure = error
@@ -96,9 +107,18 @@ def train_burgers(
             _report(story)
 
 
-def _run_phases(story: Story, stop: threading.Event, resume: Path | None) -> None:
+def _open_store(config: RunConfig) -> tuple[ObjectStore | None, UpsError | None]:
+    """The store, or what is wrong with its address: one fault among those of the whole run."""
+    try:
+        return open_store(config), None
+    except UpsError as error:
+        return None, error
+
+
+def _run_phases(
+    story: Story, store: ObjectStore | None, stop: threading.Event, resume: Path | None
+) -> None:
     config = story.config
-    store = open_store(config)
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
     downloads = {}
     for split in SPLITS:

@@ -206,6 +206,7 @@ def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
         else "worker notices the run, starts a process",
         "download": "nothing was staged",
         "boot": BOOT_BOUNDS[os.environ.get("UPS_STARTED", "in process")],
+        "validate": "config, memory, disk and device; no network, no data",
         "warm-up": "import torch where it is not yet, build and warm the model",
         "first step": "one optimizer step",
     }

@@ -7,16 +7,14 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
 from ups import cache_cli
-from ups.config import SPLITS, RunConfig, Split, load_config
+from ups.config import SPLITS, RunConfig, Split, load_config, parse_settings, read_config
 from ups.console import errors_shown, progress_line
 from ups.data.sources import Staged
-from ups.errors import ConfigError
 from ups.runs_cli import runs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -32,6 +30,45 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. latent.dim=64."),
 ]
+
+
+@app.command(epilog="Example: ups validate smoke --set latent.dim=64 --json")
+def validate(
+    config: ConfigArgument,
+    settings: SetOption = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="The checkpoint that the run is to go on from.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Leave the object store alone.")
+    ] = False,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Trajectories of each file to search for NaN.")
+    ] = 32,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for the object store.")
+    ] = 5.0,
+    benchmarks: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmarks (default: data/benchmarks).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Check config, data, cache, memory, disk, device and checkpoint; estimate the startup.
+
+    Nothing is downloaded. Exit code 0: valid, perhaps with warnings; 1: faults.
+    """
+    from ups.validate_cli import show_validation
+
+    show_validation(
+        config,
+        settings,
+        as_json=as_json,
+        resume=resume,
+        offline=offline,
+        num_sampled=sample,
+        timeout_s=timeout,
+        benchmarks=benchmarks,
+    )
 
 
 @cache.command(epilog="Example: ups cache build smoke --device cpu --batch-size 16")
@@ -79,13 +116,15 @@ def train(
 ) -> None:
     """Train and score the operator in this process: download, cache, load, train, evaluate."""
     with errors_shown():
-        resolved = load_config(config, parse_settings(settings))
-        from ups.pipeline import build_cache, check_devices, load_latents
+        parsed = read_config(config, parse_settings(settings))
+        from ups.pipeline import build_cache, load_latents
         from ups.runs import open_run_dir, recorded
         from ups.training.evaluate import evaluate
         from ups.training.loop import train as train_operator
+        from ups.validate.head import require_valid
 
-        check_devices(resolved)
+        require_valid(parsed, resume, ask_torch=True)
+        resolved = parsed.valid()
         started = time.time()
         run_dir = open_run_dir(resolved, run_id or secrets.token_hex(4))
         typer.echo(f"run folder {run_dir}")
@@ -110,17 +149,6 @@ def train(
             f"test rollout nRMSE {scores.rollout['nRMSE']:.4f}, "
             f"persistence {scores.persistence_rollout['nRMSE']:.4f}; see {run_dir}"
         )
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """`["latent.dim=64"]` → `{"latent.dim": 64}`; values are YAML."""
-    parsed = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as latent.dim=64")
-        parsed[key] = yaml.safe_load(value)
-    return parsed
 
 
 def _stage(config: RunConfig, splits: tuple[Split, ...]) -> dict[str, list[Staged]]:

@@ -6,11 +6,11 @@ fault at once, each with its YAML key, what was found and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -247,8 +247,45 @@ class RunConfig(Model):
                 "with training.compile graph, which captures a whole step"
             )
         if faults:
-            raise ValueError("\n".join(faults))
+            raise Disagreement(faults, self)
         return self
+
+
+class Disagreement(ValueError):
+    """Fields that are valid each for itself, and not together; `config` has them as they are."""
+
+    def __init__(self, faults: Sequence[str], config: RunConfig) -> None:
+        super().__init__("\n".join(faults))
+        self.config = config
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A config as far as it can be read.
+
+    Attributes:
+        where: names it in messages.
+        config: with defaults for what is in `replaced`; where there are faults its fields need
+            not agree, and `data.sources` may lack splits or sources.
+        faults: a line for each, which begins with its key; empty for a valid config.
+        replaced: the dotted keys that hold no value that could be used.
+        disagreements: those of the faults that are of fields valid each for itself.
+    """
+
+    where: str
+    config: RunConfig
+    faults: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+
+    def valid(self) -> RunConfig:
+        """
+        Raises:
+            ConfigError: there are faults; one line for each.
+        """
+        if self.faults:
+            raise ConfigError("\n".join(f"{self.where}: {fault}" for fault in self.faults))
+        return self.config
 
 
 def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -256,6 +293,15 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
     Raises:
         ConfigError: it is not there, is not YAML, or has faults; one line per fault.
+    """
+    return read_config(name_or_path, overrides).valid()
+
+
+def read_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Parsed:
+    """The same, as far as it can be read: faulty values raise nothing.
+
+    Raises:
+        ConfigError: it is not there, is not YAML, or an override leads nowhere.
     """
     path = _find(str(name_or_path))
     try:
@@ -266,16 +312,35 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
         raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping of sections")
     for dotted, value in (overrides or {}).items():
         _set(tree, dotted, value)
-    return parse_config(tree, where=path.name)
+    return _parse(tree, where=path.name)
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validate a config already read; `where` names it in the message of a ConfigError."""
+    return _parse(tree, where).valid()
+
+
+def _parse(tree: Mapping[str, Any], where: str) -> Parsed:
     try:
-        return RunConfig.model_validate(tree)
+        return Parsed(where, RunConfig.model_validate(tree))
     except ValidationError as error:
-        faults = [line for e in error.errors() for line in _explain(e)]
-        raise ConfigError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+        from ups.config_faults import salvage  # it reads the models above
+
+        return salvage(tree, where, error)
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`["latent.dim=64"]` → `{"latent.dim": 64}`; values are YAML."""
+    parsed = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as latent.dim=64")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value is not YAML ({error})") from error
+    return parsed
 
 
 def dump_config(config: RunConfig) -> str:
@@ -300,37 +365,3 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
                 f"override {dotted!r}: {'.'.join(parents[: i + 1])} is a value, not a section"
             )
     tree[last] = value
-
-
-def _explain(error: Any) -> list[str]:
-    """Lines of one pydantic error: key, found, expected."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "value_error":
-        lines = str(error["ctx"]["error"]).splitlines()
-        return [f"{key}: {line}" if key else line for line in lines]
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(location[:-1])
-        close = difflib.get_close_matches(location[-1], fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(fields)}"
-        return [f"{key}: unknown key; {hint}"]
-    if error["type"] == "missing":
-        return [f"{key}: missing, and it has no default"]
-    return [f"{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"]
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    """The keys of the section at a location; list positions and dict keys are stepped over."""
-    model: type[BaseModel] = RunConfig
-    for part in location:
-        if part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The config model inside `X | None`, `list[X]`, `dict[str, list[X]]` and the like."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(inner) for inner in get_args(annotation))
-    return next((model for model in found if model is not None), None)

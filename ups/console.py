@@ -40,6 +40,35 @@ def progress_line(verb: str, unit: str, scale: float = 1) -> Callable[[int, int]
     return show
 
 
+def print_checks(
+    groups: Mapping[str, Sequence[tuple[str, str, str]]], colours: Mapping[str, str]
+) -> None:
+    """A heading for each group, and a line of mark, name and text for each of its checks.
+
+    Args:
+        colours: of the marks.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = max(len(name) for checks in groups.values() for _, name, _ in checks)
+    console = Console(highlight=False)
+    for title, checks in groups.items():
+        console.print(Text(title, style="bold"))
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, min_width=width)
+        table.add_column(overflow="fold")
+        for mark, name, text in checks:
+            if console.is_terminal:
+                table.add_row(Text(f"  {mark}", style=colours[mark]), Text(name), Text(text))
+            else:  # in a pipe a line stays a line, however long
+                print(f"  {mark} {name:<{width}} {text}")
+        if console.is_terminal:
+            console.print(table)
+
+
 def print_table(rows: Sequence[Mapping[str, str]], right: Sequence[str] = ()) -> None:
     """Rows with the same keys, which are the headings; whole lines where it is not a terminal.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from ups.config import RunConfig
 from ups.errors import DeviceError
@@ -46,3 +47,9 @@ def check_compile(config: RunConfig) -> None:
             "training.compile: found graph, which captures a CUDA graph, but the training device "
             "is cpu; expected off or inductor here"
         )
+
+
+def has_gpu_node() -> bool:
+    """Whether the system shows this process a GPU: NVIDIA's, ROCm's or WSL's device file."""
+    nodes = ("nvidia[0-9]*", "kfd", "dxg")
+    return any(True for pattern in nodes for _ in Path("/dev").glob(pattern))

@@ -2,6 +2,7 @@
 
 UpsError
 ├── ConfigError         a config value is wrong, unknown or contradicts another; a ValueError
+├── ValidationFailed    a run would fail, for reasons that are known before it begins
 ├── ShapeError          an array has the wrong shape; a ValueError
 ├── DataError           a data file is truncated, lacks its data set, or holds NaN
 ├── FetchError          a transfer failed in a way that can pass: the only error that is retried
@@ -27,6 +28,10 @@ class UpsError(Exception):
 
 
 class ConfigError(UpsError, ValueError):
+    pass
+
+
+class ValidationFailed(UpsError):
     pass
 
 

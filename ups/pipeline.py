@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ups.config import RunConfig
 from ups.data.sources import Staged
-from ups.device import check_compile, encoding_device, training_device
+from ups.device import encoding_device, training_device
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.loader import Latents, load, load_on_demand
 
@@ -53,12 +53,3 @@ def load_latents(
 
         return legacy.load(config, sources, device)
     return load(config, entry, sources, device=device, stop=stop)
-
-
-def check_devices(config: RunConfig) -> None:
-    """
-    Raises:
-        DeviceError: the config asks for what this machine does not have.
-    """
-    training_device(config)
-    check_compile(config)

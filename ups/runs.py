@@ -28,6 +28,7 @@ from ups.telemetry.process import process_started_at
 log = logging.getLogger(__name__)
 
 RUN_JSON, RUN_LOG = "run.json", "run.log"
+CHECKPOINTS, LAST, BEST = "checkpoints", "last.pt", "best.pt"
 STAMP = "%Y%m%d-%H%M%S"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -104,6 +105,12 @@ def open_run_dir(config: RunConfig, run_id: str) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config))
     return run_dir
+
+
+def checkpoint_to_resume(run_dir: Path, given: Path | None) -> Path | None:
+    """The run's own last checkpoint, which a retry goes on from; else the one it was given."""
+    last = run_dir / CHECKPOINTS / LAST
+    return last if last.exists() else given
 
 
 @contextmanager

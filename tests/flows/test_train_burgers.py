@@ -25,6 +25,7 @@ from ups.latents.store import list_entries
 from ups.telemetry.gpu import GpuWatch
 
 PHASES = {
+    "0 validate-config",
     "1 warm-up-device",
     "1 download [train]",
     "1 download [val]",
@@ -103,6 +104,7 @@ def test_the_plans_three_runs_generate_reuse_and_invalidate(flow_config, run, tm
     for breakdown in (first, second, third):
         assert breakdown["ttfs_s"] > 0
         assert breakdown["unaccounted_s"] < 0.5
+        assert seconds(breakdown, "validate") < 0.25
         assert breakdown["metrics"]["startup/ttfs_s"] == breakdown["ttfs_s"]
 
 
@@ -232,7 +234,33 @@ def test_a_wrong_config_fails_the_run_with_the_key(flow_config, run):
     state, tasks, _ = run(flow_config(), latent_tokens=7)
     assert state.is_failed()
     assert "latent.tokens: found 7, expected a divisor of data.grid_points (256)" in state.message
-    assert tasks == {}
+    assert tasks == {"0 validate-config": "Failed"}
+
+
+def test_all_faults_fail_the_run_at_once_before_any_download(flow_config, run, tmp_path):
+    path = flow_config(
+        training__device="cpu", training__compile="graph", data__endpoint_url="no-url"
+    )
+    (tmp_path / "taken").write_text("")
+    state, tasks, breakdown = run(
+        path,
+        resume_from=str(tmp_path / "none.pt"),
+        overrides={"training.latent_cache_dir": str(tmp_path / "taken" / "cache")},
+    )
+    assert state.is_failed()
+    assert tasks == {"0 validate-config": "Failed", "6 report-overhead": "Completed"}
+    for fault in (
+        "4 faults, found before",
+        "expected http(s)://host[:port]",
+        "is a file, expected a folder",
+        "captures a CUDA graph",
+        "no checkpoint",
+    ):
+        assert fault in state.message
+    assert not (tmp_path / "staged").exists()
+    assert [row["phase"] for row in breakdown["phases"]][:3] == ["queue", "boot", "validate"]
+    record = json.loads((tmp_path / "runs" / breakdown["run"] / "run.json").read_text())
+    assert record["error"].startswith("ValidationFailed: 4 faults")
 
 
 def test_nan_in_the_data_fails_the_run_and_leaves_no_entry(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ups.errors import CacheDamaged, DataError
-from ups.latents import legacy, loader, store
+from ups.latents import legacy, loader, store, tiers
 from ups.latents.build import ensure
 from ups.latents.datasets import (
     DiskCacheDataset,
@@ -72,7 +72,7 @@ def test_bfloat16_is_read_back_as_stored(tier):
 
 
 def test_too_little_ram_falls_back_to_disk_and_says_so(tier, monkeypatch, caplog):
-    monkeypatch.setattr(loader, "check_sufficient_ram", lambda _: False)
+    monkeypatch.setattr(tiers, "available_ram_mb", lambda: 0.01)
     with caplog.at_level(logging.WARNING, "ups"):
         assert tier().tier == "disk"
     assert "do not fit into the" in caplog.text

@@ -41,7 +41,7 @@ def seed(config: RunConfig, say: Say) -> list[Split]:
     try:
         missing = []
         for split in SPLITS:
-            source = _only_source(split, data.sources[split])
+            source = only_source(split, data.sources[split])
             if not store.exists(source.bucket or data.bucket, source.key):
                 missing.append(split)
         for split in missing:
@@ -90,7 +90,11 @@ def _generate(
     )
 
 
-def _only_source(split: Split, sources: list[Source]) -> Source:
+def only_source(split: Split, sources: list[Source]) -> Source:
+    """
+    Raises:
+        ConfigError: there are more, or none, and only one can be generated.
+    """
     if len(sources) != 1:
         raise ConfigError(
             f"data.sources.{split}: found {len(sources)} objects, expected 1 with data.generate"

@@ -145,11 +145,11 @@ class _Fetch:
     def _stamped(self, stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
         if stamp is None or not stamp.from_this_boot:
             return None
-        return stamp.sha256 if stamp.sha256 == _expected(stamp, info) else None
+        return stamp.sha256 if stamp.sha256 == expected_digest(stamp, info) else None
 
     def _hashed(self, stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
         """The digest of the file, if hashing it shows that it is the object; then stamp it."""
-        expected = _expected(stamp, info)
+        expected = expected_digest(stamp, info)
         if expected is None or not self.dest.is_file():
             return None
         stat = self.dest.stat()
@@ -201,7 +201,7 @@ class _Fetch:
         return Download(self.dest, sha256, num_bytes, seconds, True, 0)
 
 
-def _expected(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
+def expected_digest(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
     """The digest that a file must have to be the object, where one is known."""
     if info is not None and info.sha256 is not None:
         return info.sha256

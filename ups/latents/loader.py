@@ -33,12 +33,10 @@ from ups.latents.datasets import (
 )
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS
-from ups.latents.store import LatentFile, Manifest
-from ups.telemetry.memory import available_ram_mb, check_sufficient_ram
+from ups.latents.store import LatentFile
+from ups.latents.tiers import choose_tier
 
 log = logging.getLogger(__name__)
-
-GPU_RESERVE_BYTES = 4 << 30
 
 
 @dataclass(slots=True)
@@ -95,7 +93,9 @@ def _load(
     manifest, hold = store.hold_current(cache_dir, entry.config_hash)
     directory = store.generation_dir(cache_dir, manifest)
     try:
-        tier = choose_tier(config, manifest, device)
+        tier, stepped_down = choose_tier(config, manifest.num_bytes, device)
+        for reason in stepped_down:
+            log.warning("%s", reason)
         read = threading.Event() if stop is None else stop
         stride = config.training.time_stride
         splits: dict[Split, LatentDataset] = {}
@@ -146,35 +146,6 @@ def load_on_demand(
     )
     log.info("no cache (features.preload is off): encoding each batch on demand, on %s", device)
     return Latents(train, val, encoder, "on demand", 0, time.monotonic() - started)
-
-
-def choose_tier(config: RunConfig, manifest: Manifest, device: str) -> str:
-    """`gpu`, `ram` or `disk`: the first one, from what the config allows down, that has room."""
-    wanted = config.features.preload
-    stride = config.training.time_stride
-    resident_mb = manifest.num_bytes / stride / 1e6
-    if device == "cuda" and wanted in ("auto", "gpu"):
-        free_mb = (torch.cuda.mem_get_info()[0] - GPU_RESERVE_BYTES) / 1e6
-        if resident_mb <= free_mb:
-            return "gpu"
-        log.warning(
-            "latents of %.0f MB do not fit into the %.0f MB of GPU memory beside the model: "
-            "trying RAM instead",
-            resident_mb,
-            free_mb,
-        )
-    elif wanted == "gpu":
-        log.warning("features.preload is gpu and the device is %s: trying RAM instead", device)
-    if wanted != "disk":
-        if check_sufficient_ram(resident_mb):
-            return "ram"
-        log.warning(
-            "latents of %.0f MB do not fit into the %.0f MB of available RAM: "
-            "reading them from disk instead",
-            resident_mb,
-            available_ram_mb(),
-        )
-    return "disk"
 
 
 def check_frames(config: RunConfig, num_frames: int) -> None:

@@ -14,6 +14,7 @@ from ups.telemetry.phases import Span
 COLOURS = {
     "queue": "#9aa5b1",
     "boot": "#6b7785",
+    "validate": "#4f8a8b",
     "download": "#3b82c4",
     "warm-up": "#8e6bbf",
     "cache": "#d9822b",

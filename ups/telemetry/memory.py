@@ -33,6 +33,13 @@ def available_ram_mb(root: Path = CGROUP_ROOT) -> float:
     return (available if headroom is None else min(available, headroom)) / 1e6
 
 
-def check_sufficient_ram(required_mb: float, margin: float = MARGIN) -> bool:
-    """Whether `required_mb` fits into the available memory with a share of it to spare."""
-    return required_mb <= available_ram_mb() * (1 - margin)
+def check_sufficient_ram(
+    required_mb: float, margin: float = MARGIN, available_mb: float | None = None
+) -> bool:
+    """Whether `required_mb` fits into the available memory with a share of it to spare.
+
+    Args:
+        available_mb: None: what `available_ram_mb` finds.
+    """
+    available_mb = available_ram_mb() if available_mb is None else available_mb
+    return required_mb <= available_mb * (1 - margin)

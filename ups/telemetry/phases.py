@@ -13,7 +13,16 @@ from ups.config import Model
 from ups.telemetry.gpu import GpuUse
 
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
-STARTUP_PHASES = ("queue", "boot", "download", "warm-up", "cache", "load", "first step")
+STARTUP_PHASES = (
+    "queue",
+    "boot",
+    "validate",
+    "download",
+    "warm-up",
+    "cache",
+    "load",
+    "first step",
+)
 
 
 class Span(Model):

@@ -29,20 +29,23 @@ def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
         torch.save(record, file)
 
 
-def load(path: Path, device: str = "cpu") -> dict[str, Any]:
+def load(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
     """
+    Args:
+        mmap: leave the tensors in the file until they are read.
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
     try:
-        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}") from error
     except Exception as error:
         raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
-    if record.get("format") != FORMAT_VERSION:
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {record.get('format')}, expected {FORMAT_VERSION}: "
+            f"{path} has format {found}, expected {FORMAT_VERSION}: "
             "it is of another version of this project"
         )
     return record

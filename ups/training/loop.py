@@ -21,13 +21,12 @@ from ups.files import write_atomically
 from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
 from ups.models.operator import conditioning
+from ups.runs import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.signals import DeferredSignals
 from ups.training import checkpoint
 from ups.training.step import TrainStep, rollout
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = "last.pt", "best.pt"
 
 
 class TrainResult(Model):
@@ -91,8 +90,8 @@ def train(
     """
     started = time.monotonic()
     step = TrainStep(config) if step is None else step
-    last = run_dir / "checkpoints" / LAST
-    resume = last if last.exists() else resume
+    last = run_dir / CHECKPOINTS / LAST
+    resume = checkpoint_to_resume(run_dir, resume)
     position = Position() if resume is None else _restore(resume, config, step)
     if resume != last:  # another run's best was measured there, and its checkpoint is not here
         position.best_epoch, position.best_val_nrmse = -1, math.inf
@@ -102,7 +101,7 @@ def train(
     seconds = time.monotonic() - started
     epoch_times = [row["training/epoch_time_sec"] for row in position.history]
     return TrainResult(
-        checkpoint=run_dir / "checkpoints" / BEST,
+        checkpoint=run_dir / CHECKPOINTS / BEST,
         num_epochs=position.epoch,
         num_steps=position.step,
         best_epoch=position.best_epoch,
@@ -247,7 +246,7 @@ class _Loop:
     def save(self, name: str) -> None:
         self._check_loss()
         state = {**self.step.state_dict(), "position": asdict(self.position)}
-        checkpoint.save(self.run_dir / "checkpoints" / name, self.config, state)
+        checkpoint.save(self.run_dir / CHECKPOINTS / name, self.config, state)
 
 
 def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:

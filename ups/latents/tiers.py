@@ -1,0 +1,72 @@
+"""Where latents are kept for training, by what has room: GPU memory, RAM, or the disk.
+
+Nothing here imports torch, unless the GPU's memory has to be asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from ups.config import RunConfig
+from ups.telemetry.memory import available_ram_mb, check_sufficient_ram
+
+GPU_RESERVE_BYTES = 4 << 30
+
+TierName = Literal["gpu", "ram", "disk"]
+
+
+class Tier(NamedTuple):
+    """Where latents go, and a line for each place wanted before that has no room for them."""
+
+    name: TierName
+    stepped_down: tuple[str, ...] = ()
+
+
+def resident_mb(config: RunConfig, num_bytes: int) -> float:
+    """What of `num_bytes` of stored latents stays in memory: every s-th frame."""
+    return num_bytes / config.training.time_stride / 1e6
+
+
+def free_gpu_mb() -> float:
+    """Free memory of the GPU; creates a CUDA context where there is none."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[0]) / 1e6
+
+
+def choose_tier(
+    config: RunConfig,
+    num_bytes: int,
+    device: str,
+    *,
+    gpu_mb: float | None = None,
+    ram_mb: float | None = None,
+) -> Tier:
+    """The first one, from what the config allows down, that has room.
+
+    Args:
+        num_bytes: of the latents as stored.
+        device: that training runs on, `cuda` or `cpu`.
+        gpu_mb, ram_mb: free memory; None: asked for where it matters.
+    """
+    wanted, needed_mb = config.features.preload, resident_mb(config, num_bytes)
+    reasons = []
+    if device == "cuda" and wanted in ("auto", "gpu"):
+        free_mb = (free_gpu_mb() if gpu_mb is None else gpu_mb) - GPU_RESERVE_BYTES / 1e6
+        if needed_mb <= free_mb:
+            return Tier("gpu")
+        reasons.append(
+            f"latents of {needed_mb:.0f} MB do not fit into the {free_mb:.0f} MB of GPU memory "
+            "beside the model: trying RAM instead"
+        )
+    elif wanted == "gpu":
+        reasons.append(f"features.preload is gpu and the device is {device}: trying RAM instead")
+    if wanted != "disk":
+        free_mb = available_ram_mb() if ram_mb is None else ram_mb
+        if check_sufficient_ram(needed_mb, available_mb=free_mb):
+            return Tier("ram", tuple(reasons))
+        reasons.append(
+            f"latents of {needed_mb:.0f} MB do not fit into the {free_mb:.0f} MB of available RAM: "
+            "reading them from disk instead"
+        )
+    return Tier("disk", tuple(reasons))

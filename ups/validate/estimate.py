@@ -1,0 +1,172 @@
+"""What the startup is going to take: bytes, seconds by phase, dollars."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from ups.config import SPLITS, Parsed, RunConfig, load_config
+from ups.errors import HistoryError, UpsError
+from ups.startup.benchmark import FOLDER, HISTORY
+from ups.startup.history import History
+from ups.startup.records import BenchmarkRecord
+from ups.startup.scenarios import BY_NAME, overrides_of
+from ups.telemetry import machine
+from ups.telemetry.phases import STARTUP_PHASES
+from ups.units import format_size
+from ups.validate.check import Check, Checks, with_defaults
+from ups.validate.sources import (
+    Sources,
+    encoded_trajectories,
+    fetch_bytes,
+    latent_bytes,
+    planned,
+)
+
+LEGACY, COLD, WARM, CHANGED = "legacy", "cold", "warm", "changed-config"
+NO_CACHE = "no-cache"
+KEYS = ("data", "latent", "training.latent_cache_dtype", "startup", "features")
+NO_BENCHMARK = "no benchmark of this machine yet: run `make benchmark`"
+# One after the other; the warm-up runs beside all three that end with the load.
+IN_ORDER = ("download", "cache", "load")
+
+
+def validate_estimate(
+    parsed: Parsed, sources: Sources, *, cache_is_there: bool | None, folder: Path | None = None
+) -> list[Check]:
+    """
+    Args:
+        cache_is_there: None, where that is not known: then it is built.
+        folder: of the benchmarks; default: the project's.
+    """
+    config, checks = parsed.config, Checks("estimate")
+    to_fetch = 0 if config.data.sources is None else fetch_bytes(sources)
+    note = with_defaults(parsed, KEYS)
+    if to_fetch is None:
+        checks.skip("to fetch", "the size of what is to be fetched is not known")
+    else:
+        text = f"{format_size(to_fetch)} to fetch" if to_fetch else "nothing to fetch"
+        checks.ok("to fetch", f"{text}{note}", num_bytes=to_fetch)
+    folder = machine.PROJECT_DIR / FOLDER if folder is None else folder
+    scenario = _scenario(config, to_fetch, cache_is_there)
+    try:
+        benchmark = _latest(folder, scenario)
+        ratios = _ratios(config, sources, to_fetch, benchmark, folder)
+    except UpsError as error:
+        checks.skip("startup", str(error))
+        return checks
+    if ratios is None:
+        checks.skip("startup", "it grows with the data, whose size is not known")
+        return checks
+    seconds, fixed = _phases(benchmark, scenario), _phases(benchmark, WARM)
+    estimated = {
+        phase: _scaled(taken, fixed.get(phase, 0.0) if phase != "load" else 0.0, ratios.get(phase))
+        for phase, taken in seconds.items()
+    }
+    ttfs_s = _time_to_first_step(estimated)
+    cost = ttfs_s / 3600 * config.startup.price_per_hour
+    listed = ", ".join(f"{phase} {taken:.2f}" for phase, taken in estimated.items())
+    scaled = ", ".join(f"{phase} × {ratio:.2g}" for phase, ratio in ratios.items() if ratio != 1)
+    checks.ok("seconds", f"{listed}{f' ({scaled})' if scaled else ''}{note}", **estimated)
+    num_runs = sum(run.scenario == scenario for run in benchmark.runs)
+    checks.ok(
+        "startup",
+        f"about {ttfs_s:.1f} s to the first step, by {num_runs} `{scenario}` runs of benchmark "
+        f"{benchmark.id}, with its object store and its model",
+        ttfs_s=ttfs_s,
+        scenario=scenario,
+        benchmark=benchmark.id,
+    )
+    price = config.startup.price_per_hour
+    checks.ok("cost", f"${cost:.4f} for the startup, at ${price:g} an hour", cost_usd=cost)
+    return checks
+
+
+def _scenario(config: RunConfig, to_fetch: int | None, cache_is_there: bool | None) -> str:
+    """The scenario of the benchmark that is like the next run."""
+    if config.features.is_legacy:
+        return LEGACY
+    if config.features.preload == "off":
+        return NO_CACHE
+    if to_fetch != 0:
+        return COLD
+    return WARM if cache_is_there else CHANGED
+
+
+def _latest(folder: Path, scenario: str) -> BenchmarkRecord:
+    """
+    Raises:
+        HistoryError: there is no benchmark of this machine with such runs.
+    """
+    path = folder / HISTORY
+    if not path.is_file():  # opening a history makes one
+        raise HistoryError(NO_BENCHMARK)
+    machine_id = machine.identity(folder)
+    own = [b for b in History(path).benchmarks() if b.machine_id == machine_id and b.runs]
+    if not own:
+        raise HistoryError(NO_BENCHMARK)
+    alike = [b for b in own if any(run.scenario == scenario for run in b.runs)]
+    if not alike:
+        raise HistoryError(f"no benchmark of this machine has `{scenario}` runs: `make benchmark`")
+    return alike[0]
+
+
+def _phases(benchmark: BenchmarkRecord, scenario: str) -> dict[str, float]:
+    """Median seconds of each phase, in the order of the startup; `unaccounted` last."""
+    runs = [run for run in benchmark.runs if run.scenario == scenario]
+    present = {phase for run in runs for phase in run.phases}
+    order = [phase for phase in (*STARTUP_PHASES, "unaccounted") if phase in present]
+    return {p: statistics.median(run.phases.get(p, 0.0) for run in runs) for p in order}
+
+
+def _ratios(
+    config: RunConfig,
+    sources: Sources,
+    to_fetch: int | None,
+    benchmark: BenchmarkRecord,
+    folder: Path,
+) -> dict[str, float] | None:
+    """How much more the run has to do than the benchmark's had, for the phases that grow with it.
+
+    Download by bytes fetched, cache by field values read, load by bytes of latents.
+    """
+    settings = benchmark.settings
+    overrides = overrides_of(BY_NAME[COLD], folder, settings["num_trajectories"])
+    theirs = load_config(settings["config"], overrides)
+    of_theirs = {split: planned(theirs, split) for split in SPLITS}
+    pairs = {
+        "download": (to_fetch, fetch_bytes(of_theirs)),
+        "cache": (_values(config, sources), _values(theirs, of_theirs)),
+        "load": (latent_bytes(config, sources), latent_bytes(theirs, of_theirs)),
+    }
+    ratios = {}
+    for phase, (ours, before) in pairs.items():
+        if ours is None or not before:
+            return None
+        ratios[phase] = ours / before
+    if to_fetch == 0:
+        del ratios["download"]  # as long as in the benchmark: a look at what is staged
+    return ratios
+
+
+def _values(config: RunConfig, sources: Sources) -> int | None:
+    count = encoded_trajectories(config, sources)
+    if count is None:
+        return None
+    return count * max(k.num_frames for k in sources["train"]) * config.data.grid_points
+
+
+def _scaled(seconds: float, fixed_s: float, ratio: float | None) -> float:
+    """`fixed_s` of it is what the phase takes when there is nothing to do."""
+    if ratio is None:
+        return seconds
+    fixed_s = min(fixed_s, seconds)
+    return fixed_s + (seconds - fixed_s) * ratio
+
+
+def _time_to_first_step(seconds: Mapping[str, float]) -> float:
+    """The sum, where the warm-up counts as far as it is longer than what goes on beside it."""
+    beside = sum(seconds.get(phase, 0.0) for phase in IN_ORDER)
+    others = sum(s for phase, s in seconds.items() if phase not in (*IN_ORDER, "warm-up"))
+    return others + max(beside, seconds.get("warm-up", 0.0))

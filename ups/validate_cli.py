@@ -1,0 +1,80 @@
+"""`ups validate CONFIG`: would this config run here, and what is its startup going to take.
+
+Exit code 0: valid, perhaps with warnings; 1: at least one fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ups.config import parse_settings, read_config
+from ups.console import errors_shown, print_checks
+from ups.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ups.validate.check import Report, Status
+
+MARKS: dict[Status, str] = {"ok": "✓", "warn": "!", "skip": "–", "fault": "✗"}
+COLOURS = {"✓": "green", "!": "yellow", "–": "dim", "✗": "bold red"}
+
+
+def show_validation(
+    config: str, settings: list[str] | None, *, as_json: bool, **options: Any
+) -> None:
+    """Print all checks of a config; exit code 1 where one of them is a fault.
+
+    Args:
+        settings: `KEY=VALUE` each.
+        options: of `ups.validate.run.validate`.
+    """
+    with errors_shown(), _quiet():
+        report = _report(config, parse_settings(settings), **options)
+    if as_json:
+        tree = {"valid": report.is_valid, **report.model_dump(mode="json")}
+        typer.echo(json.dumps(tree, indent=1, ensure_ascii=False))
+    else:
+        _show(report)
+    if not report.is_valid:
+        raise typer.Exit(1)
+
+
+def _report(config: str, settings: Mapping[str, Any], **options: Any) -> Report:
+    from ups.validate import run
+
+    try:
+        parsed = read_config(config, settings)
+    except ConfigError as error:
+        return run.unreadable(config, error)
+    return run.validate(parsed, **options)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's log lines: what they say stands in the checks."""
+    logger = logging.getLogger("ups")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _show(report: Report) -> None:
+    groups = {
+        group: [(MARKS[c.status], c.name, c.text) for c in checks]
+        for group, checks in groupby(report.checks, key=lambda check: check.group)
+    }
+    print_checks(groups, COLOURS)
+    counts = {status: sum(c.status == status for c in report.checks) for status in MARKS}
+    noun = "fault" if counts["fault"] == 1 else "faults"
+    verdict = "valid" if report.is_valid else f"not valid, {counts['fault']} {noun}"
+    warnings = f"{counts['warn']} warning{'' if counts['warn'] == 1 else 's'}"
+    typer.echo(f"\n{report.config}: {verdict}; {warnings}, {counts['skip']} not checked")
