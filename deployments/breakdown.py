@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from deployments.layout import PROJECT_DIR
+from ups.console import print_table
 from ups.telemetry.gpu import words_of_record
 
 
@@ -20,21 +18,19 @@ def read(runs_dir: Path, run_id: str) -> dict[str, Any] | None:
 
 
 def show(breakdown: dict[str, Any]) -> None:
-    table = Table(title="Startup overhead", title_justify="left")
-    for heading in ("phase", "seconds", "share", "bound by"):
-        table.add_column(heading, justify="right" if heading in ("seconds", "share") else "left")
-    for row in breakdown.get("phases", []):
-        share = row.get("share")
-        table.add_row(
-            row["phase"],
-            f"{row['seconds']:.2f}",
-            "" if share is None else f"{share:.0%}",
-            row.get("bound") or "",
-        )
-    console = Console(highlight=False)
-    console.print(table)
+    rows = [
+        {
+            "phase": row["phase"],
+            "seconds": f"{row['seconds']:.2f}",
+            "share": "" if row.get("share") is None else f"{row['share']:.0%}",
+            "bound by": row.get("bound") or "",
+        }
+        for row in breakdown.get("phases", [])
+    ]
+    if rows:
+        print_table(rows, right=("seconds", "share"), title="Startup overhead")
     for line in key_figures(breakdown):
-        console.print(line, markup=False, soft_wrap=True)
+        print(line)
 
 
 def key_figures(breakdown: dict[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic_core import to_json
 from rich.console import Console
-from rich.table import Table
 
 from deployments.layout import PROJECT_DIR
+from ups.console import print_table
 from ups.errors import HistoryError
 from ups.startup import tables, wording
 from ups.startup.benchmark import FOLDER, HISTORY
@@ -22,14 +22,14 @@ from ups.startup.scenarios import BASES
 LISTED = 20
 
 
-def show_of_run(folder: Path | None, flow_run_id: str) -> None:
+def show_of_run(folder: Path | None, flow_run_id: str, as_json: bool) -> None:
     """The benchmark that a flow run made, if it got as far as a run."""
     if not ((folder or PROJECT_DIR / FOLDER) / HISTORY).is_file():
         return
     report = Report(folder)
     for record in report.history.benchmarks(LISTED):
         if record.flow_run_id == flow_run_id and record.runs:
-            report.show([record.id], as_json=False)
+            report.show([record.id], as_json)
 
 
 class Report:
@@ -73,20 +73,21 @@ class Report:
         if as_json:
             self._print_json([r.model_dump(exclude={"runs"}) for r in records])
             return
-        table = Table()
-        for heading in ("id", "when", "commit", "scenarios", "runs", "verdicts"):
-            table.add_column(heading)
-        for record in records:
-            kinds = [v.kind for v in self.history.verdicts(record.id)]
-            table.add_row(
-                record.id,
-                wording.moment(record.started_at),
-                record.commit,
-                ", ".join(dict.fromkeys(run.scenario for run in record.runs)),
-                str(len(record.runs)),
-                ", ".join(dict.fromkeys(kinds)) or "cut short",
-            )
-        self.console.print(table)
+        if records:
+            print_table([self._row(record) for record in records], right=("runs",))
+        else:
+            print(f"no benchmarks in {self.folder}")
+
+    def _row(self, record: BenchmarkRecord) -> dict[str, str]:
+        kinds = [verdict.kind for verdict in self.history.verdicts(record.id)]
+        return {
+            "id": record.id,
+            "when": wording.moment(record.started_at),
+            "commit": record.commit,
+            "scenarios": ", ".join(dict.fromkeys(run.scenario for run in record.runs)),
+            "runs": str(len(record.runs)),
+            "verdicts": ", ".join(dict.fromkeys(kinds)) or "cut short",
+        }
 
     def export(self, csv: Path | None, parquet: Path | None) -> None:
         if csv is not None:

@@ -84,6 +84,13 @@ def benchmark_startup(
                 run = bench.run(scenario, repeat)
                 history.add_run(record.id, run)
                 record = record.model_copy(update={"runs": (*record.runs, run)})
+                log.info(
+                    "run %d of %d: %s, %.2f s to the first step",
+                    len(record.runs),
+                    len(chosen) * repeats,
+                    scenario.name,
+                    run.ttfs_s,
+                )
     comparison = _conclude(record, history, thresholds)
     criteria = check(comparison, record.runs)
     publish(comparison, criteria, folder / "reports" / record.id)

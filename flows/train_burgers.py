@@ -26,6 +26,7 @@ from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import built_after
 from ups.runs import checkpoint_to_resume, open_run_dir, recorded
+from ups.tracking import Trackers, tracked
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
@@ -89,14 +90,15 @@ def train_burgers(
     story.build_after = created.timestamp() if overwrite_cache and created else None
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
-    with recorded(
+    record = recorded(
         story.run_dir, deployment=str(deployment) if deployment else None, flow_run_id=str(run_id)
-    ):
+    )
+    with record, tracked(resolved, story.run_dir) as trackers:
         try:
             with story.gpu:
                 store, refused = _open_store(resolved)  # no request, but a client is made
                 validate_config(parsed, checkpoint_to_resume(story.run_dir, resume), refused)
-                _run_phases(story, store, stop, resume)
+                _run_phases(story, store, stop, trackers, resume)
         except BaseException as error:
             stop.set()
             story.failure = error
@@ -116,7 +118,11 @@ def _open_store(config: RunConfig) -> tuple[ObjectStore | None, UpsError | None]
 
 
 def _run_phases(
-    story: Story, store: ObjectStore | None, stop: threading.Event, resume: Path | None
+    story: Story,
+    store: ObjectStore | None,
+    stop: threading.Event,
+    trackers: Trackers,
+    resume: Path | None,
 ) -> None:
     config = story.config
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
@@ -145,6 +151,7 @@ def _run_phases(
 
     def note_first_step(at: float) -> None:
         story.first_step_at = at
+        trackers.start()
 
     story.result = train_operator(config, latents, story.run_dir, step, resume, note_first_step)
     _wait_for(story, downloads, SPLITS, None)

@@ -18,6 +18,7 @@ from tasks.locks import FlockManager
 from tasks.timeline import phase_task, watch
 from ups.config import RunConfig
 from ups.data.sources import Staged
+from ups.progress import logged
 
 KEY_PREFIX = "latents-"
 
@@ -60,7 +61,9 @@ def build_latent_cache(
     """The entry's record as plain JSON, paths relative to the cache directory."""
     from ups.pipeline import build_cache
 
-    return build_cache(config, sources, overwrite=overwrite, stop=stop).model_dump(mode="json")
+    told = logged("encoded", "trajectories")
+    entry = build_cache(config, sources, overwrite=overwrite, stop=stop, progress=told)
+    return entry.model_dump(mode="json")
 
 
 def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) -> Task[..., Any]:

@@ -22,6 +22,7 @@ from tasks.timeline import close_timeline, phase_task
 from ups.config import RunConfig
 from ups.data.sources import Staged
 from ups.telemetry.gpu import FIRST_EPOCH, GpuUse, GpuWatch, by_phase, in_words
+from ups.telemetry.metrics_file import add_to_summary
 from ups.telemetry.phases import STOPPED, Breakdown, Span, plan_metrics, tabulate
 from ups.telemetry.process import process_started_at
 
@@ -63,9 +64,13 @@ class Story:
 
 @phase_task("report", task_run_name="6 report-overhead")
 def report_overhead(story: Story) -> Breakdown:
-    """Write `breakdown.json` and `gantt.png`, and publish both in the UI."""
+    """Write `breakdown.json` and `gantt.png`, and publish both in the UI.
+
+    The plan's metrics also go to `metrics.jsonl`.
+    """
     breakdown = _break_down(story)
     breakdown.save(story.run_dir)
+    add_to_summary(story.run_dir, breakdown.metrics)
     from ups.telemetry.gantt import draw_gantt
 
     end = breakdown.triggered_at + breakdown.until_s

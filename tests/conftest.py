@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -22,6 +24,8 @@ import pytest
 from deployments.layout import PROJECT_DIR
 from ups.config import SPLITS, RunConfig, load_config
 from ups.data.sources import Staged, stage
+
+Ups = Callable[..., tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,23 @@ def free_ports() -> Callable[[int], list[int]]:
 
 
 @pytest.fixture(scope="session")
-def ups() -> Callable[..., tuple[int, str]]:
-    """`ups("up", UPS_S3_PORT="9001")`: exit code and output, on the stack of the environment."""
+def ups_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`ups_process("up", UPS_S3_PORT="9001")`: the command, on the stack of the environment."""
 
-    def run(*arguments: str, **changes: str) -> tuple[int, str]:
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "deployments.cli", *arguments]
         env = {**os.environ, **changes}
-        done = subprocess.run(command, env=env, cwd=PROJECT_DIR, capture_output=True, text=True)
+        return subprocess.run(command, env=env, cwd=PROJECT_DIR, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ups(ups_process: Callable[..., subprocess.CompletedProcess[str]]) -> Ups:
+    """The same: exit code and output."""
+
+    def run(*arguments: str, **changes: str) -> tuple[int, str]:
+        done = ups_process(*arguments, **changes)
         return done.returncode, done.stdout + done.stderr
 
     return run
@@ -152,6 +166,58 @@ def tiny_config(tiny_data: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 @pytest.fixture
 def stage_all() -> Callable[[RunConfig], dict[str, list[Staged]]]:
     return lambda config: {split: stage(config, split, None) for split in SPLITS}
+
+
+@pytest.fixture
+def no_wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights & Biases as on a machine where nobody has logged in."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+@pytest.fixture
+def read_wandb() -> Callable[[Path], SimpleNamespace]:
+    """`read_wandb(run_dir)`: what the one offline run in a run's folder recorded.
+
+    Its file is a LevelDB log, blocks of 32 KiB with pieces of protobuf records, after a header.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def records(path: Path) -> Iterator[Record]:
+        content, at, record = path.read_bytes(), 7, b""
+        assert content[:4] == b":W&B"
+        while at < len(content):
+            if (left := 32768 - at % 32768) < 7:
+                at += left
+                continue
+            _crc, length, kind = struct.unpack_from("<IHB", content, at)
+            record += content[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):  # whole, or the last piece
+                yield Record.FromString(record)
+                record = b""
+
+    def read(run_dir: Path) -> SimpleNamespace:
+        (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+        found = SimpleNamespace(history=[], config={}, summary={}, exit_code=None, path=path)
+        for record in records(path):
+            for item in record.run.config.update:
+                found.config[item.key] = json.loads(item.value_json)
+            for item in record.summary.update:
+                found.summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+            if record.HasField("history"):
+                items = record.history.item
+                found.history.append(
+                    {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                )
+            if record.HasField("exit"):
+                found.exit_code = record.exit.exit_code
+        return found
+
+    return read
 
 
 class FakeNvml:

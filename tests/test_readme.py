@@ -14,7 +14,7 @@ from deployments.cli import app
 from deployments.stack import POOLS
 from flows.benchmark_startup import benchmark_startup
 from flows.train_burgers import train_burgers
-from ups.cli import parse_settings
+from ups.cli_options import parse_settings
 from ups.config import load_config
 from ups.startup.scenarios import choose
 
@@ -53,13 +53,16 @@ def named_paths() -> list[str]:
 
 def parse_ups(arguments: list[str]) -> dict[str, object]:
     """Values of an `ups` command by name, without running it; fails on an unknown option."""
-    command, context = typer.main.get_command(app), None
-    while hasattr(command, "commands"):
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands") and not arguments[0].startswith("-"):
         assert arguments[0] in command.commands, f"no command {arguments[0]!r}"
         command = command.commands[arguments[0]]
         arguments = arguments[1:]
-    context = command.make_context(command.name, list(arguments))
-    return dict(context.params)
+    if arguments[:1] == ["--help"] or hasattr(command, "commands"):  # what is shown at once
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(arguments) <= known | {"--help"}
+        return {}
+    return dict(command.make_context(command.name, list(arguments)).params)
 
 
 def check_parameters(given: list[str]) -> None:

@@ -57,6 +57,7 @@ def test_runs_are_listed_shown_and_compared(ups, trained):
     assert second["summary"]["nrmse_rollout"] == second["scores"]["rollout"]["nRMSE"]
     assert second["run"]["state"] == "completed"
     assert [row["epoch"] for row in second["epochs"]] == [1, 2]
+    assert second["metrics"]["test/nrmse_rollout"] == second["summary"]["nrmse_rollout"]
 
     code, output = ups("runs", "compare", "fir", "sec", "--dir", trained)
     assert code == 0, output
@@ -111,10 +112,3 @@ def test_no_runs_are_no_error(ups, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     assert ups("runs", "list", "--dir", nowhere) == (0, f"no runs in {nowhere}\n")
     assert ups("runs", "list", "--dir", nowhere, "--json") == (0, "[]\n")
-
-
-@pytest.mark.parametrize("command", ["list", "show", "compare"])
-def test_the_help_holds_an_example(ups, command):
-    code, output = ups("runs", command, "--help")
-    assert code == 0
-    assert f"Example: ups runs {command}" in output

@@ -1,39 +1,34 @@
-"""`ups cache list | show | verify | prune | rm`: look after the latent cache from a shell.
+"""`ups cache build | list | show | verify | prune | rm`: the latent cache from a shell.
 
 Exit code 1: an error, damage that `verify` found, or an entry in use that `rm` left alone.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ups.config import Training, load_config
-from ups.console import errors_shown, print_table, progress_line
-from ups.errors import CacheError, ConfigError
-from ups.units import format_age, format_size, parse_age, parse_size
+from ups import cache_rows, completion
+from ups.cache_build import build
+from ups.cli_options import KEY_HELP, CacheConfigOption, CacheDirOption, JsonOption, checked
+from ups.console import errors_shown, print_json, print_table
+from ups.errors import CacheError
+from ups.progress import progress_shown
+from ups.units import format_size, parse_age, parse_size
 
 if TYPE_CHECKING:
     from ups.latents.entries import Damage, Entry
-    from ups.latents.prune import Removal
 
-app = typer.Typer()
+app = typer.Typer(no_args_is_help=True, help="The latent cache.")
+app.command(epilog="Example: ups cache build smoke --device cpu --batch-size 16")(build)
 
-DirOption = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The cache directory (default: data/latent_cache)."),
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help=KEY_HELP, autocompletion=completion.cache_keys)
 ]
-ConfigOption = Annotated[
-    str | None,
-    typer.Option("--config", "-c", help="Take the cache directory from this config."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
-KEY_HELP = "A cache key, or the beginning of one."
 
 
 @app.command("list", epilog="Example: ups cache list data/latent_cache --json")
@@ -41,8 +36,8 @@ def list_(
     place: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="The cache directory, like --dir.")
     ] = None,
-    directory: DirOption = None,
-    config: ConfigOption = None,
+    directory: CacheDirOption = None,
+    config: CacheConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the entries with size, age, last use and state."""
@@ -50,31 +45,34 @@ def list_(
         cache_dir = _cache_dir(config, place, directory)
         found = _entries(cache_dir)
         if as_json:
-            _print_json([entry.model_dump(mode="json") for entry in found])
+            print_json([entry.model_dump(mode="json") for entry in found])
             return
         if found:
-            print_table([_row(entry) for entry in found], right=("size", "built", "last use"))
-        typer.echo(f"{_count(found)} in {cache_dir}")
+            print_table(
+                [cache_rows.row(entry) for entry in found], right=("size", "built", "last use")
+            )
+        typer.echo(f"{cache_rows.count(found)} in {cache_dir}")
 
 
 @app.command(epilog="Example: ups cache show 3fa9 --json")
 def show(
-    key: Annotated[str, typer.Argument(metavar="KEY", help=KEY_HELP)],
-    directory: DirOption = None,
-    config: ConfigOption = None,
+    key: KeyArgument,
+    directory: CacheDirOption = None,
+    config: CacheConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one entry: what its key is made of, and its files."""
     with errors_shown():
         records = [
-            _record(entry) for entry in _of_key(_entries(_cache_dir(config, directory)), key)
+            cache_rows.record(entry)
+            for entry in _of_key(_entries(_cache_dir(config, directory)), key)
         ]
         if as_json:
-            _print_json(records)
+            print_json(records)
             return
         for record in records:
             files = record.pop("files")
-            for name, value in _readable(record).items():
+            for name, value in cache_rows.readable(record).items():
                 typer.echo(f"{name:<14} {value}")
             if files:
                 typer.echo("")
@@ -84,10 +82,15 @@ def show(
 @app.command(epilog="Example: ups cache verify 3fa9 --dir data/latent_cache")
 def verify(
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help=f"{KEY_HELP} Default: all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY]...",
+            help=f"{KEY_HELP} Default: all.",
+            autocompletion=completion.cache_keys,
+        ),
     ] = None,
-    directory: DirOption = None,
-    config: ConfigOption = None,
+    directory: CacheDirOption = None,
+    config: CacheConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read entries again and compare all checksums.
@@ -105,7 +108,9 @@ def verify(
         results: list[tuple[Entry, list[Damage]]] = []
         for entry in chosen:
             started = time.monotonic()
-            damage = entries.verify(entry, progress_line(f"{entry.config_hash} read", "MB", 1e6))
+            with progress_shown() as show_progress:
+                told = show_progress(f"{entry.config_hash} read", "MB", 1e6)
+                damage = entries.verify(entry, told)
             results.append((entry, damage))
             if not as_json:
                 seconds = time.monotonic() - started
@@ -115,7 +120,7 @@ def verify(
                 for item in damage:
                     typer.echo(f"  {item.reason}")
         if as_json:
-            _print_json([_verified(entry, damage) for entry, damage in results])
+            print_json([cache_rows.verified(entry, damage) for entry, damage in results])
         if damaged := [entry.config_hash for entry, damage in results if damage]:
             remedy = f"`ups cache rm {' '.join(damaged)}`, and the next run builds them again"
             raise CacheError(f"{len(damaged)} of {len(results)} entries are damaged: {remedy}")
@@ -125,16 +130,25 @@ def verify(
 def prune(
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Remove the least recently used until 50GB, say, stay."),
+        typer.Option(
+            metavar="SIZE",
+            help="Remove the least recently used until 50GB, say, stay.",
+            callback=checked(parse_size),
+        ),
     ] = None,
     older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Remove what was not used for 30d, say.")
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="Remove what was not used for 30d, say.",
+            callback=checked(parse_age),
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
     ] = False,
-    directory: DirOption = None,
-    config: ConfigOption = None,
+    directory: CacheDirOption = None,
+    config: CacheConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove entries by age and size, never one in use.
@@ -152,22 +166,26 @@ def prune(
         plan = plan_prune(found, max_bytes, older_than_s)
         gone = [removal for removal in plan if dry_run or remove(removal.entry)]
         if as_json:
-            _print_json([{**r.model_dump(mode="json"), "removed": not dry_run} for r in gone])
+            print_json([{**r.model_dump(mode="json"), "removed": not dry_run} for r in gone])
             return
         if gone:
-            print_table([_removal_row(removal) for removal in gone], right=("size",))
+            print_table([cache_rows.removal_row(removal) for removal in gone], right=("size",))
         left = [e for e in found if e not in [removal.entry for removal in gone]]
         in_use = sum(entry.in_use for entry in left)
         verb = "would be removed" if dry_run else "removed"
-        typer.echo(f"{verb}: {_count([removal.entry for removal in gone])}")
-        typer.echo(f"left in {cache_dir}: {_count(left)}, {in_use} in use")
+        typer.echo(f"{verb}: {cache_rows.count([removal.entry for removal in gone])}")
+        typer.echo(f"left in {cache_dir}: {cache_rows.count(left)}, {in_use} in use")
 
 
 @app.command(epilog="Example: ups cache rm 3fa9 b07c")
 def rm(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help=KEY_HELP)],
-    directory: DirOption = None,
-    config: ConfigOption = None,
+    keys: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY...", help=KEY_HELP, autocompletion=completion.cache_keys),
+    ],
+    directory: CacheDirOption = None,
+    config: CacheConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove entries for good, never one in use.
 
@@ -176,12 +194,18 @@ def rm(
     with errors_shown():
         found = _entries(_cache_dir(config, directory))
         chosen = [_of_key(found, key) for key in keys]  # an unknown key removes nothing
-        refused = []
-        for key, of_key in {of_key[0].config_hash: of_key for of_key in chosen}.items():
-            if _remove_all(of_key):
-                typer.echo(f"removed {key}, {format_size(sum(e.num_bytes for e in of_key))}")
-            else:
-                refused.append(key)
+        by_key = {of_key[0].config_hash: of_key for of_key in chosen}
+        removed = {
+            key: cache_rows.num_bytes(of_key)
+            for key, of_key in by_key.items()
+            if _remove_all(of_key)
+        }
+        refused = [key for key in by_key if key not in removed]
+        if as_json:
+            print_json({"removed": removed, "in_use": refused})
+        else:
+            for key, num_bytes in removed.items():
+                typer.echo(f"removed {key}, {format_size(num_bytes)}")
         if refused:
             raise CacheError(f"{', '.join(refused)}: in use by a running job, not removed")
 
@@ -218,78 +242,9 @@ def _current(of_key: Sequence[Entry]) -> Entry:
 def _cache_dir(config: str | None, *given: Path | None) -> Path:
     places = [place for place in given if place is not None]
     if len(places) + (config is not None) > 1:
-        raise ConfigError("give the cache directory once: as DIR, by --dir or by --config")
+        raise typer.BadParameter("give the cache directory once: as DIR, by --dir or by --config")
+    from ups.config import Training, load_config
+
     if config is not None:
         return load_config(config).training.latent_cache_dir
     return places[0] if places else Training().latent_cache_dir
-
-
-def _row(entry: Entry) -> dict[str, str]:
-    now, built = time.time(), entry.generated_at
-    return {
-        "key": entry.config_hash,
-        "state": entry.state + (", in use" if entry.in_use else ""),
-        "config": entry.summary,
-        "size": format_size(entry.num_bytes),
-        "built": f"{format_age(now - built)} ago" if built is not None else "",
-        "last use": f"{format_age(now - entry.last_used_at)} ago",
-    }
-
-
-def _removal_row(removal: Removal) -> dict[str, str]:
-    row = _row(removal.entry)
-    return {"key": row["key"], "size": row["size"], "why": removal.reason, "config": row["config"]}
-
-
-def _record(entry: Entry) -> dict[str, Any]:
-    """An entry with what its key is made of and its files, as far as there is a manifest."""
-    from ups.latents.store import read_manifest
-
-    record = entry.model_dump(mode="json")
-    try:
-        manifest = read_manifest(entry.directory)
-    except CacheError:
-        return {**record, "key_fields": None, "files": []}
-    files = [
-        {
-            "file": file.name,
-            "split": file.split,
-            "shape": list(file.shape),
-            "dtype": file.dtype,
-            "num_bytes": file.num_bytes,
-            "num_chunks": file.num_chunks,
-        }
-        for file in manifest.files
-    ]
-    return {**record, "key_fields": manifest.key_fields, "files": files}
-
-
-def _readable(record: dict[str, Any]) -> dict[str, str]:
-    """A record's lines for people: moments in local time, and one line for each key field."""
-    lines = {}
-    for name, value in {**record, **(record["key_fields"] or {})}.items():
-        if name.endswith("_at") and value is not None:
-            lines[name] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-        elif name == "num_bytes":
-            lines["size"] = format_size(value)
-        elif name != "key_fields":
-            lines[name] = value if isinstance(value, str) else json.dumps(value)
-    return lines
-
-
-def _verified(entry: Entry, damage: Sequence[Damage]) -> dict[str, Any]:
-    return {
-        "config_hash": entry.config_hash,
-        "generation": entry.generation,
-        "num_bytes": entry.num_bytes,
-        "damage": [item.model_dump(mode="json") for item in damage],
-    }
-
-
-def _count(found: Sequence[Entry]) -> str:
-    noun = "entry" if len(found) == 1 else "entries"
-    return f"{len(found)} {noun}, {format_size(sum(entry.num_bytes for entry in found))}"
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1))

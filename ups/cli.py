@@ -1,35 +1,22 @@
-"""The library's commands, which need no Prefect: `ups cache …` and `ups train`."""
+"""The library's commands, which need no Prefect: `ups cache …`, `ups runs …` and `ups train`."""
 
 from __future__ import annotations
 
-import secrets
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ups import cache_cli
-from ups.config import SPLITS, RunConfig, Split, load_config, parse_settings, read_config
-from ups.console import errors_shown, progress_line
-from ups.data.sources import Staged
-from ups.runs_cli import runs
+from ups import cache_cli, runs_cli
+from ups.cli_options import ConfigArgument, JsonOption, RunIdOption, SetOption, parse_settings
+from ups.console import errors_shown, print_json
+from ups.progress import progress_shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-cache = typer.Typer(no_args_is_help=True, help="The latent cache.")
-cache.add_typer(cache_cli.app)
-app.add_typer(cache, name="cache")
-app.add_typer(runs, name="runs")
-
-ConfigArgument = Annotated[
-    str, typer.Argument(help="A config's name (smoke, train_burgers_32dim, …) or path.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. latent.dim=64."),
-]
+app.add_typer(cache_cli.app, name="cache")
+app.add_typer(runs_cli.app, name="runs")
 
 
 @app.command(epilog="Example: ups validate smoke --set latent.dim=64 --json")
@@ -51,7 +38,7 @@ def validate(
     benchmarks: Annotated[
         Path | None, typer.Option(help="Folder of the benchmarks (default: data/benchmarks).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check config, data, cache, memory, disk, device and checkpoint; estimate the startup.
 
@@ -71,97 +58,32 @@ def validate(
     )
 
 
-@cache.command(epilog="Example: ups cache build smoke --device cpu --batch-size 16")
-def build(
-    config: ConfigArgument,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Trajectories per batch.")] = None,
-    num_workers: Annotated[int | None, typer.Option(help="Threads.")] = None,
-    cache_dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Build again what is there.")] = False,
-    settings: SetOption = None,
-) -> None:
-    """Stage train and val, and encode them into the cache unless that is done already."""
-    given = {
-        "training.device": device,
-        "training.encode_batch_size": batch_size,
-        "training.num_workers": num_workers,
-        "training.latent_cache_dtype": cache_dtype,
-    }
-    flags = {key: value for key, value in given.items() if value is not None}
-    with errors_shown():
-        resolved = load_config(config, {**parse_settings(settings), **flags})
-        from ups.pipeline import build_cache
-
-        staged = _stage(resolved, ("train", "val"))
-        entry = build_cache(
-            resolved, staged, overwrite=overwrite, progress=progress_line("encoded", "trajectories")
-        )
-        verb = "reused" if entry.reused else "built"
-        typer.echo(
-            f"{verb} {entry.config_hash} in {resolved.training.latent_cache_dir}: "
-            f"{entry.num_trajectories} trajectories, {entry.num_bytes / 1e6:.0f} MB, "
-            f"{entry.seconds:.2f} s"
-        )
-
-
-@app.command()
+@app.command(epilog="Example: ups train smoke --set stages.operator.epochs=5")
 def train(
     config: ConfigArgument,
     settings: SetOption = None,
     resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")] = None,
-    run_id: Annotated[
-        str | None, typer.Option(help="Name the run; an interrupted one of that name goes on.")
-    ] = None,
+    run_id: RunIdOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train and score the operator in this process: download, cache, load, train, evaluate."""
     with errors_shown():
-        parsed = read_config(config, parse_settings(settings))
-        from ups.pipeline import build_cache, load_latents
-        from ups.runs import open_run_dir, recorded
-        from ups.training.evaluate import evaluate
-        from ups.training.loop import train as train_operator
-        from ups.validate.head import require_valid
+        from ups.config import read_config
+        from ups.local_run import open_local_run, run_locally
 
-        require_valid(parsed, resume, ask_torch=True)
-        resolved = parsed.valid()
-        started = time.time()
-        run_dir = open_run_dir(resolved, run_id or secrets.token_hex(4))
-        typer.echo(f"run folder {run_dir}")
-        with recorded(run_dir, command=shlex.join(["ups", *sys.argv[1:]])):
-            staged = _stage(resolved, SPLITS)
-            entry = None
-            if resolved.features.preload != "off":
-                overwrite = not resolved.features.reuse_cache
-                show = progress_line("encoded", "trajectories")
-                entry = build_cache(resolved, staged, overwrite=overwrite, progress=show)
-            latents = load_latents(resolved, staged, entry)
-            try:
-                result = train_operator(resolved, latents, run_dir, resume=resume)
-                scores = evaluate(
-                    resolved, result.checkpoint, staged["test"], latents.encoder, run_dir
-                )
-            finally:
-                latents.close()
-        if result.first_step_at is not None:
-            typer.echo(f"first optimizer step {result.first_step_at - started:.2f} s after start")
-        typer.echo(
-            f"test rollout nRMSE {scores.rollout['nRMSE']:.4f}, "
-            f"persistence {scores.persistence_rollout['nRMSE']:.4f}; see {run_dir}"
+        resolved, run_dir = open_local_run(
+            read_config(config, parse_settings(settings)), run_id, resume
         )
-
-
-def _stage(config: RunConfig, splits: tuple[Split, ...]) -> dict[str, list[Staged]]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from ups.data.sources import open_store, stage
-
-    store = open_store(config)
-
-    def one(split: Split) -> list[Staged]:
-        show = progress_line(f"[{split}] fetched", "MB", 1e6)
-        return stage(config, split, store, progress=show)
-
-    workers = len(splits) if config.features.parallel_downloads else 1
-    with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(splits, pool.map(one, splits), strict=True))
+        typer.echo(f"run folder {run_dir}", err=as_json)
+        command = shlex.join(["ups", *sys.argv[1:]])
+        with progress_shown() as show:
+            metrics = run_locally(resolved, run_dir, show, command=command, resume=resume)
+        if as_json:
+            print_json({"folder": str(run_dir), "metrics": metrics})
+            return
+        if (ttfs_s := metrics.get("startup/ttfs_s")) is not None:
+            typer.echo(f"first optimizer step {ttfs_s:.2f} s after start")
+        typer.echo(
+            f"test rollout nRMSE {metrics['test/nrmse_rollout']:.4f}, "
+            f"persistence {metrics['test/nrmse_persistence_rollout']:.4f}; see {run_dir}"
+        )

@@ -193,6 +193,25 @@ class Features(Model):
         return self == Features.legacy()
 
 
+class Wandb(Model):
+    enabled: bool = Field(False, description="needs the extra wandb; offline without a key")
+    project: str = Field("ups-train", min_length=1)
+    entity: str | None = Field(None, description="default: the one that the key belongs to")
+
+
+class Tensorboard(Model):
+    enabled: bool = Field(
+        False, description="event files in the run's folder; needs the extra tensorboard"
+    )
+
+
+class Logging(Model):
+    """Trackers beside the run's folder, which holds everything without them, too."""
+
+    wandb: Wandb = Wandb()
+    tensorboard: Tensorboard = Tensorboard()
+
+
 class Startup(Model):
     price_per_hour: float = Field(1.89, ge=0, description="of the machine, in dollars")
 
@@ -209,6 +228,7 @@ class RunConfig(Model):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     features: Features = Features()
+    logging: Logging = Logging()
     startup: Startup = Startup()
 
     @property
@@ -327,20 +347,6 @@ def _parse(tree: Mapping[str, Any], where: str) -> Parsed:
         from ups.config_faults import salvage  # it reads the models above
 
         return salvage(tree, where, error)
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """`["latent.dim=64"]` → `{"latent.dim": 64}`; values are YAML."""
-    parsed = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as latent.dim=64")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: the value is not YAML ({error})") from error
-    return parsed
 
 
 def dump_config(config: RunConfig) -> str:

@@ -81,6 +81,15 @@ def parse_folder_name(text: str) -> FolderName | None:
     return FolderName(*parts.groups()) if parts else None
 
 
+def check_id(run_id: str) -> None:
+    """
+    Raises:
+        ConfigError: the id cannot be the last part of a folder's name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", run_id):
+        raise ConfigError(f"run id {run_id!r}: expected letters, digits, _ and . only")
+
+
 def read_info(run_dir: Path) -> RunInfo | None:
     """What `run.json` holds; None where it is missing or, which is logged, not as expected."""
     path = run_dir / RUN_JSON
@@ -97,8 +106,7 @@ def open_run_dir(config: RunConfig, run_id: str) -> Path:
     Raises:
         ConfigError: the id cannot be the last part of a folder's name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", run_id):
-        raise ConfigError(f"run id {run_id!r}: expected letters, digits, _ and . only")
+    check_id(run_id)
     existing = sorted(config.runs_dir.glob(f"*-{run_id}"))
     stamp = time.strftime(STAMP)
     run_dir = existing[0] if existing else config.runs_dir / f"{stamp}-{config.name}-{run_id}"
@@ -150,9 +158,7 @@ def recorded(
         try:
             yield
         except BaseException as raised:
-            # Ctrl-C, SystemExit and what Prefect turns a SIGTERM into are no `Exception`.
-            is_fault = isinstance(raised, Exception) and not isinstance(raised, Interrupted)
-            state = "failed" if is_fault else "stopped"
+            state = how_it_ended(raised)
             error = f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__
             # To the file alone: elsewhere, whoever called says it in their own way.
             handler.handle(
@@ -161,6 +167,13 @@ def recorded(
             raise
         finally:
             _end(run_dir, facts, state, error)
+
+
+def how_it_ended(error: BaseException) -> Ended:
+    """Whether what was raised is a fault, or somebody's wish to stop."""
+    # Ctrl-C, SystemExit and what Prefect turns a SIGTERM into are no `Exception`.
+    is_fault = isinstance(error, Exception) and not isinstance(error, Interrupted)
+    return "failed" if is_fault else "stopped"
 
 
 def _end(run_dir: Path, facts: Background[RunInfo], state: Ended, error: str | None) -> None:

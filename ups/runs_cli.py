@@ -4,73 +4,55 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ups.cli_options import RUNS_DIR, JsonOption, OtherRunArgument, RunArgument, RunsDirOption
+from ups.console import errors_shown, print_json, print_table
 
 if TYPE_CHECKING:
     from ups.runs import RunInfo
     from ups.runs_index import RunComparison, RunFiles, RunSummary
 
-runs = typer.Typer(no_args_is_help=True, help="The runs of this machine, by their folders.")
+app = typer.Typer(no_args_is_help=True, help="The runs of this machine, by their folders.")
 
-DirOption = Annotated[Path, typer.Option("--dir", help="Where the folders of runs are.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON.")]
-RunArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="A run's id or folder name; the beginning will do.")
-]
-OtherArgument = Annotated[
-    str, typer.Argument(metavar="OTHER", help="The run to compare it with, likewise.")
-]
-RUNS_DIR = Path("runs")
 NOTHING = "–"
-COLUMNS = ("id", "config", "started", "state", "TTFS", "cache", "nRMSE", "epochs")
 
 
-@runs.command("list")
+@app.command("list", epilog="Example: ups runs list --limit 5")
 def list_runs(
-    folder: DirOption = RUNS_DIR,
+    folder: RunsDirOption = RUNS_DIR,
     limit: Annotated[int, typer.Option(min=1, help="Show the newest only.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs, the newest first.
-
-    Example: ups runs list --limit 5
-    """
-    from ups.console import errors_shown
-
+    """List the runs, the newest first."""
     with errors_shown():
         from ups.runs_index import find_runs
 
         found = find_runs(folder, limit + 1)
         shown = found[:limit]
         if as_json:
-            _print_json([run.model_dump(mode="json") for run in shown])
+            print_json([run.model_dump(mode="json") for run in shown])
             return
         if not shown:
             typer.echo(f"no runs in {folder}")
             return
-        _print_table(COLUMNS, _rows(shown), numbers=("TTFS", "nRMSE", "epochs"))
+        print_table(_rows(shown), right=("TTFS", "nRMSE", "epochs"))
         if len(found) > limit:
             typer.echo(f"… and older ones, which --limit {2 * limit} shows")
 
 
-@runs.command()
-def show(run: RunArgument, folder: DirOption = RUNS_DIR, as_json: JsonOption = False) -> None:
-    """Show a run: how it ended, where its startup went, what it scored, what it ran on.
-
-    Example: ups runs show 136f
-    """
-    from ups.console import errors_shown
-
+@app.command(epilog="Example: ups runs show 136f --json")
+def show(run: RunArgument, folder: RunsDirOption = RUNS_DIR, as_json: JsonOption = False) -> None:
+    """Show a run: how it ended, where its startup went, what it scored, what it ran on."""
     with errors_shown():
         from ups.runs_index import find_run, read_run
 
         files = read_run(find_run(folder, run))
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "summary": files.summary().model_dump(mode="json"),
                     "run": files.info.model_dump(mode="json") if files.info else None,
@@ -78,47 +60,44 @@ def show(run: RunArgument, folder: DirOption = RUNS_DIR, as_json: JsonOption = F
                     "breakdown": files.breakdown,
                     "scores": files.scores,
                     "epochs": files.epochs,
+                    "metrics": files.metrics,
                 }
             )
         else:
             _show(files)
 
 
-@runs.command()
+@app.command(epilog="Example: ups runs compare 136f 24fb")
 def compare(
     before: RunArgument,
-    after: OtherArgument,
-    folder: DirOption = RUNS_DIR,
+    after: OtherRunArgument,
+    folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs: config, startup by phase, and test nRMSE.
-
-    Example: ups runs compare 136f 24fb
-    """
-    from ups.console import errors_shown
-
+    """Show what differs between two runs: config, startup by phase, and test nRMSE."""
     with errors_shown():
         from ups.runs_index import compare, find_run
 
         found = compare(find_run(folder, before), find_run(folder, after))
         if as_json:
-            _print_json(_as_tree(found))
+            print_json(_as_tree(found))
         else:
             _show_comparison(found)
 
 
-def _rows(found: Iterable[RunSummary]) -> list[tuple[str, ...]]:
+def _rows(found: Iterable[RunSummary]) -> list[dict[str, str]]:
+    words = {None: NOTHING, True: "reused", False: "built"}
     return [
-        (
-            run.id,
-            run.name,
-            _moment(run.started_at),
-            run.state,
-            _seconds(run.ttfs_s),
-            NOTHING if run.cache_reused is None else "reused" if run.cache_reused else "built",
-            NOTHING if run.nrmse_rollout is None else f"{run.nrmse_rollout:.4f}",
-            str(run.num_epochs),
-        )
+        {
+            "id": run.id,
+            "config": run.name,
+            "started": _moment(run.started_at),
+            "state": run.state,
+            "TTFS": _seconds(run.ttfs_s),
+            "cache": words[run.cache_reused],
+            "nRMSE": NOTHING if run.nrmse_rollout is None else f"{run.nrmse_rollout:.4f}",
+            "epochs": str(run.num_epochs),
+        }
         for run in found
     ]
 
@@ -148,38 +127,43 @@ def _show(files: RunFiles) -> None:
             typer.echo(f"{name:<11} {fact}")
     if phases := breakdown.get("phases"):
         rows = [
-            (
-                row["phase"],
-                _seconds(row["seconds"]),
-                NOTHING if row["share"] is None else f"{row['share']:.0%}",
-                row["bound"],
-            )
+            {
+                "phase": row["phase"],
+                "seconds": _seconds(row["seconds"]),
+                "share": NOTHING if row["share"] is None else f"{row['share']:.0%}",
+                "what bounds it": row["bound"],
+            }
             for row in phases
         ]
         title = (
             "Startup" if run.ttfs_s is None else f"Startup: {run.ttfs_s:.2f} s to the first step"
         )
-        columns = ("phase", "seconds", "share", "what bounds it")
-        _print_table(columns, rows, title, numbers=("seconds", "share"))
+        print_table(rows, right=("seconds", "share"), title=title)
 
 
 def _show_comparison(found: RunComparison) -> None:
     for label, run in (("before", found.before), ("after", found.after)):
         moment, commit = _moment(run.started_at), run.commit or "unknown"
         typer.echo(f"{label:<7} {run.id}  {run.name}, {moment}, {run.state}, commit {commit}")
-    headings = ("before", "after")
     if found.config:
-        changed = [(key, _value(a), _value(b)) for key, (a, b) in found.config.items()]
-        _print_table(("key", *headings), changed, "Config")
+        changed = [
+            {"key": key, "before": _value(a), "after": _value(b)}
+            for key, (a, b) in found.config.items()
+        ]
+        print_table(changed, title="Config")
     else:
         typer.echo("the configs are the same")
     rows = [
-        (phase, _seconds(change.before), _seconds(change.after), _signed(change.difference, " s"))
+        {
+            "phase": phase,
+            "before": _seconds(change.before),
+            "after": _seconds(change.after),
+            "difference": _signed(change.difference, " s"),
+        }
         for phase, change in found.startup.items()
     ]
     if rows:
-        numbers = (*headings, "difference")
-        _print_table(("phase", *numbers), rows, "Startup", numbers)
+        print_table(rows, right=("before", "after", "difference"), title="Startup")
     else:
         typer.echo("neither run left a breakdown of its startup")
     scores = found.nrmse
@@ -237,30 +221,3 @@ def _signed(value: float | None, unit: str = "", digits: int = 2) -> str:
 
 def _value(value: Any) -> str:
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _print_json(tree: Any) -> None:
-    typer.echo(json.dumps(tree, indent=1, ensure_ascii=False))
-
-
-def _print_table(
-    headings: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    title: str | None = None,
-    numbers: Sequence[str] = (),
-) -> None:
-    """
-    Args:
-        numbers: the headings of columns that stand on the right.
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in headings:
-        justify: Literal["right", "left"] = "right" if name in numbers else "left"
-        table.add_column(name, justify=justify, no_wrap=name == "id", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(text) for text in row))
-    Console(highlight=False).print(table)

@@ -16,6 +16,7 @@ import yaml
 from ups.config import Model
 from ups.errors import ConfigError
 from ups.runs import STAMP, FolderName, RunInfo, parse_folder_name, read_info
+from ups.telemetry.metrics_file import read_metrics
 from ups.telemetry.phases import STARTUP_PHASES, STOPPED
 from ups.telemetry.process import is_running
 
@@ -33,7 +34,7 @@ class RunSummary(Model):
     Attributes:
         started_at: Unix time in seconds.
         state: `unknown` where the process was killed, or runs on another machine.
-        ttfs_s: None without a first step, and for `ups train`, which nothing triggers.
+        ttfs_s: None without a first step; of `ups train`, since its process started.
         num_epochs: epochs that are done.
     """
 
@@ -87,19 +88,22 @@ class RunFiles:
     breakdown: dict[str, Any]
     scores: dict[str, Any]
     epochs: list[dict[str, Any]]
+    metrics: dict[str, Any]  # of the whole run, by their names
 
     def summary(self) -> RunSummary:
         named = _name_of(self.folder)
         stamp = time.mktime(time.strptime(named.stamp, STAMP))
         rollout = self.scores.get("rollout", {}).get("nRMSE")
+        metric = self.metrics.get("startup/cache_reused")
+        reused = None if metric is None else bool(metric)
         return RunSummary(
             id=named.id,
             folder=self.folder,
             name=named.name,
             started_at=self.info.started_at if self.info else stamp,
             state=self._state(),
-            ttfs_s=self.breakdown.get("ttfs_s"),
-            cache_reused=self.breakdown.get("cache_reused"),
+            ttfs_s=self.breakdown.get("ttfs_s", self.metrics.get("startup/ttfs_s")),
+            cache_reused=self.breakdown.get("cache_reused", reused),
             num_epochs=self.epochs[-1]["epoch"] if self.epochs else 0,
             nrmse_rollout=self.breakdown.get("nrmse_rollout") if rollout is None else rollout,
             commit=self.info.commit if self.info else None,
@@ -149,14 +153,15 @@ def find_run(runs_dir: Path, text: str) -> Path:
 
 def read_run(folder: Path) -> RunFiles:
     """What there is; a file that is broken or half written counts as missing, and is logged."""
-    config = folder / "config.yaml"
+    config, metrics = folder / "config.yaml", read_metrics(folder)
     return RunFiles(
         folder=folder,
         config=(yaml.safe_load(config.read_text()) if config.exists() else None) or {},
         info=read_info(folder),
         breakdown=_read_json(folder / "breakdown.json"),
         scores=_read_json(folder / "scores.json"),
-        epochs=_read_rows(folder / "metrics.jsonl"),
+        epochs=metrics.epochs,
+        metrics={name: value for name, value in metrics.summary.items() if name != "time"},
     )
 
 
@@ -214,16 +219,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         log.warning("%s is left out: %s", path, error)
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        log.warning("%s is left out: %s", path, error)
-        return []
 
 
 def _flatten(tree: dict[str, Any], parents: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,6 @@ Exit code 0: valid, perhaps with warnings; 1: at least one fault.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ups.config import parse_settings, read_config
-from ups.console import errors_shown, print_checks
+from ups.cli_options import parse_settings
+from ups.config import read_config
+from ups.console import errors_shown, print_checks, print_json
 from ups.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def show_validation(
         report = _report(config, parse_settings(settings), **options)
     if as_json:
         tree = {"valid": report.is_valid, **report.model_dump(mode="json")}
-        typer.echo(json.dumps(tree, indent=1, ensure_ascii=False))
+        print_json(tree)
     else:
         _show(report)
     if not report.is_valid:

@@ -16,6 +16,7 @@ import yaml
 from deployments.layout import BIN_DIR, Stack
 from ups.config import load_config
 from ups.runs import read_info
+from ups.telemetry.metrics_file import read_metrics
 
 PARTS = ("object-store", "prefect-server", "worker")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -136,6 +137,29 @@ def test_run_follows_to_the_breakdown_the_score_and_the_link(live):
         assert expected in output, output
 
 
+def test_follow_waits_for_a_run_and_gives_its_breakdown(live, ups_process):
+    run_id = re.search(r"/runs/flow-run/([0-9a-f-]{36})", live.first_output)[1]
+    done = ups_process("follow", run_id, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["flow_run_id"], found["state"]) == (run_id, "Completed")
+    assert found["breakdown"] == live.breakdown(run_id)
+    assert "epoch 2/2" in done.stderr
+
+
+def test_status_says_what_runs_and_where(live, ups, ups_process):
+    code, output = ups("status")
+    assert code == 0
+    assert output.count("running") == len(PARTS)
+    found = json.loads(ups_process("status", "--json").stdout)
+    assert {part["part"]: part["pid"] for part in found["parts"]} == pids(live)
+    assert json.loads(ups_process("up", "--json").stdout) == {
+        "ui_url": live.stack.ui_url,
+        "s3_url": live.stack.s3_url,
+        "started": [],
+    }
+
+
 def test_the_bare_deployment_name_runs_and_a_retry_resumes_at_the_end(live, config):
     run_id = live.trigger(config, epochs=3)
     live.wait_until_final(run_id)
@@ -154,12 +178,14 @@ def test_the_bare_deployment_name_runs_and_a_retry_resumes_at_the_end(live, conf
     assert retried["nrmse_rollout"] == first["nrmse_rollout"]
 
 
-def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(live, config):
+def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(live, config, ups):
     endless = {"stages.operator.epochs": 100_000}
     run_id = live.trigger(config, overrides=endless)
     live.wait_until_running(run_id, "4 train-operator")
     last = live.run_folder(run_id) / "checkpoints" / "last.pt"
     live.wait(last.exists)
+    code, output = ups("follow", run_id, "--timeout", "0")
+    assert (code, "the run goes on" in output) == (124, True), output
     live.set_state(run_id, "CANCELLING", "Cancelling")
     assert live.wait(lambda: live.state(run_id)["type"] == "CANCELLED") < CANCEL_S
     record = read_info(live.run_folder(run_id))
@@ -171,14 +197,13 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
     live.wait(lambda: count_epochs(live, run_id) > epochs_before)
     live.set_state(run_id, "CANCELLING", "Cancelling")
     live.wait(lambda: live.state(run_id)["type"] == "CANCELLED")
-    metrics = (live.run_folder(run_id) / "metrics.jsonl").read_text().splitlines()
-    epochs = [json.loads(line)["epoch"] for line in metrics]
+    epochs = [row["epoch"] for row in read_metrics(live.run_folder(run_id)).epochs]
     assert read_info(live.run_folder(run_id)).attempt == 2
     assert epochs == list(range(1, len(epochs) + 1))  # none twice: it went on where it was
 
 
 def count_epochs(live, run_id):
-    return len((live.run_folder(run_id) / "metrics.jsonl").read_text().splitlines())
+    return len(read_metrics(live.run_folder(run_id)).epochs)
 
 
 def test_a_run_cancelled_while_it_downloads_ends_cancelled(live, config):

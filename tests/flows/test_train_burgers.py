@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.train_burgers import train_burgers
 from tasks.report import Story
@@ -141,10 +142,65 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
     if breakdown["gpu"] is None:
         assert gpu["what bounds it"] == breakdown["gpu_note"]
         assert "training/gpu_utilization_pct" not in breakdown["metrics"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    *rows, total = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert breakdown["metrics"].items() <= total.items()
+    assert total["test/nrmse_rollout"] == breakdown["nrmse_rollout"]
     assert rows[0]["train/lr"] > rows[-1]["train/lr"] > 0
     assert record["started_at"] < rows[0]["time"] < rows[1]["time"] < record["ended_at"]
+
+
+def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
+    flow_config, run, tmp_path, no_wandb_key, read_wandb, s3
+):
+    on = {"logging.wandb.enabled": True, "logging.tensorboard.enabled": True}
+    state, _, breakdown = run(flow_config(), overrides=on)
+    assert state.is_completed()
+    folder = tmp_path / "runs" / breakdown["run"]
+    log = (folder / "run.log").read_text()
+    assert "WARNING" not in log, log
+    assert "wandb: kept offline; `wandb sync" in log
+    *rows, total = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    curves = ("train/loss", "val/nrmse_rollout", "train/lr", "training/epoch_time_sec")
+
+    tracked = read_wandb(folder)
+    assert tracked.exit_code == 0
+    assert tracked.config["training"]["batch_size"] == 6
+    assert tracked.config["run"]["commit"]
+    *epochs, last = tracked.history
+    for epoch, row in zip(epochs, rows, strict=True):
+        assert {name: epoch[name] for name in ("epoch", *curves)} == {
+            name: row[name] for name in ("epoch", *curves)
+        }
+    figures = {name: value for name, value in total.items() if name != "time"}
+    assert {name: last[name] for name in figures} == figures
+    assert {"startup/ttfs_s", "startup/cache_precompute_time_min", "startup/cache_reused",
+            "startup/total_startup_time_min", "training/epoch_time_sec"} <= last.keys()  # fmt: skip
+    files = tracked.path.parent / "files"
+    table = json.loads((files / last["startup/breakdown/path"]).read_text())
+    assert table["columns"] == ["phase", "seconds", "share", "what bounds it"]
+    assert [row[:2] for row in table["data"][:-1]] == [
+        [row["phase"], row["seconds"]] for row in breakdown["phases"]
+    ]
+    for name in ("gantt", "prediction"):
+        assert (files / last[f"pictures/{name}/path"]).read_bytes()[1:4] == b"PNG"
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for name in curves:
+        scalars = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(row["epoch"], pytest.approx(row[name])) for row in rows]
+        assert scalars[: len(rows)] == expected
+    assert events.Scalars("startup/ttfs_s")[0].value == pytest.approx(breakdown["ttfs_s"])
+    pictures = {tag: events.Images(tag)[0] for tag in events.Tags()["images"]}
+    assert pictures.keys() == {"pictures/gantt", "pictures/prediction"}
+    assert pictures["pictures/gantt"].encoded_image_string == (folder / "gantt.png").read_bytes()
+    texts = {
+        tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]
+    }
+    assert b"| queue | " in texts["startup/breakdown"]
+    assert b"batch_size: 6" in texts["config"]
+    for path in folder.rglob("*"):
+        assert not (path.is_file() and s3.secret_key.encode() in path.read_bytes()), path
 
 
 def test_the_use_of_a_gpu_is_shown_by_phase(flow_config, run, make_nvml, monkeypatch):

@@ -133,9 +133,9 @@ def test_a_config_that_is_not_there_is_one_fault(ups):
 
 def test_a_setting_that_is_none_is_an_error(ups):
     code, output, errors = ups("CONFIG", "--set", "latent.dim")
-    assert (code, output) == (1, "")
-    assert "error: --set 'latent.dim': expected KEY=VALUE" in errors
-    assert "the value is not YAML" in ups("CONFIG", "--set", "latent.dim=[")[2]
+    assert (code, output) == (2, "")
+    assert "--set': found 'latent.dim', expected KEY=VALUE" in errors
+    assert "expected a value in YAML" in ups("CONFIG", "--set", "latent.dim=[")[2]
 
 
 def test_offline_and_local_files_need_no_store(ups, tiny_data, monkeypatch):

@@ -17,6 +17,7 @@ from ups.data.sources import Staged
 from ups.device import training_device
 from ups.latents.encode import PatchEncoder
 from ups.models.operator import LatentOperator, conditioning
+from ups.telemetry.metrics_file import add_to_summary
 from ups.training import checkpoint
 from ups.training.metrics import Metrics, nrmse_over_time
 from ups.training.step import rollout
@@ -40,6 +41,16 @@ class Scores(Model):
     reconstruction_nrmse: float
     picture: Path
 
+    def metrics(self) -> dict[str, float]:
+        """By names like val's: `test/nrmse_rollout`, `test/rmse_one_step`, …"""
+        kinds = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
+        found = {
+            f"test/{name.lower()}_{kind}": value
+            for kind in kinds
+            for name, value in getattr(self, kind).items()
+        }
+        return {**found, "test/nrmse_reconstruction": self.reconstruction_nrmse}
+
 
 @torch.no_grad()
 def evaluate(
@@ -51,7 +62,7 @@ def evaluate(
 ) -> Scores:
     """Roll the averaged model of a checkpoint out over the whole test split.
 
-    Writes `scores.json` and `prediction.png` into run_dir.
+    Writes `scores.json` and `prediction.png` into run_dir, and the scores into `metrics.jsonl`.
     """
     device = training_device(config)
     record = checkpoint.load(checkpoint_path, device)
@@ -102,6 +113,7 @@ def evaluate(
         picture=picture,
     )
     (run_dir / "scores.json").write_text(json.dumps(scores.model_dump(mode="json"), indent=1))
+    add_to_summary(run_dir, scores.metrics())
     log.info(
         "test, %d trajectories: rollout nRMSE %.4f (persistence %.4f), "
         "one step %.5f (persistence %.5f)",

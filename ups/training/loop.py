@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
-from ups.files import write_atomically
 from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
 from ups.models.operator import conditioning
 from ups.runs import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.signals import DeferredSignals
+from ups.telemetry.metrics_file import write_rows
 from ups.training import checkpoint
 from ups.training.step import TrainStep, rollout
 
@@ -72,6 +71,7 @@ def train(
     stop: threading.Event | None = None,
     on_first_step: Callable[[float], None] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Train, and leave `checkpoints/last.pt`, `checkpoints/best.pt` and `metrics.jsonl` in run_dir.
 
@@ -83,6 +83,7 @@ def train(
         resume: a checkpoint of another run to go on from.
         on_first_step: called with the Unix time at which the first step was done on the device.
         on_epoch: called with the metrics of each epoch.
+        progress: called now and then with steps taken and in all.
     Raises:
         TrainingDiverged: the loss is not finite.
         CheckpointError: the checkpoint to resume is of another model.
@@ -97,7 +98,7 @@ def train(
         position.best_epoch, position.best_val_nrmse = -1, math.inf
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
-    first_step_at = loop.run(on_first_step, on_epoch)
+    first_step_at = loop.run(on_first_step, on_epoch, progress)
     seconds = time.monotonic() - started
     epoch_times = [row["training/epoch_time_sec"] for row in position.history]
     return TrainResult(
@@ -138,6 +139,7 @@ class _Loop:
         self,
         on_first_step: Callable[[float], None] | None,
         on_epoch: Callable[[dict[str, float]], None] | None,
+        progress: Callable[[int, int], None] | None,
     ) -> float | None:
         position, first_step_at, stopped = self.position, None, False
         data = self.latents.train
@@ -161,10 +163,14 @@ class _Loop:
                             on_first_step(first_step_at)
                     if position.step % self.config.training.log_every == 0:
                         self._check_loss()
+                        if progress is not None:
+                            progress(position.step, self.total_steps)
                 metrics = None if stopped else self._end_epoch(started)
                 if metrics is None:
                     stopped = True
                     break
+                if progress is not None:
+                    progress(position.step, self.total_steps)
                 if on_epoch is not None:
                     on_epoch(metrics)
             if stopped:
@@ -205,8 +211,7 @@ class _Loop:
             "time": trained_at,
         }
         position.history.append(metrics)
-        lines = "".join(json.dumps(row) + "\n" for row in position.history)
-        write_atomically(self.run_dir / "metrics.jsonl", lines.encode(), durable=False)
+        write_rows(self.run_dir, position.history)
         if is_best:
             self.save(BEST)
         if position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done():

@@ -1,0 +1,57 @@
+"""`metrics.jsonl` of a run's folder: a line for each epoch, and at its end one that sums it up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ups.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+EPOCH = "epoch"  # what only the lines of epochs have
+
+
+class Metrics(NamedTuple):
+    """
+    Attributes:
+        epochs: in their order; each has `epoch`, `step` and `time`.
+        summary: of the whole run, such as `startup/ttfs_s`; empty while it goes on.
+    """
+
+    epochs: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """Empty where there is no such file, or, which is logged, it cannot be read."""
+    path = run_dir / METRICS
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        rows = []
+    except ValueError as error:
+        log.warning("%s is left out: %s", path, error)
+        rows = []
+    rows = [row for row in rows if isinstance(row, dict)]
+    epochs = [row for row in rows if EPOCH in row]
+    summaries = [row for row in rows if EPOCH not in row]
+    return Metrics(epochs, summaries[-1] if summaries else {})
+
+
+def write_rows(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the file: a reader sees the old lines or the new."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(run_dir / METRICS, lines.encode(), durable=False)
+
+
+def add_to_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
+    """Put metrics of the whole run into its last line; those of the same name are replaced."""
+    found = read_metrics(run_dir)
+    summary = {**found.summary, **metrics, "time": time.time()}
+    write_rows(run_dir, [*found.epochs, summary])
