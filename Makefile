@@ -9,7 +9,7 @@ BENCH_INSTALLED := $(BENCH_VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install up run benchmark down test test-ui bench bench-gpu lock clean
+.PHONY: help install vast up run benchmark down test test-ui bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the locked dependencies into $(VENV)"
 	@$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
+
+vast: install  ## add the tool that rents GPUs from Vast.ai (the extra `vast`)
+	@$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e '.[vast]'
 
 up: install  ## start the Prefect server, the object store and a worker; print the UI's address
 	@$(BIN)/ups up

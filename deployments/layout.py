@@ -37,6 +37,16 @@ PORT_NAMES = {
     "prefect_port": ("the Prefect server", "--prefect-port", "UPS_PREFECT_PORT"),
     "s3_port": ("the object store", "--s3-port", "UPS_S3_PORT"),
 }
+# How Prefect's worker is to behave, whatever machine it is on.
+WORKER_ENV = {
+    # The default of 10 s is most of the wait between a trigger and its run; far less than 1 s gives
+    # "database is locked" with SQLite.
+    "PREFECT_WORKER_QUERY_SECONDS": "10",  # events wake the worker in between
+    # Otherwise scheduled runs may begin before their time.
+    "PREFECT_WORKER_PREFETCH_SECONDS": "0",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",
+    "NO_COLOR": "1",
+}
 TOML_HEADER = "# Written by `ups up`: makes `prefect` in this folder talk to the local server.\n"
 
 
@@ -162,13 +172,7 @@ class Stack:
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-            # The default of 10 s is most of the wait between a trigger and its run; far less
-            # than 1 s gives "database is locked" with SQLite.
-            "PREFECT_WORKER_QUERY_SECONDS": "10",  # events wake the worker in between
-            # Otherwise scheduled runs may begin before their time.
-            "PREFECT_WORKER_PREFETCH_SECONDS": "0",
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",
-            "NO_COLOR": "1",
+            **WORKER_ENV,
             **env,
             "PATH": f"{BIN_DIR}{os.pathsep}{env.get('PATH', os.defpath)}",
             "PREFECT_HOME": str(self.folder / "prefect"),

@@ -5,12 +5,23 @@ Plain HTTP instead of Prefect's client: importing `prefect` takes longer than al
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import httpx
 
 WORKER_NAME = "ups-local"
+
+
+def authorization(env: Mapping[str, str]) -> dict[str, str]:
+    """The header that a server with a login, or Prefect Cloud, wants; as Prefect's client does."""
+    if login := env.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    if key := env.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    return {}
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -34,11 +45,45 @@ def create_pool(client: httpx.Client, name: str, description: str) -> bool:
     return True
 
 
-def worker_is_online(client: httpx.Client, pool: str, since: float) -> bool:
-    """Whether our worker reported after `since` (s since the epoch): an earlier one may linger."""
+def create_queue(client: httpx.Client, pool: str, name: str) -> None:
+    """Create a work queue in a pool, if it is not there."""
+    response = client.post(f"/work_pools/{pool}/queues", json={"name": name})
+    if response.status_code != 409:
+        _json(response)
+
+
+def find_deployment(client: httpx.Client, name: str) -> str | None:
+    """The id of `<flow>/<deployment>`; None if there is none of that name."""
+    response = client.get(f"/deployments/name/{name}")
+    return None if response.status_code == 404 else str(_json(response)["id"])
+
+
+def create_run(
+    client: httpx.Client, deployment_id: str, parameters: dict[str, Any], queue: str, key: str
+) -> str:
+    """Trigger a deployment, for the workers that serve this queue; returns the flow run's id.
+
+    Args:
+        key: asking again with the same one gives the same run.
+    """
+    body = {"parameters": parameters, "work_queue_name": queue, "idempotency_key": key}
+    return str(_json(client.post(f"/deployments/{deployment_id}/create_flow_run", json=body))["id"])
+
+
+def forget_worker(client: httpx.Client, pool: str, name: str) -> None:
+    """Delete the record of a worker that is gone, so that its last heartbeat misleads nobody."""
+    response = client.delete(f"/work_pools/{pool}/workers/{name}")
+    if response.status_code != 404:
+        response.raise_for_status()
+
+
+def worker_is_online(
+    client: httpx.Client, pool: str, since: float = 0.0, name: str = WORKER_NAME
+) -> bool:
+    """Whether the worker reported after `since` (s since the epoch): an earlier one may linger."""
     for worker in _workers(client, pool):
         last = worker["last_heartbeat_time"]
-        if worker["name"] == WORKER_NAME and last and worker["status"] == "ONLINE":
+        if worker["name"] == name and last and worker["status"] == "ONLINE":
             return datetime.fromisoformat(last).timestamp() >= since
     return False
 
@@ -57,11 +102,14 @@ def crash_runs(client: httpx.Client, pool: str, message: str) -> list[str]:
     under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
     where = {"flow_runs": under_way, "work_pools": {"name": {"any_": [pool]}}}
     runs = _json(client.post("/flow_runs/filter", json=where))
-    state = {"type": "CRASHED", "name": "Crashed", "message": message}
     for run in runs:
-        path = f"/flow_runs/{run['id']}/set_state"
-        _json(client.post(path, json={"state": state, "force": True}))
+        crash_run(client, run["id"], message)
     return [run["name"] for run in runs]
+
+
+def crash_run(client: httpx.Client, run_id: str, message: str) -> None:
+    state = {"type": "CRASHED", "name": "Crashed", "message": message}
+    _json(client.post(f"/flow_runs/{run_id}/set_state", json={"state": state, "force": True}))
 
 
 def read_run(client: httpx.Client, run_id: str) -> dict[str, Any]:

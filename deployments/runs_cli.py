@@ -186,8 +186,8 @@ def _follow_to_end(
         f"  cancel it  prefect flow-run cancel {run_id}"
     )
 
-    def say(line: str) -> None:
-        typer.echo(line, err=as_json)
+    def say(line: str) -> None:  # typer.echo would write across the bars
+        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     try:
         if not sys.stderr.isatty():  # the lines themselves tell how far it has got

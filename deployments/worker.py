@@ -1,6 +1,7 @@
 """A process worker that the server's event stream wakes; polling stays as the fallback.
 
-    python -m deployments.worker POOL [--name NAME] [--warm-socket PATH]
+    python -m deployments.worker POOL [--name NAME] [--queue NAME]... [--limit N]
+                                      [--warm-socket PATH]
 
 Prefect's own worker asks every 10 seconds by default; asking more often makes SQLite refuse writes.
 The stream tells within milliseconds that a run was scheduled. Events only wake: what is to be
@@ -110,9 +111,17 @@ class Waker:
         return min(max(due, 0.0), LOOK_AHEAD_S)
 
 
-async def work(pool: str, name: str) -> None:
-    """Run the worker until it is cancelled."""
-    worker = ProcessWorker(work_pool_name=pool, name=name, create_pool_if_not_found=False)
+async def work(
+    pool: str, name: str, queues: list[str] | None = None, limit: int | None = None
+) -> None:
+    """Run the worker until it is cancelled; on all queues of the pool, or on these alone."""
+    worker = ProcessWorker(
+        work_pool_name=pool,
+        work_queues=queues,
+        name=name,
+        create_pool_if_not_found=False,
+        limit=limit,
+    )
     async with anyio.create_task_group() as group:
         group.start_soon(_wake_on_events, worker)
         await worker.start()
@@ -165,6 +174,8 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     parser = argparse.ArgumentParser(description="A process worker woken by events.")
     parser.add_argument("pool")
     parser.add_argument("--name", default="event-woken")
+    parser.add_argument("--queue", action="append", help="a work queue to serve (default: all)")
+    parser.add_argument("--limit", type=int, help="runs at once (default: any number)")
     parser.add_argument("--warm-socket", help="keep a process ready there, for warm starts")
     given = parser.parse_args()
 
@@ -174,7 +185,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with kept_ready(given.warm_socket):
             await asyncio.to_thread(begin)
-            await work(given.pool, given.name)
+            await work(given.pool, given.name, given.queue, given.limit)
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(run())

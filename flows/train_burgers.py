@@ -26,6 +26,7 @@ from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import built_after
 from ups.runs import checkpoint_to_resume, open_run_dir, recorded
+from ups.telemetry.provision import claim
 from ups.tracking import Trackers, tracked
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def train_burgers(
     assert context.flow_run is not None
     run_id = context.flow_run.id
     story = Story(resolved, run_id, open_run_dir(resolved, str(run_id)[:SHORT_ID]))
+    story.provision = claim(story.run_dir)
     created = context.flow_run.created
     overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
     story.build_after = created.timestamp() if overwrite_cache and created else None

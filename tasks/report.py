@@ -23,7 +23,14 @@ from ups.config import RunConfig
 from ups.data.sources import Staged
 from ups.telemetry.gpu import FIRST_EPOCH, GpuUse, GpuWatch, by_phase, in_words
 from ups.telemetry.metrics_file import add_to_summary
-from ups.telemetry.phases import STOPPED, Breakdown, Span, plan_metrics, tabulate
+from ups.telemetry.phases import (
+    STOPPED,
+    Breakdown,
+    Span,
+    plan_metrics,
+    tabulate,
+    tabulate_provision,
+)
 from ups.telemetry.process import process_started_at
 
 if TYPE_CHECKING:
@@ -60,6 +67,7 @@ class Story:
     first_step_at: float | None = None
     failure: BaseException | None = None
     build_after: float | None = None  # Unix time: an older cache entry is built again
+    provision: Sequence[Span] = ()  # before the trigger, on a machine rented for this run
 
 
 @phase_task("report", task_run_name="6 report-overhead")
@@ -74,7 +82,9 @@ def report_overhead(story: Story) -> Breakdown:
     from ups.telemetry.gantt import draw_gantt
 
     end = breakdown.triggered_at + breakdown.until_s
-    gantt = draw_gantt(breakdown.spans, breakdown.triggered_at, end, _headline(breakdown))
+    gantt = draw_gantt(
+        breakdown.spans, breakdown.triggered_at, end, _headline(breakdown), breakdown.provision
+    )
     (story.run_dir / "gantt.png").write_bytes(gantt)
     create_table_artifact(
         key="overhead-breakdown",
@@ -134,6 +144,8 @@ def _break_down(story: Story) -> Breakdown:
     gpu = _gpu_use(story, spans)
     if FIRST_EPOCH in gpu:
         metrics["training/gpu_utilization_pct"] = gpu[FIRST_EPOCH].mean_pct
+    provision = tabulate_provision(story.provision)
+    metrics.update({f"{row.phase}_s": row.seconds for row in provision})
     scores = story.scores
     return Breakdown(
         run=story.run_dir.name,
@@ -148,7 +160,8 @@ def _break_down(story: Story) -> Breakdown:
         cache_reused=story.cache_reused,
         changed=story.entry.changed if story.entry and not reused else (),
         failed=None if story.failure is None else _describe(story.failure),
-        phases=phases,
+        phases=(*provision, *phases),
+        provision=tuple(story.provision),
         phase_bytes=_phase_bytes(story),
         spans=tuple(spans),
         metrics=metrics,
@@ -272,7 +285,8 @@ def _markdown(breakdown: Breakdown, gantt: bytes, picture: bytes | None) -> str:
     lines += [_image("phases up to the first step", gantt), ""]
     lines += ["| phase | seconds | share | what bounds it |", "|:--|--:|--:|:--|"]
     lines += [
-        f"| {row.phase} | {row.seconds:.2f} | {row.share or 0:.0%} | {row.bound} |"
+        f"| {row.phase} | {row.seconds:.2f} | {'' if row.share is None else f'{row.share:.0%}'} "
+        f"| {row.bound} |"
         for row in breakdown.phases
     ]
     lines += ["", "Phases overlap: shares may add up to more than 100 %.", ""]

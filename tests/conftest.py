@@ -220,6 +220,52 @@ def read_wandb() -> Callable[[Path], SimpleNamespace]:
     return read
 
 
+BUCKET = "tiny"
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: S3Server, tiny_data: Path) -> str:
+    """The tiny data set as objects with a manifest."""
+    from ups.data.objectstore import ObjectStore
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.env.items():
+            patch.setenv(name, value)
+        store = ObjectStore()
+        for split in SPLITS:
+            name = f"burgers1d_{split}.h5"
+            store.upload(tiny_data / name, BUCKET, f"burgers1d/{name}")
+        store.close()
+    return BUCKET
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API URL of a server with an empty database; no heartbeats, which cost a second a flow."""
+    from prefect import settings
+    from prefect.events.worker import EventsWorker
+    from prefect.server.api.server import SubprocessASGIServer
+
+    home = tmp_path_factory.mktemp("prefect")
+    changes = {
+        settings.PREFECT_HOME: home,
+        settings.PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{home}/test.db",
+        settings.PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
+        settings.PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        settings.PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
+    with settings.temporary_settings(changes):
+        server = SubprocessASGIServer()
+        server.start(timeout=90)
+        try:
+            with settings.temporary_settings({settings.PREFECT_API_URL: server.api_url}):
+                yield server.api_url
+                EventsWorker.drain_all()
+        finally:
+            server.stop()
+
+
 class FakeNvml:
     """Stands in for the module `pynvml` where there is no GPU: the GPUs `uuids`, as told.
 

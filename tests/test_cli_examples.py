@@ -19,13 +19,32 @@ from ups.startup.records import BenchmarkRecord
 
 ROOT = Path(__file__).parents[1]
 LIVE = "tests/deployments/test_runs.py"
-# On a running stack: the test that runs the command, and what it holds of it.
-ON_A_STACK = {
+VAST = "tests/vast/test_vast_cli.py"
+# On a running stack, or with a `vastai` that notes its calls: the test that runs the command, and
+# what it holds of it.
+ELSEWHERE = {
     "ups up": (LIVE, "test_up_starts_what_is_not_running_and_moves_nothing", 'ups("up"'),
     "ups down": (LIVE, "test_down_stops_what_up_started", 'ups("down"'),
     "ups status": (LIVE, "test_status_says_what_runs_and_where", 'ups("status"'),
     "ups run": (LIVE, "live", '"run", "--config"'),
     "ups follow": (LIVE, "test_follow_waits_for_a_run_and_gives_its_breakdown", '"follow", run_id'),
+    "ups vast search": (
+        VAST,
+        "test_search_asks_for_one_reliable_gpu_and_shows_the_cheapest_first",
+        'ups("search"',
+    ),
+    "ups vast launch": (
+        VAST,
+        "test_a_dry_run_writes_the_script_prints_the_command_and_asks_nobody",
+        '"--dry-run"',
+    ),
+    "ups vast resume": (VAST, "test_resume_starts_a_stopped_instance_by_id_or_label", '"resume"'),
+    "ups vast onstart": (VAST, "test_onstart_prints_what_launch_writes", '"onstart"'),
+    "ups vast setup-env": (
+        VAST,
+        "test_setup_env_shows_without_values_what_it_would_send",
+        '"--dry-run"',
+    ),
     "ups benchmark": ("tests/ui/conftest.py", "_start_benchmark", '"benchmark", "-s"'),
 }
 
@@ -68,8 +87,8 @@ def test_an_example_is_accepted_as_it_stands(line):
     command.make_context(command.name, words)
 
 
-def _is_on_a_stack(line):
-    return any(f"{line} ".startswith(f"{name} ") for name in ON_A_STACK)
+def _is_elsewhere(line):
+    return any(f"{line} ".startswith(f"{name} ") for name in ELSEWHERE)
 
 
 @pytest.fixture
@@ -93,7 +112,7 @@ def workplace(tiny_config, stage_all, tmp_path, monkeypatch):
 
 
 def test_every_example_runs_here_or_in_a_test_on_a_running_stack(workplace):
-    elsewhere = [line for line in EXAMPLES if _is_on_a_stack(line)]
+    elsewhere = [line for line in EXAMPLES if _is_elsewhere(line)]
     here = [line for line in EXAMPLES if line not in elsewhere]
     assert len(here) > 10
     # What removes comes last.
@@ -102,7 +121,7 @@ def test_every_example_runs_here_or_in_a_test_on_a_running_stack(workplace):
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"{line}\n{done.output}"
         assert done.stdout.strip(), line
-    for name, (file, test, call) in ON_A_STACK.items():
+    for name, (file, test, call) in ELSEWHERE.items():
         assert name in COMMANDS
         body = re.split(rf"\ndef {test}\(", (ROOT / file).read_text())[1]
         assert call in re.split(r"\n(?:def|class|@)", body)[0], name

@@ -23,7 +23,7 @@ ROOT = layout.PROJECT_DIR
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export")
-TOOLS = ("pre-commit", "pytest", "ruff")
+TOOLS = ("pre-commit", "pytest", "ruff", "vastai")
 
 
 def commands() -> list[str]:

@@ -1,4 +1,4 @@
-"""The library's commands, which need no Prefect: `ups cache …`, `ups runs …` and `ups train`."""
+"""The library's commands, which need no Prefect: validate, train, cache, runs, vast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ups import cache_cli, runs_cli
+from ups import cache_cli, runs_cli, vast_cli
 from ups.cli_options import ConfigArgument, JsonOption, RunIdOption, SetOption, parse_settings
 from ups.console import errors_shown, print_json
 from ups.progress import progress_shown
@@ -17,6 +17,7 @@ from ups.progress import progress_shown
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(cache_cli.app, name="cache")
 app.add_typer(runs_cli.app, name="runs")
+app.add_typer(vast_cli.app, name="vast")
 
 
 @app.command(epilog="Example: ups validate smoke --set latent.dim=64 --json")

@@ -17,6 +17,7 @@ UpsError
 ├── BenchmarkError      a benchmark could not be made, or does not meet what is asked of it
 ├── RegressionFound     a startup got slower than it was
 ├── HistoryError        the benchmarks' history cannot be used, or lacks what was asked for
+├── VastError           Vast.ai, or its tool, does not do what it was asked for
 └── Interrupted         somebody asked to stop
 
 A message says what happened, what was found, what was expected, and the next move.
@@ -95,6 +96,10 @@ class RegressionFound(UpsError):
 
 
 class HistoryError(UpsError):
+    pass
+
+
+class VastError(UpsError):
     pass
 
 

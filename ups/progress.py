@@ -107,7 +107,7 @@ class _Bars:
             with self._lock:
                 bars = self._bars = self._bars or _start_bars()
                 if task is None:
-                    task = bars.add_task(what, unit=unit)
+                    task = bars.add_task(what, total=total / scale, unit=unit)
                 bars.update(task, completed=done / scale, total=total / scale)
 
         return update

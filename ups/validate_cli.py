@@ -57,14 +57,16 @@ def _report(config: str, settings: Mapping[str, Any], **options: Any) -> Report:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's log lines: what they say stands in the checks."""
-    logger = logging.getLogger("ups")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without log lines: what they say stands in the checks."""
+    loggers = [logging.getLogger(name) for name in ("ups", "botocore")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _show(report: Report) -> None:

@@ -12,7 +12,7 @@ DEPLOYMENTS = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())["deploy
 def test_the_local_and_the_gpu_deployment_are_there():
     pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
     assert pools["train-burgers"] == "local"
-    assert pools["gpu"] == "gpu"
+    assert pools["gpu"] == pools["rented"] == "gpu"
 
 
 def test_every_deployment_names_a_flow_a_pool_that_up_creates_and_a_config_that_loads():
@@ -38,6 +38,7 @@ def test_trainings_wait_for_each_other_and_a_second_benchmark_is_refused():
     assert limits["benchmark-startup"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     # A wait for a slot would count as startup, and the benchmark would wait for itself.
     assert limits["benchmark"] is None
+    assert limits["rented"] is None  # each rented machine takes one run at a time by itself
 
 
 def test_a_benchmark_leaves_the_users_data_alone():

@@ -1,67 +1,12 @@
-"""A Prefect server of the session's own, and a tiny config whose data lie in a real S3 store."""
+"""A tiny config whose data lie in a real S3 store, for flows on a Prefect server of our own."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import boto3
 import pytest
 import yaml
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    PREFECT_HOME,
-    PREFECT_LOGGING_TO_API_ENABLED,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    PREFECT_SERVER_DATABASE_CONNECTION_URL,
-    temporary_settings,
-)
 
 from ups.config import SPLITS
-from ups.data.objectstore import ObjectStore
-
-BUCKET = "tiny"
-
-
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API URL of a server with an empty database; no heartbeats, which cost a second a flow."""
-    from prefect.events.worker import EventsWorker
-    from prefect.server.api.server import SubprocessASGIServer
-
-    home = tmp_path_factory.mktemp("prefect")
-    settings = {
-        PREFECT_HOME: home,
-        PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{home}/test.db",
-        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
-        PREFECT_SERVER_ANALYTICS_ENABLED: False,
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-        PREFECT_LOGGING_TO_API_ENABLED: False,
-    }
-    with temporary_settings(settings):
-        server = SubprocessASGIServer()
-        server.start(timeout=90)
-        try:
-            with temporary_settings({PREFECT_API_URL: server.api_url}):
-                yield server.api_url
-                EventsWorker.drain_all()
-        finally:
-            server.stop()
-
-
-@pytest.fixture(scope="session")
-def bucket(s3, tiny_data) -> str:
-    """The tiny data set as objects with a manifest."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3.env.items():
-            patch.setenv(name, value)
-        store = ObjectStore()
-        for split in SPLITS:
-            name = f"burgers1d_{split}.h5"
-            store.upload(tiny_data / name, BUCKET, f"burgers1d/{name}")
-        store.close()
-    return BUCKET
 
 
 @pytest.fixture

@@ -151,8 +151,9 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
 
 
 def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
-    flow_config, run, tmp_path, no_wandb_key, read_wandb, s3
+    flow_config, run, tmp_path, no_wandb_key, read_wandb, s3, monkeypatch
 ):
+    monkeypatch.setenv("UPS_PROGRESS_S", "0")
     on = {"logging.wandb.enabled": True, "logging.tensorboard.enabled": True}
     state, _, breakdown = run(flow_config(), overrides=on)
     assert state.is_completed()
@@ -160,6 +161,8 @@ def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
     log = (folder / "run.log").read_text()
     assert "WARNING" not in log, log
     assert "wandb: kept offline; `wandb sync" in log
+    assert "ups.progress: [train] fetched 1 of 1 MB (100%)" in log
+    assert "ups.progress: encoded 25 of 25 trajectories (100%)" in log
     *rows, total = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     curves = ("train/loss", "val/nrmse_rollout", "train/lr", "training/epoch_time_sec")
 

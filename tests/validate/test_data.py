@@ -147,8 +147,11 @@ def test_without_the_store_staged_files_are_enough(in_store, stage_from_store):
     assert "would take the staged files as they are" in texts(checks, "warn")["object store"]
 
 
-def test_missing_credentials_are_one_fault_with_a_remedy(in_store, monkeypatch):
+def test_missing_credentials_are_one_fault_with_a_remedy_whatever_is_staged(
+    in_store, stage_from_store, monkeypatch
+):
     parsed = in_store()
+    stage_from_store(parsed.config)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     checks, _ = validate_data(parsed)

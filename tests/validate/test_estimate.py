@@ -88,6 +88,7 @@ def test_a_run_like_the_benchmarks_takes_as_long(history, smoke, folder):
     assert found["seconds"].figures == COLD_S  # the median boot
     assert found["startup"].figures["ttfs_s"] == pytest.approx(5.0)  # the warm-up is beside
     assert "by 3 `cold` runs of benchmark b1" in found["startup"].text
+    assert "×" not in found["seconds"].text
     assert found["cost"].figures["cost_usd"] == pytest.approx(5.0)
     assert found["cost"].text == "$5.0000 for the startup, at $3600 an hour"
 
@@ -95,7 +96,9 @@ def test_a_run_like_the_benchmarks_takes_as_long(history, smoke, folder):
 def test_what_grows_with_the_data_is_scaled_and_the_rest_is_not(history, smoke, folder):
     history()
     num = 3 * (NUM + 16) - 16  # three times as many bytes
-    seconds = estimate(*smoke(num), folder)["seconds"].figures
+    found = estimate(*smoke(num), folder)["seconds"]
+    seconds = found.figures
+    assert found.text.endswith("(download for × 3, cache for × 3.1, load for × 3.1)")
     assert seconds["download"] == pytest.approx(0.5 + 1.5 * 3)
     ratio = (num + 8) / (NUM + 8)  # test is not encoded
     assert seconds["cache"] == pytest.approx(0.5 + 1.0 * ratio)

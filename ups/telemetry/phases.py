@@ -23,6 +23,12 @@ STARTUP_PHASES = (
     "load",
     "first step",
 )
+PROVISION = "provision"
+PROVISION_BOUNDS = {
+    "clone": "network: one commit",
+    "install": "network: locked packages that the image lacks",
+    "worker": "worker and warm process import Prefect and torch",
+}
 
 
 class Span(Model):
@@ -40,7 +46,10 @@ class Span(Model):
 
 
 class Phase(Model):
-    """A row of the breakdown: the wall time that a phase's spans cover before the first step."""
+    """A row of the breakdown: the wall time that a phase's spans cover before the first step.
+
+    `share` is of the time from trigger to first step; None for what came before the trigger.
+    """
 
     phase: str
     seconds: float
@@ -60,6 +69,7 @@ class Breakdown(Model):
         changed: the fields of the cache key that differ from the nearest entry's, on a miss.
         gpu: phase → what the GPU did in it, `first epoch` among them; None without samples.
         gpu_note: why there are none, or no more.
+        provision: what the machine did before the trigger, if this is its first run.
     """
 
     run: str
@@ -77,6 +87,7 @@ class Breakdown(Model):
     phases: tuple[Phase, ...]
     phase_bytes: dict[str, int] = Field(default_factory=dict)
     spans: tuple[Span, ...]
+    provision: tuple[Span, ...] = ()
     metrics: dict[str, float]
     gpu: dict[str, GpuUse] | None = None
     gpu_note: str = ""
@@ -120,6 +131,17 @@ def tabulate(
     return tuple(
         Phase(phase=name, seconds=seconds, share=seconds / total, bound=bound)
         for name, seconds, bound in rows
+    )
+
+
+def tabulate_provision(spans: Sequence[Span]) -> tuple[Phase, ...]:
+    """A row per phase before the trigger, then their sum; none of them is part of the TTFS."""
+    if not spans:
+        return ()
+    rows = [(span.phase, span.seconds, PROVISION_BOUNDS.get(span.name, "")) for span in spans]
+    rows.append((PROVISION, sum(span.seconds for span in spans), "all before the trigger"))
+    return tuple(
+        Phase(phase=name, seconds=seconds, share=None, bound=bound) for name, seconds, bound in rows
     )
 
 

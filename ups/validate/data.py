@@ -72,6 +72,9 @@ def _look_at_objects(
         checks.skip(STORE, "offline, as asked for")
         return found
     answers = look(config, list(all_of(found)), timeout_s)
+    if answers.denied is not None:
+        checks.fault(STORE, answers.denied)
+        return found
     if answers.unreachable is not None:
         if all(known.is_staged for known in all_of(found)):
             text = f"{answers.unreachable}; a run would take the staged files as they are"

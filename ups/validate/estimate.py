@@ -27,6 +27,7 @@ from ups.validate.sources import (
 LEGACY, COLD, WARM, CHANGED = "legacy", "cold", "warm", "changed-config"
 NO_CACHE = "no-cache"
 KEYS = ("data", "latent", "training.latent_cache_dtype", "startup", "features")
+DATA_KEYS = ("data",)
 NO_BENCHMARK = "no benchmark of this machine yet: run `make benchmark`"
 # One after the other; the warm-up runs beside all three that end with the load.
 IN_ORDER = ("download", "cache", "load")
@@ -47,7 +48,8 @@ def validate_estimate(
         checks.skip("to fetch", "the size of what is to be fetched is not known")
     else:
         text = f"{format_size(to_fetch)} to fetch" if to_fetch else "nothing to fetch"
-        checks.ok("to fetch", f"{text}{note}", num_bytes=to_fetch)
+        text += with_defaults(parsed, DATA_KEYS)
+        checks.ok("to fetch", text, num_bytes=to_fetch)
     folder = machine.PROJECT_DIR / FOLDER if folder is None else folder
     scenario = _scenario(config, to_fetch, cache_is_there)
     try:
@@ -67,7 +69,11 @@ def validate_estimate(
     ttfs_s = _time_to_first_step(estimated)
     cost = ttfs_s / 3600 * config.startup.price_per_hour
     listed = ", ".join(f"{phase} {taken:.2f}" for phase, taken in estimated.items())
-    scaled = ", ".join(f"{phase} × {ratio:.2g}" for phase, ratio in ratios.items() if ratio != 1)
+    scaled = ", ".join(
+        f"{phase} for × {ratio:.2g}"
+        for phase, ratio in ratios.items()
+        if estimated.get(phase) != seconds.get(phase)
+    )
     checks.ok("seconds", f"{listed}{f' ({scaled})' if scaled else ''}{note}", **estimated)
     num_runs = sum(run.scenario == scenario for run in benchmark.runs)
     checks.ok(

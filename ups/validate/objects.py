@@ -30,7 +30,8 @@ class Answers:
         found: the objects that are there.
         missing: why others are not: no such key or bucket.
         refused: why others cannot be looked at.
-        unreachable: why the store as a whole gave no answer.
+        unreachable: why the store as a whole gave no answer; a run takes what is staged then.
+        denied: why it answers no question at all, such as missing credentials.
     """
 
     endpoint: str = ""
@@ -38,6 +39,7 @@ class Answers:
     missing: dict[Place, str] = field(default_factory=dict)
     refused: dict[Place, str] = field(default_factory=dict)
     unreachable: str | None = None
+    denied: str | None = None
 
 
 def look(config: RunConfig, known: Sequence[Known], timeout_s: float) -> Answers:
@@ -49,7 +51,7 @@ def look(config: RunConfig, known: Sequence[Known], timeout_s: float) -> Answers
     try:
         store = _open(config)
     except UpsError as error:
-        answers.unreachable = str(error)
+        answers.denied = str(error)
         return answers
     answers.endpoint = store.endpoint
     deadline = time.monotonic() + timeout_s
@@ -83,10 +85,10 @@ def _open(config: RunConfig) -> ObjectStore:
 
 
 def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
-    from ups.data.s3errors import answer, transport_errors
+    from ups.data.s3errors import answer, describe, transport_errors
 
     for place in places:
-        if answers.unreachable is not None:
+        if answers.unreachable or answers.denied:
             return
         try:
             answers.found[place] = store.head(*place)
@@ -95,15 +97,11 @@ def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
             if status == 404:
                 answers.missing[place] = str(error)
             elif isinstance(error.__cause__, transport_errors()) and not status:
-                answers.unreachable = _of_the_store(store, error)
+                # What one question says holds for all: the object's address is left out.
+                if isinstance(error, FetchError):
+                    reason = describe(error.__cause__)
+                    answers.unreachable = f"{store.endpoint} cannot be reached: {reason}"
+                else:
+                    answers.denied = str(error).partition(": ")[2]
             else:
                 answers.refused[place] = str(error)
-
-
-def _of_the_store(store: ObjectStore, error: UpsError) -> str:
-    """What a failed question about one object says about all of them."""
-    from ups.data.s3errors import describe
-
-    if isinstance(error, FetchError) and isinstance(error.__cause__, Exception):
-        return f"{store.endpoint} cannot be reached: {describe(error.__cause__)}"
-    return str(error).partition(": ")[2]  # without the object's address

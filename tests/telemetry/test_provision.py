@@ -1,0 +1,78 @@
+"""The phases of a rented machine: taken by the first run, seen again by its retry, by no other."""
+
+import pytest
+
+from ups.telemetry.gantt import draw_gantt
+from ups.telemetry.phases import Span, tabulate_provision
+from ups.telemetry.provision import VARIABLE, claim, note
+
+
+@pytest.fixture
+def noted(tmp_path, monkeypatch):
+    path = tmp_path / "state" / "provision"
+    path.parent.mkdir()
+    path.write_text("clone 1795475000.250000000 1795475002.5\n")
+    note(path, "install", 1795475002.5, 1795475040)
+    monkeypatch.setenv(VARIABLE, str(path))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_the_first_run_takes_the_phases_and_its_retry_finds_them_again(noted, runs):
+    first, second = runs
+    spans = claim(first)
+    assert [(s.phase, s.name, s.seconds) for s in spans] == [
+        ("provision/clone", "clone", 2.25),
+        ("provision/install", "install", 37.5),
+    ]
+    assert claim(second) == ()
+    assert claim(first) == spans
+    assert not noted.exists()
+
+
+def test_a_machine_that_was_not_rented_has_none(runs, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert claim(runs[0]) == ()
+
+
+@pytest.mark.parametrize("line", ["clone 1 x", "clone 1", "a b 1 2"])
+def test_lines_that_make_no_sense_are_left_out_and_logged(noted, runs, line, caplog):
+    noted.write_text(f"{line}\n")
+    assert claim(runs[0]) == ()
+    assert f"found {line!r}, expected `phase start end`" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_the_phases_alone(noted, tmp_path, caplog):
+    assert claim(tmp_path / "missing") == ()
+    assert "are left out" in caplog.text
+
+
+def test_the_rows_have_a_sum_and_no_share_of_the_time_to_the_first_step():
+    spans = [
+        Span(phase="provision/clone", name="clone", start=0, end=2),
+        Span(phase="provision/worker", name="worker", start=2, end=7),
+    ]
+    rows = tabulate_provision(spans)
+    assert [(row.phase, row.seconds, row.share) for row in rows] == [
+        ("provision/clone", 2, None),
+        ("provision/worker", 5, None),
+        ("provision", 7, None),
+    ]
+    assert tabulate_provision(()) == ()
+
+
+def test_the_picture_grows_by_the_phases_before_the_trigger():
+    spans = [Span(phase="queue", name="queue", start=10, end=11)]
+    before = [Span(phase="provision/clone", name="clone", start=0, end=9)]
+    heights = [
+        int.from_bytes(draw_gantt(spans, 10, 12, "title", provision)[20:24], "big")
+        for provision in ((), before)
+    ]
+    assert heights[1] > heights[0] + 100  # pixels

@@ -1,0 +1,275 @@
+"""Where a rented machine's script runs here: a recorder for `vastai`, a repository, an image."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from ups.config import SPLITS, load_config
+from ups.vast.onstart import Onstart
+
+ROOT = Path(__file__).parents[2]
+CONTAINER_ID = "4711"
+KEY = "the-key-of-the-container"
+# A folder's name that is a command wherever it is not quoted; `canary` would be its trace.
+NASTY = """it's "$(touch canary)" `touch canary`; touch canary & $HOME \\ -x *"""
+UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+PASSED_ON = ("UV_", "PIP_", "SSL_", "REQUESTS_CA")  # how packages are found here
+# Speaks like vastai 1.9.1, which ends with 0 whatever the API said.
+RECORDER = """#!{python}
+import json, os, sys
+from pathlib import Path
+here = Path(__file__).parent
+call = {{"argv": sys.argv[1:], "key": os.environ.get("VAST_API_KEY")}}
+with (here / "calls").open("a") as calls:
+    calls.write(json.dumps(call) + "\\n")
+answers = json.loads((here / "answers").read_text())
+left = answers.get(" ".join(sys.argv[1:3]), [])
+if left:
+    print(left[0].removeprefix("stderr:"), end="",
+          file=sys.stderr if left[0].startswith("stderr:") else sys.stdout)
+    (here / "answers").write_text(json.dumps(
+        {{**answers, " ".join(sys.argv[1:3]): left[1:] or left}}))
+"""
+
+
+@dataclass
+class Vastai:
+    """An executable `vastai` in `folder` that writes down its calls and answers as told.
+
+    `answers("stop instance", "no", "yes")`: those in turn, the last one again and again; on
+    standard error where a text begins with `stderr:`.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        path = self.folder / "vastai"
+        path.write_text(RECORDER.format(python=sys.executable))
+        path.chmod(0o755)
+        (self.folder / "answers").write_text("{}")
+        self.answers("stop instance", f"stopping instance {CONTAINER_ID}.\n")
+
+    def answers(self, command: str, *texts: str) -> None:
+        path = self.folder / "answers"
+        path.write_text(json.dumps({**json.loads(path.read_text()), command: list(texts)}))
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def stops(self) -> list[dict[str, Any]]:
+        return [c for c in self.calls if c["argv"][:3] == ["stop", "instance", CONTAINER_ID]]
+
+
+@pytest.fixture
+def vastai(tmp_path: Path) -> Vastai:
+    return Vastai(tmp_path / "tool")
+
+
+@dataclass
+class Machine:
+    """A clean place to run an onstart script in, as Vast would: nothing but PATH and what is given.
+
+    Attributes:
+        images: folders before the system's on the PATH.
+    """
+
+    folder: Path
+    vastai: Vastai
+    images: tuple[Path, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def mount(self) -> Path:
+        return self.folder / f"mount {NASTY}"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / f"--work {NASTY}"
+
+    @property
+    def canaries(self) -> list[Path]:
+        return list(self.folder.rglob("canary"))
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "output").read_text()
+
+    def onstart(self, **values: Any) -> Onstart:
+        folders = {"mount": str(self.mount), "work": str(self.work)}
+        defaults = {"commit": "0" * 40, "repo": "/nowhere", "parameters": {}}
+        return Onstart(**{**folders, **defaults, **values})
+
+    def start(self, onstart: Onstart) -> subprocess.Popen[str]:
+        home, temporary = self.folder / "home", self.folder / "tmp"
+        home.mkdir(exist_ok=True)
+        temporary.mkdir(exist_ok=True)
+        script = self.folder / "onstart.sh"
+        script.write_text(onstart.packed())
+        path = [self.vastai.folder, *self.images, "/usr/bin", "/bin"]
+        env = {
+            "PATH": os.pathsep.join(map(str, path)),
+            "HOME": str(home),
+            "TMPDIR": str(temporary),
+            "CONTAINER_ID": CONTAINER_ID,
+            "CONTAINER_API_KEY": KEY,
+            "UPS_POLL_S": "0.2",
+            "UPS_RETRY_S": "0.2",
+            "VAST_URL": "http://127.0.0.1:9",  # nobody listens there
+            **self.env,
+        }
+        with (self.folder / "output").open("w") as output:
+            process = subprocess.Popen(
+                ["bash", script],
+                env=env,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                text=True,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not after {timeout_s} s:\n{self.log}"
+            time.sleep(0.05)
+
+    def watchdog(self) -> int:
+        return int(next((self.folder / "tmp").glob("*/watchdog")).read_text())
+
+    def end(self) -> None:
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for path in (self.folder / "tmp").glob("*/watchdog"):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                number = int(path.read_text())
+                if psutil.Process(number).environ().get("STATE") == str(path.parent):
+                    os.killpg(number, signal.SIGKILL)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, vastai: Vastai) -> Iterator[Machine]:
+    made = Machine(tmp_path / "machine", vastai)
+    made.folder.mkdir()
+    yield made
+    made.end()
+
+
+@dataclass(frozen=True)
+class Repository:
+    bare: Path
+    commit: str
+
+
+def run_git(folder: Path, *arguments: object) -> str:
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", *name, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def git() -> Callable[..., str]:
+    """`git(folder, *arguments)`: its output."""
+    return run_git
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> Repository:
+    """A bare repository of the tree as it is here, and a tiny config on the session's bucket."""
+    folder = tmp_path_factory.mktemp("repository")
+    tree, bare = folder / "tree", folder / "bare.git"
+    listed = run_git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    run_git(tree, "init", "-q", "-b", "main")
+    run_git(tree, "add", "-A")
+    run_git(tree, "commit", "-qm", "the tree")
+    (tree / "deployments" / "configs" / "tiny.yaml").write_text(_tiny())
+    run_git(tree, "add", "-A")
+    run_git(tree, "commit", "-qm", "a tiny config")
+    run_git(folder, "clone", "-q", "--bare", tree, bare)
+    return Repository(bare, run_git(tree, "rev-parse", "HEAD"))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory, repository: Repository) -> Path:
+    """A clone as a person has it: `origin` has its commit."""
+    folder = tmp_path_factory.mktemp("checkout") / "clone"
+    run_git(folder.parent, "clone", "-q", repository.bare, folder)
+    return folder
+
+
+def _tiny() -> str:
+    changes = {
+        "name": "tiny",
+        "data.grid_points": 256,
+        "data.generate": None,
+        "data.sources": {
+            split: [{"key": f"burgers1d/burgers1d_{split}.h5", "bucket": "tiny"}]
+            for split in SPLITS
+        },
+        "latent.tokens": 8,
+        "latent.dim": 16,
+        "operator.hidden_dim": 32,
+        "training.batch_size": 6,
+        "stages.operator.epochs": 1,
+    }
+    return yaml.safe_dump(load_config("smoke", changes).model_dump(mode="json"))
+
+
+@pytest.fixture(scope="session")
+def uv() -> str:
+    return UV
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory) -> Path:
+    """The `bin` of an image's Python that has the locked torch, and uv."""
+    folder = tmp_path_factory.mktemp("image")
+    venv = folder / "venv"
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, venv], check=True)
+    install = [UV, "pip", "install", "-q", "--python", venv / "bin" / "python"]
+    find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
+    subprocess.run(
+        [*install, "-c", ROOT / "constraints.txt", "torch"],
+        env={**os.environ, "UV_FIND_LINKS": find_links},
+        check=True,
+    )
+    (venv / "bin" / "uv").symlink_to(UV)
+    return venv / "bin"
+
+
+@pytest.fixture(scope="session")
+def package_env() -> dict[str, str]:
+    """How uv finds packages here; the cache is the image's, so to speak."""
+    cache = subprocess.run([UV, "cache", "dir"], capture_output=True, text=True, check=True)
+    env = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+    find_links = env.get("UV_FIND_LINKS") or env.get("PIP_FIND_LINKS", "")
+    return {**env, "UV_CACHE_DIR": cache.stdout.strip(), "UV_FIND_LINKS": find_links}

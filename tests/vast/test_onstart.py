@@ -1,0 +1,147 @@
+"""The generated scripts: valid, without secrets, and never led astray by a value."""
+
+import base64
+import gzip
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ups.errors import ConfigError, VastError
+from ups.vast.launch import checked
+from ups.vast.onstart import MAX_PACKED, Onstart
+
+ROOT = Path(__file__).parents[2]
+SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or "shellcheck"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HOSTILE = (
+    "$(touch canary)",
+    "`touch canary`",
+    "'; touch canary; '",
+    '"; touch canary; "',
+    "a b  c",
+    "-x",
+    "--upload-pack=touch canary",
+    "ext::sh -c touch% canary",
+    "${IFS}touch${IFS}canary",
+    "x & touch canary",
+    "\\",
+    "ünï→",
+    "* ? [a]",
+    "!!",
+)
+NEWLINES = ("one\ntouch canary\n", "\n#", "x\n'\ntouch canary\n'")
+
+
+def onstart(**values):
+    given = {"repo": "https://example.org/r.git", "commit": COMMIT, "parameters": {"config": "x"}}
+    return checked(Onstart, **{**given, **values})
+
+
+def options():
+    """Every combination of what changes the script, with tame values and with hostile ones."""
+    tame = {"parameters": {"config": "smoke"}}
+    overrides = {"a.b": [*HOSTILE, *NEWLINES]}
+    hostile = {"mount": "/a b/$(x)'s", "work": '/w "q"', "repo": "`x` $(y)"}
+    hostile["parameters"] = {"config": NEWLINES[2], "overrides": overrides}
+    for shutdown, server, values in itertools.product(
+        (True, False), (None, "http://127.0.0.1:4200/api"), (tame, hostile)
+    ):
+        yield {"auto_shutdown": shutdown, "api_url": server, **values}
+
+
+def test_all_scripts_pass_bash_and_shellcheck(tmp_path):
+    paths = []
+    for number, values in enumerate(options()):
+        for kind in ("script", "packed"):
+            paths.append(tmp_path / f"{number}-{kind}.sh")
+            paths[-1].write_text(getattr(onstart(**values), kind)())
+    assert len(paths) == 16
+    for path in paths:
+        subprocess.run(["bash", "-n", path], check=True)
+    subprocess.run([SHELLCHECK, "--external-sources", *paths], cwd=ROOT, check=True)
+
+
+def test_the_half_that_lies_in_the_repository_passes_them_too():
+    path = ROOT / "ups" / "vast" / "provision.sh"
+    subprocess.run(["bash", "-n", path], check=True)
+    subprocess.run([SHELLCHECK, path], check=True)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_every_value_arrives_as_it_is_and_runs_nothing(value, tmp_path):
+    given = onstart(repo=value, mount=f"/{value.replace(':', '')}")
+    assert read_back(given, tmp_path) == given_values(given)
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, *NEWLINES])
+def test_parameters_may_hold_anything(value, tmp_path):
+    given = onstart(parameters={"config": value, "overrides": {value: value}})
+    assert read_back(given, tmp_path) == given_values(given)
+
+
+def given_values(given):
+    return [given.repo, given.commit, json.dumps(given.parameters), given.mount, given.work]
+
+
+def read_back(given, folder):
+    """What bash has in the variables after the script's first lines; they leave no trace."""
+    head = given.script().partition("# From here on")[0]
+    show = """printf '%s\\0' "$REPO" "$COMMIT" "$PARAMETERS" "$MOUNT" "$WORK\""""
+    done = subprocess.run(
+        ["bash", "-c", f"{head}\n{show}"], cwd=folder, capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    assert list(folder.iterdir()) == []
+    return done.stdout.decode().split("\0")[:-1]
+
+
+def test_the_packed_script_is_the_same_without_comments():
+    given = onstart(auto_shutdown=True)
+    code = re.search(r"<<<(\S+) ", given.packed())[1]
+    unpacked = gzip.decompress(base64.b64decode(code)).decode()
+    lines = given.script().splitlines()
+    assert unpacked.splitlines() == [x for x in lines if not x.lstrip().startswith("#")]
+
+
+def test_the_packed_script_fits_and_one_that_does_not_is_refused():
+    overrides = {f"training.option_{i}": f"a value of {i * i}" for i in range(20)}
+    assert len(onstart(parameters={"config": "x", "overrides": overrides}).packed()) <= MAX_PACKED
+    noise = base64.b64encode(os.urandom(4000)).decode()
+    with pytest.raises(VastError, match=r"has \d+ characters when packed, Vast takes 4048"):
+        onstart(parameters={"config": noise}).packed()
+
+
+def test_no_secret_of_the_environment_stands_in_a_script(monkeypatch):
+    from ups.vast.launch import SENT
+
+    for name in SENT:
+        monkeypatch.setenv(name, f"secret-{name}")
+    given = onstart(auto_shutdown=True)
+    assert "secret-" not in given.script()
+    assert "secret-" not in repr(given)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mount": "data"}, "mount: found 'data'; .*absolute path"),
+        ({"work": "/a\nb"}, "work: .*control character"),
+        ({"work": "/a:b"}, "work: .*colon"),
+        ({"repo": "a\nb"}, "repo: .*control character"),
+        ({"commit": "HEAD"}, "commit: found 'HEAD'"),
+        ({"api_url": "https://me:pw@example.org/api"}, "api_url: .*PREFECT_API_AUTH_STRING"),
+        ({"api_url": "example.org"}, "api_url: .*expected an address"),
+        ({"max_hours": 0}, "max_hours: found 0"),
+        ({"max_stall_hours": -1}, "max_stall_hours: found -1"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_its_name(values, message):
+    with pytest.raises(ConfigError, match=message):
+        onstart(**values)

@@ -1,0 +1,99 @@
+"""What a rented machine will find, held against what lies here before anything is paid for."""
+
+import subprocess
+
+import pytest
+
+from ups.errors import ConfigError
+from ups.vast.source import find_source
+
+
+@pytest.fixture
+def clone(tmp_path, repository):
+    """A clone that a test may change."""
+    folder = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--shared", repository.bare, folder], check=True)
+    for name, value in (("user.name", "t"), ("user.email", "t@example.org")):
+        subprocess.run(["git", "config", name, value], cwd=folder, check=True)
+    return folder
+
+
+def commit(folder):
+    subprocess.run(["git", "commit", "-qam", "more"], cwd=folder, check=True)
+
+
+def test_the_source_is_origin_and_the_whole_commit(clone, repository):
+    source, config = find_source(None, "HEAD", "tiny", clone)
+    assert (source.repo, source.commit) == (str(repository.bare), repository.commit)
+    assert (config, source.differs, source.pushed) == ("tiny", False, True)
+
+
+def test_a_config_given_by_its_path_is_named_as_the_clone_knows_it(clone):
+    path = clone / "deployments" / "configs" / "smoke.yaml"
+    assert find_source(None, "HEAD", str(path), clone)[1] == "deployments/configs/smoke.yaml"
+    other = clone / "benchmarks" / "mine.yaml"
+    other.write_text(path.read_text())
+    subprocess.run(["git", "add", other], cwd=clone, check=True)
+    commit(clone)
+    assert find_source("/r", "HEAD", str(other), clone)[1] == "benchmarks/mine.yaml"
+
+
+def test_a_commit_that_was_not_pushed_and_files_that_differ_are_told(clone):
+    (clone / "README.md").write_text("other")
+    commit(clone)
+    (clone / "Makefile").write_text("other")
+    source = find_source(None, "HEAD", "tiny", clone)[0]
+    assert (source.differs, source.pushed) == (True, False)
+    assert find_source("/elsewhere", "HEAD", "tiny", clone)[0].pushed  # who knows
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, "no-such", "tiny"), "--commit: found 'no-such'"),
+        ((None, "--output=x", "tiny"), "--commit: found '--output=x'"),
+        ((None, "HEAD", "/etc/passwd"), "--config: found '/etc/passwd', expected a name"),
+        ((None, "HEAD~1", "tiny"), "tiny.yaml is not in commit"),
+        (("https://token@example.org/r", "HEAD", "tiny"), "--repo: holds a login"),
+    ],
+)
+def test_what_the_machine_would_not_find_is_refused(clone, given, message):
+    with pytest.raises(ConfigError, match=message):
+        find_source(*given, clone)
+
+
+def test_a_config_that_differs_from_the_commit_is_refused(clone):
+    (clone / "deployments" / "configs" / "tiny.yaml").write_text("name: other")
+    with pytest.raises(
+        ConfigError, match=r"tiny\.yaml differs from commit \w{12}: commit and push"
+    ):
+        find_source(None, "HEAD", "tiny", clone)
+
+
+def test_a_commit_without_the_second_half_of_the_script_is_refused(clone):
+    subprocess.run(["git", "rm", "-q", "ups/vast/provision.sh"], cwd=clone, check=True)
+    commit(clone)
+    with pytest.raises(ConfigError, match=r"has no ups/vast/provision\.sh"):
+        find_source(None, "HEAD", "tiny", clone)
+
+
+def test_without_a_remote_the_address_is_asked_for(clone):
+    subprocess.run(["git", "remote", "remove", "origin"], cwd=clone, check=True)
+    with pytest.raises(ConfigError, match="no remote `origin`: give the address with --repo"):
+        find_source(None, "HEAD", "tiny", clone)
+    assert find_source("https://example.org/r", "HEAD", "tiny", clone)[0].repo.endswith("/r")
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("git@github.com:me/ups.git", "https://github.com/me/ups.git"),
+        ("ssh://git@example.org/me/ups.git", "https://example.org/me/ups.git"),
+        ("ssh://git@example.org:2222/me/ups.git", "https://example.org/me/ups.git"),
+        ("https://github.com/me/ups.git", "https://github.com/me/ups.git"),
+        ("/srv/git/ups.git", "/srv/git/ups.git"),
+    ],
+)
+def test_a_remote_by_ssh_is_cloned_by_https_since_the_machine_has_no_key(clone, remote, address):
+    subprocess.run(["git", "remote", "set-url", "origin", remote], cwd=clone, check=True)
+    assert find_source(None, "HEAD", "tiny", clone)[0].repo == address

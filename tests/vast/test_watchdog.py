@@ -1,0 +1,147 @@
+"""However a script ends, or does not, the instance is stopped: tried until Vast accepts it."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+SECOND = 1 / 3600
+STOP = ["stop", "instance", "4711"]
+
+
+@pytest.fixture
+def hanging():
+    """The address of a git server that takes the connection and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"git://127.0.0.1:{server.getsockname()[1]}/r.git"
+
+
+def test_a_script_that_fails_stops_the_instance_with_the_containers_key(machine, vastai):
+    process = machine.start(machine.onstart(auto_shutdown=True))
+    assert process.wait(20) != 0
+    machine.wait_for(lambda: "the stop was accepted" in machine.log)
+    (call,) = vastai.calls
+    assert call == {"argv": STOP, "key": "the-key-of-the-container"}  # not among the arguments
+    assert "does not appear to be a git repository" in machine.log
+    assert "ended with exit code 128 in phase clone" in machine.log
+    assert machine.canaries == []
+
+
+@pytest.mark.parametrize(
+    "repo", ["--upload-pack=touch canary", "ext::sh -c touch% canary", "$(touch canary)", "-x"]
+)
+def test_a_hostile_address_runs_nothing(machine, repo):
+    assert machine.start(machine.onstart(repo=repo)).wait(20) != 0
+    assert "ended with exit code 128 in phase clone" in machine.log
+    assert machine.canaries == []
+
+
+def test_without_auto_shutdown_nothing_is_stopped(machine, vastai):
+    assert machine.start(machine.onstart()).wait(20) != 0
+    time.sleep(0.5)  # two rounds of a watchdog, if there were one
+    assert vastai.calls == []
+    assert not list((machine.folder / "tmp").glob("*/watchdog"))
+
+
+def test_a_script_that_makes_no_progress_is_stopped(machine, vastai, hanging):
+    onstart = machine.onstart(auto_shutdown=True, repo=hanging, max_stall_hours=SECOND)
+    process = machine.start(onstart)
+    machine.wait_for(lambda: vastai.stops)
+    assert process.poll() is None, "it hangs"
+    assert "stopping the instance: no progress for 1 s" in machine.log
+
+
+def test_a_script_that_takes_too_long_is_stopped_though_it_gets_on(machine, vastai, hanging):
+    onstart = machine.onstart(
+        auto_shutdown=True, repo=hanging, max_hours=SECOND, max_stall_hours=SECOND
+    )
+    machine.start(onstart)
+    machine.wait_for(lambda: list((machine.folder / "tmp").glob("*/beat")))
+    (beat,) = (machine.folder / "tmp").glob("*/beat")
+    while not vastai.stops:
+        beat.touch()
+        time.sleep(0.1)
+    assert "stopping the instance: not done after 1 s" in machine.log
+
+
+def test_a_script_that_is_killed_with_all_its_processes_is_noticed(machine, vastai, hanging):
+    process = machine.start(machine.onstart(auto_shutdown=True, repo=hanging))
+    machine.wait_for(lambda: "clone" in machine.log)
+    os.killpg(process.pid, signal.SIGKILL)  # nobody waits for it: a zombie counts as dead
+    machine.wait_for(lambda: vastai.stops)
+    assert "stopping the instance: the script died" in machine.log
+
+
+def test_a_script_whose_watchdog_is_killed_stops_the_instance_itself(machine, vastai, hanging):
+    process = machine.start(machine.onstart(auto_shutdown=True, repo=hanging))
+    machine.wait_for(lambda: "clone" in machine.log)
+    os.kill(machine.watchdog(), signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGTERM)
+    machine.wait_for(lambda: vastai.stops)
+    assert "and its watchdog is gone" in machine.log
+
+
+def test_a_machine_without_room_for_the_watchdog_is_stopped(machine, vastai):
+    machine.env["TMPDIR"] = "/nowhere"
+    machine.start(machine.onstart(auto_shutdown=True))
+    machine.wait_for(lambda: vastai.stops)
+
+
+def test_a_stop_that_is_refused_is_tried_again_and_one_that_has_no_effect_asked_again(
+    machine, vastai
+):
+    machine.env["UPS_AGAIN_S"] = "0.2"
+    refused = "Failed with error 429: API requests too frequent\n"  # vastai ends with 0
+    accepted = "stopping instance 4711.\n"
+    vastai.answers("stop instance", refused, refused, accepted)
+    machine.start(machine.onstart(auto_shutdown=True))
+    machine.wait_for(lambda: machine.log.count("the stop was accepted") >= 2)
+    assert machine.log.count("the stop was not accepted") == 2
+
+
+def test_without_the_tool_the_request_is_made_by_hand(machine, vastai):
+    (vastai.folder / "vastai").unlink()
+    with VastApi([429, False, True]) as api:
+        machine.env["VAST_URL"] = f"http://127.0.0.1:{api.server_port}"
+        machine.start(machine.onstart(auto_shutdown=True))
+        machine.wait_for(lambda: "the stop was accepted" in machine.log)
+    expected = ("/api/v0/instances/4711/", "Bearer the-key-of-the-container", {"state": "stopped"})
+    assert api.requests == [expected] * 3
+    assert "HTTP Error 429" in machine.log
+    assert "the-key-of-the-container" not in machine.log
+
+
+class VastApi(HTTPServer):
+    """Answers PUT with the given HTTP errors, or with success or not, in turn."""
+
+    def __init__(self, answers):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.requests = answers, []
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_PUT(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, self.headers["Authorization"], body))
+        answer = self.server.answers.pop(0)
+        self.send_response(answer if answer not in (True, False) else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"success": answer is True}).encode())
+
+    def log_message(self, *_):
+        pass
