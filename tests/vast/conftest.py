@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,10 +90,12 @@ class Machine:
     """A clean place to run an onstart script in, as Vast would: nothing but PATH and what is given.
 
     Attributes:
+        temporary: its /tmp; a socket's path must be short.
         images: folders before the system's on the PATH.
     """
 
     folder: Path
+    temporary: Path
     vastai: Vastai
     images: tuple[Path, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
@@ -120,16 +123,15 @@ class Machine:
         return Onstart(**{**folders, **defaults, **values})
 
     def start(self, onstart: Onstart) -> subprocess.Popen[str]:
-        home, temporary = self.folder / "home", self.folder / "tmp"
+        home = self.folder / "home"
         home.mkdir(exist_ok=True)
-        temporary.mkdir(exist_ok=True)
         script = self.folder / "onstart.sh"
         script.write_text(onstart.packed())
         path = [self.vastai.folder, *self.images, "/usr/bin", "/bin"]
         env = {
             "PATH": os.pathsep.join(map(str, path)),
             "HOME": str(home),
-            "TMPDIR": str(temporary),
+            "TMPDIR": str(self.temporary),
             "CONTAINER_ID": CONTAINER_ID,
             "CONTAINER_API_KEY": KEY,
             "UPS_POLL_S": "0.2",
@@ -157,14 +159,14 @@ class Machine:
             time.sleep(0.05)
 
     def watchdog(self) -> int:
-        return int(next((self.folder / "tmp").glob("*/watchdog")).read_text())
+        return int(next(self.temporary.glob("*/watchdog")).read_text())
 
     def end(self) -> None:
         for process in self.started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for path in (self.folder / "tmp").glob("*/watchdog"):
+        for path in self.temporary.glob("*/watchdog"):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 number = int(path.read_text())
                 if psutil.Process(number).environ().get("STATE") == str(path.parent):
@@ -173,10 +175,11 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, vastai: Vastai) -> Iterator[Machine]:
-    made = Machine(tmp_path / "machine", vastai)
-    made.folder.mkdir()
-    yield made
-    made.end()
+    with tempfile.TemporaryDirectory(prefix="ups-") as temporary:
+        made = Machine(tmp_path / "machine", Path(temporary), vastai)
+        made.folder.mkdir()
+        yield made
+        made.end()
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_without_auto_shutdown_nothing_is_stopped(machine, vastai):
     assert machine.start(machine.onstart()).wait(20) != 0
     time.sleep(0.5)  # two rounds of a watchdog, if there were one
     assert vastai.calls == []
-    assert not list((machine.folder / "tmp").glob("*/watchdog"))
+    assert not list(machine.temporary.glob("*/watchdog"))
 
 
 def test_a_script_that_makes_no_progress_is_stopped(machine, vastai, hanging):
@@ -63,8 +63,8 @@ def test_a_script_that_takes_too_long_is_stopped_though_it_gets_on(machine, vast
         auto_shutdown=True, repo=hanging, max_hours=SECOND, max_stall_hours=SECOND
     )
     machine.start(onstart)
-    machine.wait_for(lambda: list((machine.folder / "tmp").glob("*/beat")))
-    (beat,) = (machine.folder / "tmp").glob("*/beat")
+    machine.wait_for(lambda: list(machine.temporary.glob("*/beat")))
+    (beat,) = machine.temporary.glob("*/beat")
     while not vastai.stops:
         beat.touch()
         time.sleep(0.1)
