@@ -26,7 +26,7 @@ def test_the_timeline_of_a_training_shows_its_numbered_phases(live, page, shoot,
     timeline.open(run["id"])
     shown = timeline.names(len(tasks))
     assert sorted(shown) == sorted(tasks)
-    assert {name.split()[0] for name in shown} == {"1", "2", "3", "4", "5", "6"}
+    assert {name.split()[0] for name in shown} == {"0", "1", "2", "3", "4", "5", "6"}
     shoot("train-run")
 
 
