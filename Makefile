@@ -7,6 +7,8 @@ BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 # uv looks for local wheels where pip does, so that a machine that keeps a CPU build of torch uses it.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Container images often set it; then every process would compile Prefect and torch anew, 2.7 s.
+unexport PYTHONDONTWRITEBYTECODE
 UV = $$(command -v uv || echo $(BIN)/uv)
 
 .PHONY: help install vast up run benchmark down test test-ui bench bench-gpu lock clean

@@ -67,3 +67,13 @@ def test_accounts_and_servers_of_the_user_do_not_reach_the_stack(monkeypatch):
 
 def test_a_server_that_listens_everywhere_is_reached_on_loopback():
     assert Stack.find(host="0.0.0.0").ui_url == "http://127.0.0.1:4200"
+
+
+def test_the_stack_writes_bytecode_whatever_the_shell_says(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in Stack.find().prefect_env()
+
+
+def test_scheduled_runs_are_not_started_before_their_time(monkeypatch):
+    monkeypatch.delenv("PREFECT_WORKER_PREFETCH_SECONDS", raising=False)
+    assert Stack.find().prefect_env()["PREFECT_WORKER_PREFETCH_SECONDS"] == "0"

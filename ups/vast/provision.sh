@@ -1,6 +1,7 @@
 # Second half of the onstart script, sourced from the clone: install, then run the job.
 # shellcheck shell=bash disable=SC2154  # the first half, onstart.sh, sets them
 phase install
+unset PYTHONDONTWRITEBYTECODE # container images set it; every start would compile Prefect anew
 # The image's torch will do where its version is the locked one; a local part (+cu130) may differ.
 locked=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' constraints.txt)
 probe='
