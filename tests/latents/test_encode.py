@@ -30,6 +30,15 @@ def test_from_as_many_channels_as_points_nothing_is_lost(tiny_config, train_file
     assert torch.allclose(encoder.decode(latents), frames, atol=1e-5)
 
 
+def test_encoding_into_a_buffer_gives_the_same_latents_there(tiny_config, train_file):
+    encoder = fitted(tiny_config, train_file)
+    frames = torch.from_numpy(train_file.read(0, 3))
+    latents = encoder.encode(frames)
+    buffer = torch.full_like(latents, torch.nan)
+    assert encoder.encode(frames, out=buffer).data_ptr() == buffer.data_ptr()
+    assert torch.equal(buffer, latents)
+
+
 def test_fewer_channels_keep_what_no_other_linear_encoder_could_keep_better(
     tiny_config, train_file
 ):

@@ -21,7 +21,7 @@ from ups.config import Model, RunConfig
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged
 from ups.errors import DataError, Interrupted
-from ups.files import exclusive_lock, require_free_space, sync_directory
+from ups.files import exclusive_lock, require_free_space, start_writeback, sync_directory
 from ups.latents import store
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
@@ -156,7 +156,9 @@ class _Build:
                     raise Interrupted("the cache build was stopped; a new one goes on from here")
                 file, (first, end) = self.files[job.index], self.files[job.index].chunk(job.chunk)
                 data = chunks.encode(self.readers[job.index], first, end)
-                _write_all(handles[job.index], data, file.data_offset + first * file.row_bytes)
+                offset = file.data_offset + first * file.row_bytes
+                _write_all(handles[job.index], data, offset)
+                start_writeback(handles[job.index], offset, len(data))
                 checksum = xxhash.xxh3_64_hexdigest(data)
                 with lock:
                     done[job] = checksum

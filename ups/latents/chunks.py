@@ -106,7 +106,9 @@ class ChunkEncoder:
         squares = 0.0
         for i in range(0, len(latents), CPU_BATCH):
             part = latents[i : i + CPU_BATCH]
-            encoded = self._encoders["cpu"].encode(self._read(source, first + i, len(part)))
+            frames = self._read(source, first + i, len(part))
+            product = self._buffer("product", part.shape, torch.float32)
+            encoded = self._encoders["cpu"].encode(frames, out=product)
             squares += _sum_of_squares(encoded).item()
             part.copy_(encoded)
         return squares

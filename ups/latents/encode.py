@@ -46,9 +46,11 @@ class PatchEncoder:
     def to(self, device: torch.device | str) -> PatchEncoder:
         return PatchEncoder(self.weight_PD.to(device), self.mean, self.std)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, out: Tensor | None = None) -> Tensor:
         """(…, X) field units → (…, K, D) float32, on the encoder's device.
 
+        Args:
+            out: (…, K, D) float32, contiguous, to encode into; default a new tensor.
         Raises:
             ShapeError: X is not a multiple of the patch size.
         """
@@ -56,7 +58,8 @@ class PatchEncoder:
         if frames.shape[-1] % points:
             raise ShapeError(f"frames have {frames.shape[-1]} points, not a multiple of {points}")
         patches = frames.unflatten(-1, (-1, points)).flatten(0, -2)
-        latents = torch.addmm(self._bias_D, patches, self._scaled_PD)
+        into = None if out is None else out.view(-1, out.shape[-1])
+        latents = torch.addmm(self._bias_D, patches, self._scaled_PD, out=into)
         return latents.view(*frames.shape[:-1], -1, self.weight_PD.shape[1])
 
     def decode(self, latents: Tensor) -> Tensor:
