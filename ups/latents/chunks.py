@@ -154,9 +154,8 @@ class ChunkEncoder:
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of this shape in memory that this thread keeps; pinned where a GPU reads it."""
-        size = torch.Size(shape).numel()
-        flat: Tensor | None = getattr(self._local, name, None)
-        if flat is None or flat.numel() < size:
-            flat = torch.empty(size, dtype=dtype, pin_memory=self._device != "cpu")
-            setattr(self._local, name, flat)
-        return flat[:size].view(shape)
+        kept: Tensor | None = getattr(self._local, name, None)
+        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:]:
+            kept = torch.empty(shape, dtype=dtype, pin_memory=self._device != "cpu")
+            setattr(self._local, name, kept)
+        return kept if len(kept) == shape[0] else kept[: shape[0]]

@@ -57,7 +57,7 @@ class PatchEncoder:
         points = self.weight_PD.shape[0]
         if frames.shape[-1] % points:
             raise ShapeError(f"frames have {frames.shape[-1]} points, not a multiple of {points}")
-        patches = frames.unflatten(-1, (-1, points)).flatten(0, -2)
+        patches = frames.reshape(-1, points)
         into = None if out is None else out.view(-1, out.shape[-1])
         latents = torch.addmm(self._bias_D, patches, self._scaled_PD, out=into)
         return latents.view(*frames.shape[:-1], -1, self.weight_PD.shape[1])
