@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import fixture
+from benchmarks.fixture import TASK
 from benchmarks.harness import Comparison, Contender, alternate
 from benchmarks.load import CACHE, CACHE_PT, NUM, legacy_files
 from benchmarks.settings import Settings, warm_page_cache
@@ -43,12 +44,12 @@ def run(settings: Settings) -> Iterator[Comparison]:
     config = fixture.config(settings, CACHE)
     staged = fixture.sources(settings, num)
     entry = ensure(config, staged)
-    in_ram = load(config, entry, staged, device="cpu")
+    in_ram = load(config, {TASK: entry}, {TASK: staged}, device="cpu")
     disk = fixture.config(settings, CACHE, {"features.preload": "disk"})
-    on_disk = load(disk, entry, staged, device="cpu")
+    on_disk = load(disk, {TASK: entry}, {TASK: staged}, device="cpu")
     pt_files = legacy_files(settings, num)
     old = fixture.config(settings, CACHE_PT, {"features": Features.legacy().model_dump()})
-    from_pt = legacy.load(old, staged, "cpu")
+    from_pt = legacy.load(old, {TASK: staged}, "cpu")
     warm_page_cache(pt_files[0].parent)
     earlier = DataLoader(EarlierPreloaded(config, pt_files), BATCH, shuffle=True, collate_fn=concat)
 

@@ -26,6 +26,7 @@ def main(spec: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from ups.latents.datasets import PreloadedCacheDataset
+    from ups.models.conditioning import conditioning
     from ups.training.step import TrainStep
 
     imported_at = time.time()
@@ -35,7 +36,8 @@ def main(spec: dict[str, Any]) -> dict[str, float]:
     rows = training.batch_size * BATCHES
     z_NTKD = torch.randn(rows, frames, latent.tokens, latent.dim).half().to(step.device)
     nu_N = torch.full((rows,), 0.01, device=step.device)
-    data = PreloadedCacheDataset(z_NTKD, nu_N, 0.01 * training.time_stride, step.device)
+    condition_NC = conditioning(["burgers1d"], "burgers1d", nu_N, 0.01 * training.time_stride)
+    data = PreloadedCacheDataset(z_NTKD, condition_NC, step.device)
     every_N = torch.arange(rows, device=data.index_device)
     with step.on_stream():
         step.begin(data, 1000)

@@ -21,6 +21,7 @@ from ups.data.stamps import hash_file, read_stamp, write_stamp
 from ups.latents.build import ensure
 from ups.pipeline import SourcesBySplit
 
+TASK = "burgers1d"
 NU = 0.01
 NUM_VAL = 16
 BLOCK = 64

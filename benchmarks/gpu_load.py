@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bounds, gpu_data
+from benchmarks import bounds, fixture, gpu_data
 from benchmarks.harness import Comparison, Contender, alternate
 from benchmarks.load import latent_file
 from benchmarks.roofline import synchronize
@@ -66,7 +66,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
 def _ours(config: RunConfig, entry: CacheEntry, settings: Settings) -> float:
     synchronize(settings.device)
     started = time.perf_counter()
-    latents = load(config, entry, {}, device=settings.device)
+    latents = load(config, {fixture.TASK: entry}, {}, device=settings.device)
     synchronize(settings.device)
     seconds = time.perf_counter() - started
     latents.close()

@@ -25,6 +25,7 @@ from ups.latents import legacy
 from ups.latents.build import ensure
 from ups.latents.datasets import LatentDataset
 from ups.latents.loader import load
+from ups.models.conditioning import conditioning
 from ups.pipeline import SourcesBySplit
 from ups.training.evaluate import evaluate
 from ups.training.loop import epoch_order, train
@@ -52,7 +53,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
     staged = _first_rows(gpu_data.sources(settings, path), num)
     base = gpu_data.config(settings, CACHE)
     entry = ensure(base, staged, device=settings.device)
-    latents = load(base, entry, staged, device=settings.device)
+    latents = load(base, {fixture.TASK: entry}, {fixture.TASK: staged}, device=settings.device)
     steps = {
         mode: TrainStep(gpu_data.config(settings, CACHE, {"training.compile": mode}))
         for mode in MODES[settings.device]
@@ -166,8 +167,9 @@ class _Batch:
     def __init__(self, z_BTKD: Tensor, config: RunConfig) -> None:
         self.z_BTKD = z_BTKD
         self.index_device = z_BTKD.device.type
-        self.nu_N = torch.full((len(z_BTKD),), gpu_data.NU, device=z_BTKD.device)
-        self.step_dt = 0.01 * config.training.time_stride
+        nu_N = torch.full((len(z_BTKD),), gpu_data.NU, device=z_BTKD.device)
+        step_dt = 0.01 * config.training.time_stride
+        self.condition_NC = conditioning([fixture.TASK], fixture.TASK, nu_N, step_dt)
 
     def __len__(self) -> int:
         return len(self.z_BTKD)
@@ -319,10 +321,13 @@ def _dtypes(settings: Settings, staged: SourcesBySplit) -> Comparison:
                 },
             )
             entry = ensure(config, few, device=settings.device)
-            latents = load(config, entry, few, device=settings.device)
+            latents = load(
+                config, {fixture.TASK: entry}, {fixture.TASK: few}, device=settings.device
+            )
             run_dir = fixture.empty(settings.folder / f"runs-{dtype}")
             result = train(config, latents, run_dir)
-            scores = evaluate(config, result.checkpoint, few["test"], latents.encoder, run_dir)
+            test = {fixture.TASK: few["test"]}
+            scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
             latents.close()
             return scores.rollout["nRMSE"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fixture
+from benchmarks.fixture import TASK
 from benchmarks.harness import Comparison, Contender, Result, Sample, alternate
 from benchmarks.memory import claim, peak_of
 from benchmarks.settings import Settings, warm_page_cache
@@ -106,8 +107,10 @@ def measure(folder: str, num: int, **shape: Any) -> dict[str, float]:
     frames = -(-settings.num_frames // LOAD_STRIDE)
     num_bytes = num * frames * dense.latent.tokens * dense.latent.dim * 2
     note("first touch", lambda: claim(num_bytes))
-    note("load", lambda: load(dense, kept[0], staged, device=settings.device).close())
-    kept.append(load(config, kept[0], staged, device=settings.device))
+    note(
+        "load", lambda: load(dense, {TASK: kept[0]}, {TASK: staged}, device=settings.device).close()
+    )
+    kept.append(load(config, {TASK: kept[0]}, {TASK: staged}, device=settings.device))
     run_dir, step = fixture.empty(settings.folder / f"runs-growth-{num}"), TrainStep(config)
     step.take_made_up_step()
     note("epoch", lambda: train(config, kept[1], run_dir, step=step))

@@ -118,7 +118,7 @@ def legacy_files(settings: Settings, num: int) -> list[Path]:
     features = {"features": Features.legacy().model_dump()}
     config = fixture.config(settings, CACHE_PT, features)
     folder = legacy.split_dir(config, "train")
-    there = (folder.parent / legacy.ENCODER_NAME).exists()
+    there = legacy.encoder_path(config).exists()
     if not there or len(list(folder.glob("*.pt"))) != num:
         legacy.precompute(config, fixture.sources(settings, num))
     return sorted(folder.glob("*.pt"))
@@ -176,7 +176,7 @@ class PeerFormats:
 
 def _ours(config: RunConfig, entry: CacheEntry) -> float:
     started = time.perf_counter()
-    latents = load(config, entry, {}, device="cpu")
+    latents = load(config, {fixture.TASK: entry}, {}, device="cpu")
     seconds = time.perf_counter() - started
     assert isinstance(latents.train, PreloadedCacheDataset)
     latents.close()

@@ -115,7 +115,7 @@ def bring_up(
     seeding: list[subprocess.Popen[bytes]] = []
 
     def start_seeding() -> None:
-        if data_of and is_seeded_by_us(data_of[2]):
+        if data_of and any(map(is_seeded_by_us, data_of[2].data.tasks)):
             command = [sys.executable, "-m", "deployments.seed", data_of[0]]
             command += [json.dumps(data_of[1])] if data_of[1] else []
             env = {**stack.prefect_env(), **stack.store_env()}

@@ -72,7 +72,7 @@ def benchmark_startup(
     log.info("%s", benchmark.estimate(runs, repeats, history.benchmarks()))
     stop = threading.Event()
     with exclusive_lock(folder / ".lock", stop):
-        inputs = load_config(config, overrides_of(chosen[0], folder, num_trajectories))
+        inputs = load_config(config, overrides_of(chosen[0], folder, num_trajectories, config))
         make_inputs(inputs)
         rates = measure_bounds(inputs, folder)
         history.begin(record)
@@ -126,7 +126,7 @@ class _Bench:
         A start that came out cold, as the first after a change of the code does, is done again
         once: it would be another scenario.
         """
-        overrides = overrides_of(scenario, self.folder, self.num_trajectories)
+        overrides = overrides_of(scenario, self.folder, self.num_trajectories, self.config)
         config = load_config(self.config, overrides)
         while not prepare_scenario(scenario, config, self.page_cache, self.stop):
             log.info("%s: a run that does not count builds its cache", scenario.name)

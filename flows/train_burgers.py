@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,12 @@ from tasks.cache import cache_task
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.load import load_latents, warm_up_device
-from tasks.report import Story, report_overhead
+from tasks.report import report_overhead
+from tasks.story import Cached, Part, Story
 from tasks.train import train_operator
 from tasks.validate import validate_config
 from ups.config import SPLITS, Features, RunConfig, read_config
+from ups.config_data import Task
 from ups.data.sources import open_store
 from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
+
+_Downloads = dict[Part, PrefectFuture[Any]]
 
 SHORT_ID = 8  # characters of the run's id in the name of its folder
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
@@ -128,27 +134,21 @@ def _run_phases(
 ) -> None:
     config = story.config
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
-    downloads = {}
-    for split in SPLITS:
-        downloads[split] = download.submit(config, split, store, stop)
+    tasks = config.data.tasks
+    downloads: _Downloads = {}
+    for split, task in itertools.product(SPLITS, tasks):
+        part, label = (task.name, split), config.data.label(task, split)
+        downloads[part] = download.submit(config.of_task(task), split, label, store, stop)
         if not config.features.parallel_downloads:
-            story.staged[split] = downloads[split].result()
-    _wait_for(story, downloads, ENCODED_SPLITS, warm_up)
+            story.staged[part] = downloads[part].result()
+    for task in tasks:
+        _wait_for(story, downloads, [(task.name, split) for split in ENCODED_SPLITS], warm_up)
+        _find_entry(story, task, stop)
 
-    key = story.config_hash = compute_cache_hash(config, story.staged)
-    encoded = {split: story.staged[split] for split in ENCODED_SPLITS}
-    if config.features.preload != "off":
-        from ups.latents.build import CacheEntry
-
-        cache_dir, since = config.training.latent_cache_dir, story.build_after
-        overwrite = since is not None and not built_after(cache_dir, key, since)
-        there = not overwrite and built_after(cache_dir, key, 0)
-        build = cache_task(config, key, overwrite=overwrite, reused=there)
-        state = build(config, encoded, key, overwrite, stop, return_state=True)
-        story.entry = CacheEntry.model_validate(state.result())
-        story.cache_reused = state.name == "Cached" or story.entry.reused
-
-    latents = story.latents = load_latents(config, encoded, story.entry, stop)
+    is_cached = config.features.preload != "off"
+    entries = {name: cached.entry for name, cached in story.entries.items()} if is_cached else None
+    encoded = {task.name: story.staged_of(task, ENCODED_SPLITS) for task in tasks}
+    latents = story.latents = load_latents(config, encoded, entries, stop)
     step = warm_up.result() if warm_up else None
 
     def note_first_step(at: float) -> None:
@@ -156,30 +156,47 @@ def _run_phases(
         trackers.start()
 
     story.result = train_operator(config, latents, story.run_dir, step, resume, note_first_step)
-    _wait_for(story, downloads, SPLITS, None)
-    story.scores = evaluate(
-        config, story.result.checkpoint, story.staged["test"], latents.encoder, story.run_dir
-    )
+    _wait_for(story, downloads, list(downloads), None)
+    test = {task.name: story.staged[task.name, "test"] for task in tasks}
+    story.scores = evaluate(config, story.result.checkpoint, test, latents.encoders, story.run_dir)
+
+
+def _find_entry(story: Story, task: Task, stop: threading.Event) -> None:
+    """Build or find the cache entry of a task, in the main thread, where a signal reaches it."""
+    config, encoded = story.config.of_task(task), story.staged_of(task, ENCODED_SPLITS)
+    key = compute_cache_hash(config, encoded)
+    story.config_hashes.append(key)
+    if config.features.preload == "off":
+        return
+    from ups.latents.build import CacheEntry
+
+    cache_dir, since = config.training.latent_cache_dir, story.build_after
+    overwrite = since is not None and not built_after(cache_dir, key, since)
+    there = not overwrite and built_after(cache_dir, key, 0)
+    build = cache_task(config, key, overwrite=overwrite, reused=there)
+    state = build(config, encoded, key, overwrite, stop, return_state=True)
+    entry = CacheEntry.model_validate(state.result())
+    story.entries[task.name] = Cached(entry, state.name == "Cached" or entry.reused)
 
 
 def _wait_for(
     story: Story,
-    downloads: dict[Any, PrefectFuture[Any]],
-    splits: tuple[str, ...],
+    downloads: _Downloads,
+    parts: Sequence[Part],
     warm_up: PrefectFuture[Any] | None,
 ) -> None:
-    """Wait until these splits are staged; whatever fails meanwhile fails the run at once."""
-    if all(split in story.staged for split in splits):
+    """Wait until these parts are staged; whatever fails meanwhile fails the run at once."""
+    if all(part in story.staged for part in parts):
         return
-    names = {future.task_run_id: split for split, future in downloads.items()}
-    pending = [future for split, future in downloads.items() if split not in story.staged]
+    names = {future.task_run_id: part for part, future in downloads.items()}
+    pending = [future for part, future in downloads.items() if part not in story.staged]
     if warm_up is not None:
         pending.append(warm_up)
     for future in as_completed(pending):
         result = future.result()
-        if split := names.get(future.task_run_id):
-            story.staged[split] = result
-        if all(split in story.staged for split in splits):
+        if part := names.get(future.task_run_id):
+            story.staged[part] = result
+        if all(part in story.staged for part in parts):
             return
 
 
@@ -193,7 +210,7 @@ def _report(story: Story) -> None:
 
 
 def _name_after_cache_entry(story: Story) -> None:
-    """Put the cache entry into the run's name, where the list of runs shows it."""
+    """Put the cache entries into the run's name, where the list of runs shows them."""
     if story.config_hash is None:
         return
     name = f"{story.config.name} [{story.config_hash}]{' reused' if story.cache_reused else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,18 @@ if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
 
 
-@phase_task("download", task_run_name="1 download [{split}]")
+@phase_task("download", task_run_name="1 download [{label}]")
 def download(
-    config: RunConfig, split: Split, store: ObjectStore | None, stop: threading.Event
+    config: RunConfig, split: Split, label: str, store: ObjectStore | None, stop: threading.Event
 ) -> list[Staged]:
-    with progress_artifact(f"download-{split}", f"download of the {split} split") as progress:
-        in_log = logged(f"[{split}] fetched", "MB", 1e6)
+    """
+    Args:
+        config: of one task.
+        label: the split, after the name of its task where there are several.
+    """
+    key = re.sub("[^a-z0-9]+", "-", f"download-{label}".lower())  # all that an artifact's key takes
+    with progress_artifact(key, f"download of the {label} split") as progress:
+        in_log = logged(f"[{label}] fetched", "MB", 1e6)
 
         def told(done: int, total: int) -> None:
             progress.update(done, total)

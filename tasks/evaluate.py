@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def evaluate(
     config: RunConfig,
     checkpoint: Path,
-    test: Sequence[Staged],
-    encoder: PatchEncoder,
+    test: Mapping[str, Sequence[Staged]],
+    encoders: Mapping[str, PatchEncoder],
     run_dir: Path,
 ) -> Scores:
     from ups.training.evaluate import evaluate as score
 
-    return score(config, checkpoint, test, encoder, run_dir)
+    return score(config, checkpoint, test, encoders, run_dir)

@@ -29,10 +29,10 @@ def warm_up_device(config: RunConfig) -> TrainStep:
 @phase_task("load", task_run_name="3 load-latents")
 def load_latents(
     config: RunConfig,
-    sources: Mapping[str, Sequence[Staged]],
-    entry: CacheEntry | None,
+    sources: Mapping[str, Mapping[str, Sequence[Staged]]],
+    entries: Mapping[str, CacheEntry] | None,
     stop: threading.Event,
 ) -> Latents:
     from ups.pipeline import load_latents as load
 
-    return load(config, sources, entry, stop=stop)
+    return load(config, sources, entries, stop=stop)

@@ -7,10 +7,8 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -18,26 +16,20 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 
+from tasks.story import Cached, Story
 from tasks.timeline import close_timeline, phase_task
-from ups.config import RunConfig
-from ups.data.sources import Staged
-from ups.telemetry.gpu import FIRST_EPOCH, GpuUse, GpuWatch, by_phase, in_words
+from ups.telemetry.gpu import FIRST_EPOCH, GpuUse, by_phase, in_words
 from ups.telemetry.metrics_file import add_to_summary
 from ups.telemetry.phases import (
     STOPPED,
     Breakdown,
     Span,
+    TaskFigures,
     plan_metrics,
     tabulate,
     tabulate_provision,
 )
 from ups.telemetry.process import process_started_at
-
-if TYPE_CHECKING:
-    from ups.latents.build import CacheEntry
-    from ups.latents.loader import Latents
-    from ups.training.evaluate import Scores
-    from ups.training.loop import TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -47,27 +39,6 @@ BOOT_BOUNDS = {
     "in process": "in process: Prefect's engine sets states",
 }
 TRIGGERS = ("Scheduled", "AwaitingRetry")
-
-
-@dataclass(slots=True)
-class Story:
-    """What the flow has learned about its run so far; None where it has not got there."""
-
-    config: RunConfig
-    flow_run_id: UUID
-    run_dir: Path
-    gpu: GpuWatch = field(default_factory=GpuWatch)
-    staged: dict[str, Sequence[Staged]] = field(default_factory=dict)
-    config_hash: str | None = None
-    entry: CacheEntry | None = None
-    cache_reused: bool | None = None
-    latents: Latents | None = None
-    result: TrainResult | None = None
-    scores: Scores | None = None
-    first_step_at: float | None = None
-    failure: BaseException | None = None
-    build_after: float | None = None  # Unix time: an older cache entry is built again
-    provision: Sequence[Span] = ()  # before the trigger, on a machine rented for this run
 
 
 @phase_task("report", task_run_name="6 report-overhead")
@@ -107,10 +78,10 @@ def report_overhead(story: Story) -> Breakdown:
         ],
         description=_headline(breakdown),
     )
-    picture = story.scores.picture.read_bytes() if story.scores else None
+    pictures = story.scores.pictures if story.scores else {}
     create_markdown_artifact(
         key="overhead",
-        markdown=_markdown(breakdown, gantt, picture),
+        markdown=_markdown(breakdown, gantt, pictures),
         description=_headline(breakdown),
     )
     return breakdown
@@ -158,7 +129,10 @@ def _break_down(story: Story) -> Breakdown:
         unaccounted_s=phases[-1].seconds,
         cost_usd=cost,
         cache_reused=story.cache_reused,
-        changed=story.entry.changed if story.entry and not reused else (),
+        changed=tuple(
+            line for c in story.entries.values() if not c.is_reused for line in c.entry.changed
+        ),
+        tasks=_tasks(story),
         failed=None if story.failure is None else _describe(story.failure),
         phases=(*provision, *phases),
         provision=tuple(story.provision),
@@ -170,6 +144,24 @@ def _break_down(story: Story) -> Breakdown:
         nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
         nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
     )
+
+
+def _tasks(story: Story) -> dict[str, TaskFigures]:
+    """Of each task, where there are several."""
+    names = [task.name for task in story.config.data.tasks]
+    if len(names) == 1:
+        return {}
+    scores = story.scores.tasks if story.scores else {}
+    hashes = dict(zip(names, story.config_hashes, strict=False))  # fewer in a run that failed
+    return {
+        name: TaskFigures(
+            config_hash=hashes.get(name),
+            cache_reused=story.entries[name].is_reused if name in story.entries else None,
+            nrmse_rollout=scores[name].rollout["nRMSE"] if name in scores else None,
+            nrmse_persistence=scores[name].persistence_rollout["nRMSE"] if name in scores else None,
+        )
+        for name in names
+    }
 
 
 def _gpu_use(story: Story, spans: Sequence[Span]) -> dict[str, GpuUse]:
@@ -228,9 +220,9 @@ def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
         "warm-up": "import torch where it is not yet, build and warm the model",
         "first step": "one optimizer step",
     }
-    files = {s.path: s for staged in story.staged.values() for s in staged}.values()
+    files = {s.path: s for s in story.files()}.values()
     if files:
-        fetched = sum(s.fetched_bytes for staged in story.staged.values() for s in staged)
+        fetched = sum(s.fetched_bytes for s in story.files())
         total = sum(s.num_bytes for s in files)
         seconds = max(s.seconds for s in files)
         bounds["download"] = (
@@ -238,14 +230,8 @@ def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
             if fetched
             else f"{_size(total)} found verified, nothing fetched"
         )
-    if story.entry is not None:
-        entry = story.entry
-        bounds["cache"] = (
-            f"{_size(entry.num_bytes)} reused"
-            if story.cache_reused
-            else f"read, encode, write: {entry.num_trajectories} trajectories, "
-            f"{entry.num_trajectories / max(entry.seconds, 1e-3):,.0f}/s"
-        )
+    if story.entries:
+        bounds["cache"] = _bound_of_cache(list(story.entries.values()))
     if story.latents is not None:
         latents = story.latents
         rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
@@ -255,10 +241,23 @@ def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
     return bounds
 
 
+def _bound_of_cache(entries: Sequence[Cached]) -> str:
+    built = [cached.entry for cached in entries if not cached.is_reused]
+    reused = sum(cached.entry.num_bytes for cached in entries if cached.is_reused)
+    parts = []
+    if built:
+        count = sum(entry.num_trajectories for entry in built)
+        rate = count / max(sum(entry.seconds for entry in built), 1e-3)
+        parts.append(f"read, encode, write: {count} trajectories, {rate:,.0f}/s")
+    if reused or not built:
+        parts.append(f"{_size(reused)} reused")
+    return "; ".join(parts)
+
+
 def _phase_bytes(story: Story) -> dict[str, int]:
     moved = {
-        "download": sum(s.fetched_bytes for staged in story.staged.values() for s in staged),
-        "cache": 0 if story.entry is None or story.cache_reused else story.entry.num_bytes,
+        "download": sum(s.fetched_bytes for s in story.files()),
+        "cache": sum(c.entry.num_bytes for c in story.entries.values() if not c.is_reused),
         "load": 0 if story.latents is None else story.latents.num_bytes,
     }
     return {phase: num_bytes for phase, num_bytes in moved.items() if num_bytes}
@@ -277,7 +276,7 @@ def _headline(breakdown: Breakdown) -> str:
     )
 
 
-def _markdown(breakdown: Breakdown, gantt: bytes, picture: bytes | None) -> str:
+def _markdown(breakdown: Breakdown, gantt: bytes, pictures: Mapping[str, Path]) -> str:
     lines = [f"## {_headline(breakdown)}", ""]
     if breakdown.failed:
         label = "Stopped" if breakdown.failed == STOPPED else "Failed"
@@ -290,19 +289,35 @@ def _markdown(breakdown: Breakdown, gantt: bytes, picture: bytes | None) -> str:
         for row in breakdown.phases
     ]
     lines += ["", "Phases overlap: shares may add up to more than 100 %.", ""]
-    if breakdown.config_hash:
+    if breakdown.config_hash and not breakdown.tasks:
         lines.append(f"- cache entry `{breakdown.config_hash}`, {_cache_story(breakdown)}")
     lines.append(f"- run folder `{breakdown.run}`")
     if breakdown.nrmse_rollout is not None:
         lines.append(
             f"- test nRMSE over the full rollout **{breakdown.nrmse_rollout:.4f}**, "
             f"persistence {breakdown.nrmse_persistence:.4f}"
+            + (", the means over the tasks" if breakdown.tasks else "")
         )
     lines.append(f"- GPU: {in_words(breakdown.gpu, breakdown.gpu_note)}")
     lines += _gpu_table(breakdown.gpu or {})
-    if picture is not None:
-        lines += ["", _image("truth, prediction and error", picture)]
+    lines += _task_table(breakdown.tasks)
+    for title, picture in pictures.items():
+        lines += ["", *([f"**{title}**", ""] if breakdown.tasks else [])]
+        lines += [_image("truth, prediction and error", picture.read_bytes())]
     return "\n".join(lines)
+
+
+def _task_table(tasks: Mapping[str, TaskFigures]) -> list[str]:
+    if not tasks:
+        return []
+    rows = []
+    for name, task in tasks.items():
+        cache = {None: "", True: "reused", False: "built"}[task.cache_reused]
+        scores = [task.nrmse_rollout, task.nrmse_persistence]
+        texts = ["" if score is None else f"{score:.4f}" for score in scores]
+        rows.append(f"| {name} | `{task.config_hash}` | {cache} | {' | '.join(texts)} |")
+    head = "| task | cache entry | | test nRMSE | persistence |"
+    return ["", head, "|:--|:--|:--|--:|--:|", *rows]
 
 
 def _gpu_table(gpu: Mapping[str, GpuUse]) -> list[str]:

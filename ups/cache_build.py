@@ -31,21 +31,25 @@ def build(
     flags = {key: value for key, value in given.items() if value is not None}
     with errors_shown():
         from ups.config import load_config
-        from ups.local_run import stage_splits
-        from ups.pipeline import build_cache
+        from ups.local_run import build_caches, stage_splits
 
         resolved = load_config(config, {**parse_settings(settings), **flags})
         with progress_shown() as show:
             staged = stage_splits(resolved, ("train", "val"), show)
-            told = show("encoded", "trajectories")
-            entry = build_cache(resolved, staged, overwrite=overwrite, progress=told)
+            entries = build_caches(resolved, staged, show, overwrite=overwrite)
         cache_dir = resolved.training.latent_cache_dir
         if as_json:
-            print_json({**entry.model_dump(mode="json"), "cache_dir": str(cache_dir)})
+            records = [
+                {**entry.model_dump(mode="json"), "task": name, "cache_dir": str(cache_dir)}
+                for name, entry in entries.items()
+            ]
+            print_json(records[0] if len(records) == 1 else records)
             return
-        verb = "reused" if entry.reused else "built"
-        typer.echo(
-            f"{verb} {entry.config_hash} in {cache_dir}: "
-            f"{entry.num_trajectories} trajectories, {entry.num_bytes / 1e6:.0f} MB, "
-            f"{entry.seconds:.2f} s"
-        )
+        for name, entry in entries.items():
+            verb = "reused" if entry.reused else "built"
+            of_task = f" of {name}" if len(entries) > 1 else ""
+            typer.echo(
+                f"{verb} {entry.config_hash}{of_task} in {cache_dir}: "
+                f"{entry.num_trajectories} trajectories, {entry.num_bytes / 1e6:.0f} MB, "
+                f"{entry.seconds:.2f} s"
+            )

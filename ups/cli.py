@@ -84,7 +84,9 @@ def train(
             return
         if (ttfs_s := metrics.get("startup/ttfs_s")) is not None:
             typer.echo(f"first optimizer step {ttfs_s:.2f} s after start")
-        typer.echo(
-            f"test rollout nRMSE {metrics['test/nrmse_rollout']:.4f}, "
-            f"persistence {metrics['test/nrmse_persistence_rollout']:.4f}; see {run_dir}"
-        )
+        of_tasks = {f"test/{task.name}": f"  {task.name}" for task in resolved.data.tasks}
+        for prefix, name in {"test": "test", **of_tasks}.items():
+            if (nrmse := metrics.get(f"{prefix}/nrmse_rollout")) is not None:
+                persistence = metrics[f"{prefix}/nrmse_persistence_rollout"]
+                typer.echo(f"{name} rollout nRMSE {nrmse:.4f}, persistence {persistence:.4f}")
+        typer.echo(f"see {run_dir}")

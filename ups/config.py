@@ -1,4 +1,5 @@
-"""Every config model and every default; YAML in, frozen models out.
+"""Every config model and every default; YAML in, frozen models out (those of `data` in
+`ups.config_data`).
 
 `load_config` is the only way in: it reads the YAML, applies dotted overrides, and reports every
 fault at once, each with its YAML key, what was found and what is allowed.
@@ -11,80 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from ups.config_data import SPLITS as SPLITS
+from ups.config_data import Data, Positive, Task
+from ups.config_data import Generate as Generate
+from ups.config_data import Model as Model
+from ups.config_data import Source as Source
+from ups.config_data import Split as Split
 from ups.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "deployments" / "configs"
-Split = Literal["train", "val", "test"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
-Positive = Annotated[int, Field(gt=0, strict=True)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(Model):
-    """An object in the store, and the rows (trajectories) of it that belong to the split."""
-
-    key: str = Field(min_length=1)
-    bucket: str | None = Field(None, description="default: data.bucket")
-    rows: tuple[int, int] | None = Field(None, description="[first, end), default: all")
-
-    @model_validator(mode="after")
-    def _stays_below_the_root(self) -> Self:
-        if self.key.startswith("/") or ".." in self.key.split("/"):
-            raise ValueError(f"key {self.key!r}: expected a key without a leading / and without ..")
-        return self
-
-    @model_validator(mode="after")
-    def _rows_in_order(self) -> Self:
-        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
-            raise ValueError(f"rows {list(self.rows)} are empty: expected 0 <= first < end")
-        return self
-
-
-class Generate(Model):
-    """The data set to generate where the object store has none; times and grid are PDEBench's."""
-
-    nu: float = Field(gt=0, description="ν of u_t + (u²/2)_x = (ν/π) u_xx")
-    num_trajectories: dict[Split, Positive]
-    seed: int = 0
-
-
-class Data(Model):
-    task: Literal["burgers1d"] = "burgers1d"
-    root: Path = Field(Path("data/pdebench"), description="staged files; PDEBENCH_ROOT overrides")
-    bucket: str = "pdebench"
-    endpoint_url: str | None = Field(None, description="default: AWS_ENDPOINT_URL_S3")
-    grid_points: Positive = Field(1024, description="X")
-    sources: dict[Split, Annotated[list[Source], Field(min_length=1)]] | None = Field(
-        None, description="default: the local files {root}/{task}_{split}.h5, or its shards"
-    )
-    generate: Generate | None = None
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _no_credentials(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).username is not None:
-            raise ValueError(
-                "holds credentials, which would be logged: give them by AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY"
-            )
-        return url
-
-    @model_validator(mode="after")
-    def _sources_are_whole(self) -> Self:
-        if self.sources is not None and (missing := [s for s in SPLITS if s not in self.sources]):
-            raise ValueError(f"sources lack {', '.join(missing)}: name all of {', '.join(SPLITS)}")
-        return self
 
 
 class Latent(Model):
@@ -240,9 +182,18 @@ class RunConfig(Model):
     def data_root(self) -> Path:
         return Path(os.environ.get("PDEBENCH_ROOT") or self.data.root)
 
+    def of_task(self, task: Task) -> RunConfig:
+        """The config of one of the tasks alone: what determines its files and its cache entry."""
+        alone = {"task": (task,), "sources": None, "generate": None}
+        return self.model_copy(update={"data": self.data.model_copy(update=alone)})
+
+    def by_task(self) -> dict[str, RunConfig]:
+        """Task name → its config."""
+        return {task.name: self.of_task(task) for task in self.data.tasks}
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        faults = []
+        faults = self.data.disagreements()
         grid, tokens, op = self.data.grid_points, self.latent.tokens, self.operator
         if grid % tokens:
             faults.append(

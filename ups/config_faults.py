@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ups.config import SPLITS, Disagreement, Parsed, RunConfig, Source, Split
+from ups.config_data import Task
 
 UNNAMED = "unnamed"
 
@@ -28,6 +29,7 @@ class _Salvage:
     def __init__(self, tree: Mapping[str, Any]) -> None:
         self.rest = copy.deepcopy(dict(tree))
         self.sources: Any = None
+        self.tasks: Any = None
         self.faults: list[str] = []
         self.replaced: list[str] = []
         self.disagreements: tuple[str, ...] = ()
@@ -37,7 +39,7 @@ class _Salvage:
         while config is None:
             is_known = tuple(self.replaced)
             before = repr(self.rest)
-            for fault in error.errors():
+            for fault in map(_at_its_key, error.errors()):
                 lines = self._note(fault, is_known)
                 if not fault["loc"]:
                     config, self.disagreements = _disagreeing(fault), tuple(lines)
@@ -54,6 +56,12 @@ class _Salvage:
         if self.sources is not None:
             data = config.data.model_copy(update={"sources": valid_sources(self.sources)})
             config = config.model_copy(update={"data": data})
+        if self.tasks is not None:
+            data = config.data.model_copy(update={"task": valid_tasks(self.tasks)})
+            config = config.model_copy(update={"data": data})
+            # Those about single tasks would count without the ones that were left out.
+            lines = [f for f in data.disagreements() if not f.startswith("data.task")]
+            self.faults += [line for line in lines if line not in self.faults]
         return Parsed(where, config, tuple(self.faults), tuple(self.replaced), self.disagreements)
 
     def _note(self, fault: Any, is_known: Iterable[str]) -> list[str]:
@@ -79,6 +87,9 @@ class _Salvage:
             self.sources = data.pop("sources")
             self.replaced.append("data.sources")
             self._note_missing_splits()
+        elif isinstance(data, dict) and _is_in_a_list_of_tasks(location, data):
+            self.tasks = data.pop("task")
+            self.replaced.append("data.task")
         elif location == ("name",):
             self.rest["name"] = UNNAMED
         elif (taken := take_out(self.rest, location)) and fault["type"] != "extra_forbidden":
@@ -98,6 +109,29 @@ def _disagreeing(fault: Any) -> RunConfig:
     disagreement = fault["ctx"]["error"]
     assert isinstance(disagreement, Disagreement), disagreement
     return disagreement.config
+
+
+def _at_its_key(fault: Any) -> Any:
+    """The fault without the name that pydantic gives to either form of `data.task`."""
+    location = fault["loc"]
+    if location[:2] == ("data", "task") and location[2:3] in (("name",), ("list",)):
+        return {**fault, "loc": location[:2] + location[3:]}
+    return fault
+
+
+def _is_in_a_list_of_tasks(location: tuple[int | str, ...], data: Mapping[str, Any]) -> bool:
+    return location[:2] == ("data", "task") and isinstance(data.get("task"), list)
+
+
+def valid_tasks(raw: Any) -> tuple[Task, ...]:
+    """The tasks of a list that are valid each for itself."""
+    found = []
+    for item in raw:
+        try:
+            found.append(Task.model_validate(item))
+        except ValidationError:  # reported with the whole config
+            continue
+    return tuple(found)
 
 
 def valid_sources(raw: Any) -> dict[Split, list[Source]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups.config import SPLITS, Parsed, RunConfig, Split
+from ups.config_data import Task
 from ups.data.sources import Staged, open_store, stage
-from ups.pipeline import build_cache, load_latents
+from ups.pipeline import SourcesByTask, build_cache, load_latents
 from ups.progress import Show
 from ups.runs import open_run_dir, recorded
 from ups.telemetry.gpu import GpuWatch, summary
@@ -24,6 +25,8 @@ from ups.validate.head import require_valid
 if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
     from ups.training.loop import TrainResult
+
+MOST_DOWNLOADS = 8  # objects at once, each over several connections
 
 
 def open_local_run(
@@ -66,12 +69,11 @@ def run_locally(
         GpuWatch() as gpu,
     ):
         staged = stage_splits(config, SPLITS, show)
-        entry = None
+        entries = None
         if config.features.preload != "off":
             overwrite = not config.features.reuse_cache
-            told = show("encoded", "trajectories")
-            entry = build_cache(config, staged, overwrite=overwrite, progress=told)
-        latents = load_latents(config, staged, entry)
+            entries = build_caches(config, staged, show, overwrite=overwrite)
+        latents = load_latents(config, staged, entries)
         try:
             result = train(
                 config,
@@ -81,11 +83,12 @@ def run_locally(
                 on_first_step=lambda _at: trackers.start(),
                 progress=show("trained", "steps"),
             )
-            metrics = _startup(config, entry, result)
+            metrics = _startup(config, list((entries or {}).values()), result)
             if use := result.first_epoch and summary(gpu.samples, *result.first_epoch):
                 metrics["training/gpu_utilization_pct"] = use.mean_pct
             add_to_summary(run_dir, metrics)
-            scores = evaluate(config, result.checkpoint, staged["test"], latents.encoder, run_dir)
+            test = {name: splits["test"] for name, splits in staged.items()}
+            scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
         finally:
             latents.close()
     return {**metrics, **scores.metrics()}
@@ -93,32 +96,53 @@ def run_locally(
 
 def stage_splits(
     config: RunConfig, splits: Sequence[Split], show: Show
-) -> Mapping[str, list[Staged]]:
-    """The sources of these splits on disk; whatever ends it, Ctrl-C too, ends the transfers."""
+) -> dict[str, dict[str, list[Staged]]]:
+    """Task → split → its sources on disk; whatever ends it, Ctrl-C too, ends the transfers."""
     store, stop = open_store(config), threading.Event()
+    tasks, by_task = config.data.tasks, config.by_task()
 
-    def one(split: Split) -> list[Staged]:
-        told = show(f"[{split}] fetched", "MB", 1e6)
-        return stage(config, split, store, stop=stop, progress=told)
+    def one(wanted: tuple[Task, Split]) -> list[Staged]:
+        task, split = wanted
+        told = show(f"[{config.data.label(task, split)}] fetched", "MB", 1e6)
+        return stage(by_task[task.name], split, store, stop=stop, progress=told)
 
-    workers = len(splits) if config.features.parallel_downloads else 1
+    wanted = [(task, split) for split in splits for task in tasks]
+    workers = min(len(wanted), MOST_DOWNLOADS) if config.features.parallel_downloads else 1
+    found: dict[str, dict[str, list[Staged]]] = {task.name: {} for task in tasks}
     with ThreadPoolExecutor(workers) as pool:
         try:
-            return dict(zip(splits, pool.map(one, splits), strict=True))
+            for (task, split), staged in zip(wanted, pool.map(one, wanted), strict=True):
+                found[task.name][split] = staged
+            return found
         except BaseException:
             stop.set()
             raise
 
 
-def _startup(config: RunConfig, entry: CacheEntry | None, result: TrainResult) -> dict[str, float]:
+def build_caches(
+    config: RunConfig, staged: SourcesByTask, show: Show, *, overwrite: bool
+) -> dict[str, CacheEntry]:
+    """Task → its entry, built one after the other: each build uses the whole machine."""
+    entries = {}
+    for task in config.data.tasks:
+        told = show(config.data.label(task, "encoded"), "trajectories")
+        entries[task.name] = build_cache(
+            config.of_task(task), staged[task.name], overwrite=overwrite, progress=told
+        )
+    return entries
+
+
+def _startup(
+    config: RunConfig, entries: Sequence[CacheEntry], result: TrainResult
+) -> dict[str, float]:
     """The plan's metrics; what starts this run is the start of its process."""
     metrics = {"training/epoch_time_sec": result.epoch_time_s}
     if result.first_step_at is None:  # every step was taken before: no startup to speak of
         return metrics
     startup_s = result.first_step_at - process_started_at()
     return metrics | plan_metrics(
-        cache_s=0.0 if entry is None or entry.reused else entry.seconds,
-        cache_reused=entry is not None and entry.reused,
+        cache_s=sum(entry.seconds for entry in entries if not entry.reused),
+        cache_reused=bool(entries) and all(entry.reused for entry in entries),
         startup_s=startup_s,
         ttfs_s=startup_s,
         cost_usd=startup_s / 3600 * config.startup.price_per_hour,

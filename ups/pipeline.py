@@ -12,6 +12,7 @@ from ups.latents.build import CacheEntry, ensure
 from ups.latents.loader import Latents, load, load_on_demand
 
 SourcesBySplit = Mapping[str, Sequence[Staged]]
+SourcesByTask = Mapping[str, SourcesBySplit]
 
 
 def build_cache(
@@ -22,7 +23,11 @@ def build_cache(
     stop: threading.Event | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CacheEntry:
-    """The entry that `load_latents` reads, after the config's features: legacy, new or reused."""
+    """The entry of a task that `load_latents` reads: legacy, new or reused, after the features.
+
+    Args:
+        config: of one task.
+    """
     if config.features.is_legacy:
         from ups.latents import legacy
 
@@ -39,17 +44,21 @@ def build_cache(
 
 def load_latents(
     config: RunConfig,
-    sources: SourcesBySplit,
-    entry: CacheEntry | None,
+    sources: SourcesByTask,
+    entries: Mapping[str, CacheEntry] | None,
     *,
     stop: threading.Event | None = None,
 ) -> Latents:
-    """Train and val in the tier that the config's features and this machine's memory allow."""
+    """Train and val in the tier that the config's features and this machine's memory allow.
+
+    Args:
+        entries: task → its cache entry; None: encode on demand.
+    """
     device = training_device(config)
-    if entry is None:
+    if entries is None:
         return load_on_demand(config, sources, device=device)
     if config.features.is_legacy:
         from ups.latents import legacy
 
         return legacy.load(config, sources, device)
-    return load(config, entry, sources, device=device, stop=stop)
+    return load(config, entries, sources, device=device, stop=stop)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ups.data import burgers
+from ups.data.initial import cell_centres, initial_conditions
 from ups.errors import Interrupted, ShapeError
 
 
@@ -25,7 +26,7 @@ def two_modes(num, grid_points, seed=0):
     def potential(x):
         return (draws[1] / k * torch.cos(k * x + 7 * draws[2])).sum(0)
 
-    return u0(burgers.cell_centres(grid_points)), potential
+    return u0(cell_centres(grid_points)), potential
 
 
 def cole_hopf(potential, kappa, x, t):
@@ -46,7 +47,7 @@ def test_solver_agrees_with_cole_hopf(nu):
     t = torch.tensor([0.0, 0.05, 0.3, 1.0, 2.0], dtype=torch.float64)
     u = burgers.solve(u0, nu, t)
     every = slice(None, None, 16)
-    x = burgers.cell_centres(1024)[every]
+    x = cell_centres(1024)[every]
     exact = torch.stack([cole_hopf(potential, nu / math.pi, x, s) for s in t[1:].tolist()], dim=1)
     error = (u[:, 1:, every] - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert error.mean() < 2e-5
@@ -54,7 +55,7 @@ def test_solver_agrees_with_cole_hopf(nu):
 
 
 def test_more_internal_points_give_the_same_values_at_the_saved_points():
-    u0 = burgers.initial_conditions(2, 256, generator(4))
+    u0 = initial_conditions(2, 256, generator(4))
     t = torch.arange(4) * 0.05
     coarse = burgers.solve(u0, 0.05, t, internal_points=256)
     fine = burgers.solve(u0, 0.05, t, internal_points=512)
@@ -70,7 +71,7 @@ def test_small_viscosity_gets_more_internal_points():
 
 
 def random_trajectories():
-    u0 = burgers.initial_conditions(24, 512, generator(1))
+    u0 = initial_conditions(24, 512, generator(1))
     return u0, burgers.solve(u0, 0.01, torch.arange(21) * 0.05)
 
 
@@ -92,7 +93,7 @@ def test_peak_never_grows():
 
 
 def test_a_trajectory_does_not_depend_on_its_batch():
-    u0 = burgers.initial_conditions(7, 256, generator(2))
+    u0 = initial_conditions(7, 256, generator(2))
     t = torch.arange(11) * 0.02
     together = burgers.solve(u0, 0.02, t)
     alone = torch.cat([burgers.solve(row, 0.02, t) for row in u0.split(1)])
@@ -107,7 +108,7 @@ def test_solver_leaves_the_number_of_torch_threads_as_it_was():
 
 def test_one_in_ten_initial_conditions_is_absolute_and_one_in_ten_windowed():
     num = 4000
-    u0 = burgers.initial_conditions(num, 128, generator(3))
+    u0 = initial_conditions(num, 128, generator(3))
     bound = 4 * math.sqrt(num * 0.1 * 0.9)
     one_signed = ((u0 >= 0).all(1) | (u0 <= 0).all(1)).sum()
     assert abs(one_signed - 0.1 * num) < bound
@@ -119,7 +120,7 @@ def test_one_in_ten_initial_conditions_is_absolute_and_one_in_ten_windowed():
 
 
 def test_initial_conditions_have_two_modes_of_four_with_uniform_amplitudes():
-    u0 = burgers.initial_conditions(4000, 128, generator(5))
+    u0 = initial_conditions(4000, 128, generator(5))
     spectrum = torch.fft.rfft(u0).abs() / 64
     pure = (spectrum[:, 5:].amax(1) < 1e-9) & (spectrum[:, 0] < 1e-9)
     assert 0.75 < pure.double().mean() < 0.87  # 0.9 × 0.9

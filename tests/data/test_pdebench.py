@@ -45,7 +45,7 @@ def test_the_generators_file_is_read_as_written_without_h5py(generated):
     with TrajectoryFile(path, grid_points=X) as file:
         assert not uses_h5py(file)
         assert (file.num_trajectories, file.num_frames, file.grid_points) == (N, T, X)
-        assert (file.nu, file.dt, file.num_bytes) == (0.05, 0.1, expected.nbytes)
+        assert (file.parameter, file.dt, file.num_bytes) == (0.05, 0.1, expected.nbytes)
         u = file.read(0, N)
         assert u.dtype == np.float32
         np.testing.assert_array_equal(u, expected)
@@ -123,7 +123,7 @@ def test_nu_is_found_on_the_data_set_in_params_and_in_the_name(tmp_path, array, 
         file["params"] = np.full((N, 1), 0.05)
     for path in tmp_path.iterdir():
         with TrajectoryFile(path) as file:
-            assert file.nu == 0.05
+            assert file.parameter == 0.05
     assert "from the data set params" in caplog.text
     assert "from the file's name" in caplog.text
 

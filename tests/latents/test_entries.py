@@ -45,7 +45,7 @@ def read(config, entry):
             pause("loading")
         real(*args)
     loader.read_exactly = read_exactly
-    latents = loader.load(config, entry, {}, device="cpu")
+    latents = loader.load(config, {"burgers1d": entry}, {}, device="cpu")
     loader.read_exactly = real
     if latents.tier == "disk":
         pause("mapped")
@@ -161,7 +161,7 @@ def test_a_prune_under_a_running_training_removes_nothing_it_reads(
     config = tiny_config(features__preload=preload, training__num_workers=1)
     cache_dir = config.training.latent_cache_dir
     built = ensure(config, stage_all(config))
-    latents = loader.load(config, built, {}, device="cpu")
+    latents = loader.load(config, {"burgers1d": built}, {}, device="cpu")
     expected = digest_of(latents)
     latents.close()
     seen_before = entries(cache_dir)

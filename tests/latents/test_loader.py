@@ -1,6 +1,7 @@
 """Tiers: the same batches from each, and the step down where one does not fit."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def tier(tiny_config, stage_all):
         config = tiny_config(**overrides)
         sources = stage_all(config)
         entry = None if config.features.preload == "off" else build_cache(config, sources)
-        return load_latents(config, sources, entry)
+        entries = None if entry is None else {"burgers1d": entry}
+        return load_latents(config, {"burgers1d": sources}, entries)
 
     return load
 
@@ -44,8 +46,9 @@ def test_ram_disk_and_on_demand_give_the_same_batches(tier):
     assert batch.shape == (3, 11, 8, 16)  # 41 frames at stride 4
     assert torch.equal(batch, on_disk.batch(INDEX))
     assert torch.allclose(batch, on_demand.batch(INDEX), atol=1e-6)
-    assert torch.equal(in_ram.nu_N, on_demand.nu_N)
-    assert in_ram.step_dt == on_disk.step_dt == on_demand.step_dt == pytest.approx(0.04)
+    expected = torch.tensor([math.log10(0.02) / 2 + 1, math.log10(0.04) + 1]).expand(20, 2)
+    for data in (in_ram, on_disk, on_demand):
+        assert torch.allclose(data.condition_NC, expected)
 
 
 def test_legacy_mode_gives_the_same_batches_from_a_file_per_trajectory(tier, tiny_config):
@@ -92,7 +95,7 @@ def test_damage_that_stat_does_not_show_is_found_and_rebuilt_once(tiny_config, s
     directory = store.entry_dir(config.training.latent_cache_dir, entry.config_hash)
     path = directory / entry.generation / "val_000.safetensors"
     flip_a_bit_behind_the_stamp(path)
-    latents = loader.load(config, entry, sources, device="cpu")
+    latents = load_one(config, entry, sources)
     assert "building it anew" in caplog.text
     assert len(latents.val) == 5
     assert list(directory.glob("damaged-*"))
@@ -104,7 +107,11 @@ def test_damage_that_comes_back_is_an_error(tiny_config, stage_all, monkeypatch)
     entry = ensure(config, sources)
     monkeypatch.setattr(store, "check_chunk", always_damaged)
     with pytest.raises(CacheDamaged, match="made up"):
-        loader.load(config, entry, sources, device="cpu")
+        load_one(config, entry, sources)
+
+
+def load_one(config, entry, sources):
+    return loader.load(config, {"burgers1d": entry}, {"burgers1d": sources}, device="cpu")
 
 
 def always_damaged(*_):
@@ -132,7 +139,7 @@ def test_an_entry_that_is_loaded_is_not_removed_before_it_is_closed(tiny_config,
     config = tiny_config()
     sources = stage_all(config)
     entry = ensure(config, sources)
-    latents = loader.load(config, entry, sources, device="cpu")
+    latents = load_one(config, entry, sources)
     directory = store.entry_dir(config.training.latent_cache_dir, entry.config_hash)
     assert not store.remove_unused(directory / entry.generation)
     latents.close()
@@ -146,7 +153,7 @@ def test_damage_after_a_rebuild_by_others_is_rebuilt_too(tiny_config, stage_all)
     newer = ensure(config, sources, overwrite=True)
     directory = store.entry_dir(config.training.latent_cache_dir, first.config_hash)
     flip_a_bit_behind_the_stamp(directory / newer.generation / "train_000.safetensors")
-    assert len(loader.load(config, first, sources, device="cpu").train) == 20
+    assert len(load_one(config, first, sources).train) == 20
 
 
 def test_legacy_mode_does_not_read_its_samples_before_they_are_wanted(
@@ -158,7 +165,7 @@ def test_legacy_mode_does_not_read_its_samples_before_they_are_wanted(
     reads = []
     real = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: reads.append(a) or real(*a, **k))
-    latents = load_latents(config, sources, entry)
+    latents = load_latents(config, {"burgers1d": sources}, {"burgers1d": entry})
     assert reads == []
     latents.train.batch(INDEX)
     assert len(reads) == 3

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ups.models.operator import LatentOperator, conditioning
+from ups.models.conditioning import conditioning
+from ups.models.operator import LatentOperator
 
 
 @pytest.fixture
@@ -13,14 +14,14 @@ def model(tiny_config):
     return model.double()
 
 
-def condition(num):
-    return conditioning(torch.full((num,), 0.01, dtype=torch.float64), 0.1)
+def condition(num, nu=0.01, step_dt=0.1, dtype=torch.float64):
+    return conditioning(["burgers1d"], "burgers1d", torch.full((num,), nu, dtype=dtype), step_dt)
 
 
 def test_an_untrained_operator_is_persistence(tiny_config):
     z = torch.randn(3, 8, 16)
     untrained = LatentOperator(tiny_config())
-    assert torch.equal(untrained(z, conditioning(torch.full((3,), 0.01), 0.1)), z)
+    assert torch.equal(untrained(z, condition(3, dtype=torch.float32)), z)
 
 
 def test_a_shift_by_a_coarse_token_shifts_the_output(model):
@@ -31,10 +32,9 @@ def test_a_shift_by_a_coarse_token_shifts_the_output(model):
 
 def test_viscosity_and_time_step_reach_the_output(model):
     z = torch.randn(1, 8, 16, dtype=torch.float64)
-    nu = torch.tensor([0.01], dtype=torch.float64)
-    base = model(z, conditioning(nu, 0.1))
-    assert not torch.allclose(model(z, conditioning(nu * 10, 0.1)), base)
-    assert not torch.allclose(model(z, conditioning(nu, 0.2)), base)
+    base = model(z, condition(1))
+    assert not torch.allclose(model(z, condition(1, nu=0.1)), base)
+    assert not torch.allclose(model(z, condition(1, step_dt=0.2)), base)
 
 
 def test_samples_of_a_batch_do_not_mix(model):
@@ -49,4 +49,4 @@ def test_every_depth_of_the_u_has_its_stages(tiny_config, depths):
     model = LatentOperator(tiny_config(operator__depths=depths))
     assert [len(stage) for stage in model.stages] == depths
     z = torch.randn(2, 8, 16)
-    assert model(z, conditioning(torch.full((2,), 0.01), 0.1)).shape == z.shape
+    assert model(z, condition(2, dtype=torch.float32)).shape == z.shape

@@ -3,14 +3,18 @@
 import torch
 
 from ups.latents.datasets import PreloadedCacheDataset
-from ups.models.operator import conditioning
+from ups.models.conditioning import conditioning
 from ups.training.feed import Feed
 
 
 def numbered(num):
     """A data set whose trajectory i holds i, with ν = (i + 1) / 100."""
     z_NTKD = torch.arange(num).view(num, 1, 1, 1).expand(num, 3, 2, 4).half()
-    return PreloadedCacheDataset(z_NTKD, (torch.arange(num) + 1) / 100, 0.1, "cpu")
+    return PreloadedCacheDataset(z_NTKD, condition((torch.arange(num) + 1) / 100), "cpu")
+
+
+def condition(nu_N):
+    return conditioning(["burgers1d"], "burgers1d", nu_N, 0.1)
 
 
 def drawn(batch):
@@ -23,7 +27,7 @@ def test_an_epoch_goes_through_the_order_with_each_parameter_beside_its_trajecto
     batches = [feed.draw(2), feed.draw(2), feed.draw(1)]
     assert [drawn(batch) for batch in batches] == [[3, 0], [4, 1], [2]]
     conditions = torch.cat([batch[1] for batch in batches])
-    assert torch.equal(conditions, conditioning((order + 1) / 100, 0.1))
+    assert torch.equal(conditions, condition((order + 1) / 100))
 
 
 def test_an_epoch_may_begin_in_its_middle():

@@ -26,7 +26,8 @@ def prepared(tiny_config, stage_all, tmp_path):
         config = tiny_config(**overrides)
         sources = stage_all(config)
         device = training_device(config)
-        latents = load(config, ensure(config, sources), sources, device=device)
+        entries = {"burgers1d": ensure(config, sources)}
+        latents = load(config, entries, {"burgers1d": sources}, device=device)
         run_dir = tmp_path / folder
         run_dir.mkdir(exist_ok=True)
         return config, latents, run_dir
@@ -141,8 +142,8 @@ def test_the_tier_does_not_change_what_is_trained(prepared, stage_all, preload):
     train(config, latents, ram)
     config, _, other = prepared("other", features__preload=preload, **exact)
     sources = stage_all(config)
-    entry = None if preload == "off" else build_cache(config, sources)
-    train(config, load_latents(config, sources, entry), other)
+    entries = None if preload == "off" else {"burgers1d": build_cache(config, sources)}
+    train(config, load_latents(config, {"burgers1d": sources}, entries), other)
     first, second = (weights(d / "checkpoints/last.pt")["head.weight"] for d in (ram, other))
     assert torch.allclose(first, second, atol=1e-5)
 
@@ -242,8 +243,8 @@ def test_a_cuda_graph_on_the_cpu_is_refused(tiny_config):
 def test_scores_are_in_field_units_beside_persistence(prepared, stage_all):
     config, latents, run_dir = prepared(stages__operator__epochs=6)
     result = train(config, latents, run_dir)
-    sources = stage_all(config)
-    scores = evaluate(config, result.checkpoint, sources["test"], latents.encoder, run_dir)
+    test = {"burgers1d": stage_all(config)["test"]}
+    scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
     assert scores.num_trajectories == 6
     assert scores.rollout["nRMSE"] < scores.persistence_rollout["nRMSE"]
     assert scores.reconstruction_nrmse < 0.1

@@ -9,7 +9,7 @@ from ups.latents import store
 from ups.latents.build import ensure
 from ups.validate.cache import validate_cache
 from ups.validate.data import validate_data
-from ups.validate.entry import finds_entry
+from ups.validate.entry import finds_entries
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def check(tiny_config, stage_all):
     def run(parsed=None, **overrides):
         parsed = parsed or Parsed("tiny.yaml", tiny_config(**overrides))
         _, sources = validate_data(parsed, num_sampled=1)
-        checks, is_there = validate_cache(parsed, sources)
-        early = finds_entry(parsed, sources)
+        checks, found = validate_cache(parsed, sources)
+        (is_there,), (early,) = found.values(), finds_entries(parsed, sources).values()
         return {check.name: check for check in checks}, is_there, early
 
     return run
@@ -136,7 +136,7 @@ def test_an_unknown_digest_leaves_the_key_unknown_and_says_what_is_near(
     assert checks[0].status == "skip"
     assert "depends on the SHA-256 of s3://checked/bare/val.h5" in checks[0].text
     assert f"{entry.parent.name} has these settings" in checks[0].text
-    assert is_there is None
+    assert is_there == {"burgers1d": None}
 
 
 def test_features_that_use_no_cache_skip_it(check, entry):

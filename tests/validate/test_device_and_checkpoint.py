@@ -62,7 +62,9 @@ def checkpoint(on_disk, stage_all, tmp_path) -> Path:
 
     config = on_disk(stages__operator__max_steps=1).config
     sources = stage_all(config)
-    latents = load_latents(config, sources, build_cache(config, sources))
+    latents = load_latents(
+        config, {"burgers1d": sources}, {"burgers1d": build_cache(config, sources)}
+    )
     train(config, latents, tmp_path / "run")
     latents.close()
     return tmp_path / "run" / "checkpoints" / "last.pt"

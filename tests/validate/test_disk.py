@@ -14,11 +14,9 @@ PLENTY = 10**12
 
 @pytest.fixture
 def check():
-    def run(parsed, *, free=PLENTY, builds_cache=True):
+    def run(parsed, *, free=PLENTY, to_build=("burgers1d",)):
         _, sources = validate_data(parsed, num_sampled=1)
-        return validate_disk(
-            parsed, sources, builds_cache=builds_cache, free=lambda directory: free
-        )
+        return validate_disk(parsed, sources, to_build=to_build, free=lambda directory: free)
 
     return run
 
@@ -66,7 +64,7 @@ def test_an_object_of_three_splits_needs_its_room_once(check, in_store, bucket, 
     key = "tiny/burgers1d_train.h5"
     rows = {"train": [0, 12], "val": [12, 16], "test": [16, 20]}
     sources = {s: [{"key": key, "bucket": bucket, "rows": r}] for s, r in rows.items()}
-    (found,) = check(in_store(data__sources=sources), builds_cache=False)
+    (found,) = check(in_store(data__sources=sources), to_build=())
     size = (tiny_data / "burgers1d_train.h5").stat().st_size
     assert (found.name, found.figures["needed_bytes"]) == ("download", size)
 
@@ -78,14 +76,14 @@ def test_a_folder_that_may_not_be_written_to_is_a_fault_where_it_is_written_to(
     parsed = on_disk()
     faults = [c.name for c in check(parsed) if c.status == "fault"]
     assert faults == [str(parsed.config.training.latent_cache_dir), str(parsed.config.runs_dir)]
-    faults = [c.name for c in check(parsed, builds_cache=False) if c.status == "fault"]
+    faults = [c.name for c in check(parsed, to_build=()) if c.status == "fault"]
     assert faults == [str(parsed.config.runs_dir)]
 
 
 def test_a_full_disk_is_a_warning_where_nothing_is_to_be_written_but_the_run(check, on_disk):
-    (found,) = check(on_disk(), builds_cache=False)
+    (found,) = check(on_disk(), to_build=())
     assert found.text.startswith("nothing to download or to build; 1 TB free at ")
-    (found,) = check(on_disk(), builds_cache=False, free=1000)
+    (found,) = check(on_disk(), to_build=(), free=1000)
     assert found.status == "warn"
 
 
@@ -99,6 +97,6 @@ def test_a_file_in_the_place_of_a_folder_is_a_fault(check, on_disk, tmp_path):
 def test_the_free_space_of_this_machine_is_that_of_the_disk(on_disk):
     parsed = on_disk()
     _, sources = validate_data(parsed, num_sampled=1)
-    (found,) = validate_disk(parsed, sources, builds_cache=True)
+    (found,) = validate_disk(parsed, sources, to_build=["burgers1d"])
     usage = os.statvfs(Path(parsed.config.training.latent_cache_dir).parent)
     assert found.figures["free_bytes"] == pytest.approx(usage.f_bavail * usage.f_frsize, rel=0.05)

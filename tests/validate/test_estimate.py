@@ -77,7 +77,7 @@ def smoke():
 
 
 def estimate(parsed, sources, folder, is_there=False):
-    checks = validate_estimate(parsed, sources, cache_is_there=is_there, folder=folder)
+    checks = validate_estimate(parsed, sources, entries={"burgers1d": is_there}, folder=folder)
     return {check.name: check for check in checks}
 
 

@@ -37,7 +37,9 @@ def sources_of(parsed):
 def test_the_tier_and_its_size_are_those_of_the_run(latents, tiny_config, stage_all, preload):
     config = tiny_config(features__preload=preload, training__device="cpu")
     sources = stage_all(config)
-    loaded = load_latents(config, sources, build_cache(config, sources))
+    loaded = load_latents(
+        config, {"burgers1d": sources}, {"burgers1d": build_cache(config, sources)}
+    )
     loaded.close()
     found = latents(ROOMY, features__preload=preload)
     assert found.figures["tier"] == loaded.tier

@@ -12,54 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
-import h5py
 import torch
 from torch import Tensor
 
+from ups.data.initial import cell_centres, evaluate
+from ups.data.layout import Layout, write_trajectories
 from ups.errors import Interrupted, ShapeError
 
-NUM_MODES = 4
-WINDOW_EDGE = 0.01  # width of the tanh at either end of a window, in units of the domain
 CFL = 2.6  # RK4 is stable up to 2√2 for h · max|u| · (largest wave number kept)
-
-
-def cell_centres(grid_points: int) -> Tensor:
-    """(X,) float64, in units of the domain."""
-    return (torch.arange(grid_points, dtype=torch.float64) + 0.5) / grid_points
-
-
-def initial_conditions(num: int, grid_points: int, generator: torch.Generator) -> Tensor:
-    """Random initial conditions, as PDEBench describes them.
-
-    u0 = Σ A_i sin(2π k_i x + φ_i), two modes: k_i from 1..4 independently, A_i ~ U(0, 1),
-    φ_i ~ U(0, 2π). One in ten becomes ±|u0|; independently, one in ten is multiplied by a smooth
-    window whose ends are drawn from (0.1, 0.45) and (0.55, 0.9).
-
-    Args:
-        generator: on the CPU. Each trajectory takes the same number of draws, so that two calls
-            for 3 and 5 give the trajectories of one call for 8.
-    Returns:
-        (N, X) float64.
-    """
-    draws = torch.rand(num, 11, generator=generator, dtype=torch.float64)
-    x = cell_centres(grid_points)
-    u = torch.zeros(num, grid_points, dtype=torch.float64)
-    for i in range(2):
-        mode = (NUM_MODES * draws[:, i : i + 1]).floor() + 1
-        amplitude, turns = draws[:, 2 + i : 3 + i], draws[:, 4 + i : 5 + i]
-        u += amplitude * torch.sin(2 * math.pi * (mode * x + turns))
-    is_absolute, is_negative, is_windowed = (draws[:, i : i + 1] for i in (6, 7, 8))
-    sign = 1.0 - 2.0 * (is_negative < 0.5)
-    u = torch.where(is_absolute < 0.1, sign * u.abs(), u)
-    left, right = 0.1 + 0.35 * draws[:, 9:10], 0.55 + 0.35 * draws[:, 10:11]
-    window = (torch.tanh((x - left) / WINDOW_EDGE) - torch.tanh((x - right) / WINDOW_EDGE)) / 2
-    return torch.where(is_windowed < 0.1, window * u, u)
 
 
 def choose_internal_points(nu: float, grid_points: int) -> int:
@@ -161,41 +125,25 @@ def generate(
     stop: Event | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Solve `num` random trajectories and write them as one file, whole or not at all.
+    """Solve `num` random trajectories and write them in PDEBench's layout, with ν as `Nu`.
 
-    The file has PDEBench's layout: `tensor` (N, T, X) float32, contiguous; `x-coordinate` (X,);
-    `t-coordinate` (T + 1,), one more than there are frames, as in PDEBench's own files; and the
-    attribute `Nu`. The seed determines the bytes, the batch size only the memory: one batch
-    holds about 1 MB per trajectory at the default sizes.
+    The seed determines the bytes, the batch size only the memory: one batch holds about 1 MB per
+    trajectory at the default sizes.
 
     Args:
         progress: told how many trajectories are done.
     Raises:
         Interrupted: `stop` was set; nothing is left behind.
     """
-    generator = torch.Generator().manual_seed(seed)
     dt = t_end / (num_frames - 1)
-    t_coordinate = torch.arange(num_frames + 1, dtype=torch.float64) * dt
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with h5py.File(partial, "w") as file:
-            file.attrs["Nu"] = nu
-            file["x-coordinate"] = cell_centres(grid_points).float().numpy()
-            file["t-coordinate"] = t_coordinate.float().numpy()
-            tensor = file.create_dataset("tensor", (num, num_frames, grid_points), "<f4")
-            for lo in range(0, num, batch_size):
-                hi = min(lo + batch_size, num)
-                u0 = initial_conditions(hi - lo, grid_points, generator)
-                report = None if progress is None else _in_trajectories(progress, lo, hi)
-                u = solve(u0, nu, t_coordinate[:-1], device=device, stop=stop, progress=report)
-                tensor[lo:hi] = u.cpu().numpy()
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    t_T = torch.arange(num_frames, dtype=torch.float64) * dt
+
+    def solve_batch(draws: Tensor, told: Callable[[float], None] | None) -> Tensor:
+        u0_NX = evaluate(draws, cell_centres(grid_points))
+        return solve(u0_NX, nu, t_T, device=device, stop=stop, progress=told)
+
+    layout = Layout(num, num_frames, grid_points, dt, {"Nu": nu})
+    write_trajectories(path, layout, solve_batch, seed, batch_size, progress)
 
 
 class _Spectral:
@@ -260,7 +208,3 @@ def _round_up(steps: float) -> int:
     """To 1, 2, 3, 4, 6, 8, 12, 16, …: few distinct counts, so trajectories advance in groups."""
     power = 1 << max(0, math.ceil(steps) - 1).bit_length()
     return power * 3 // 4 if power >= 4 and steps <= power * 3 // 4 else power
-
-
-def _in_trajectories(progress: Callable[[int], None], lo: int, hi: int) -> Callable[[float], None]:
-    return lambda share: progress(lo + int(share * (hi - lo)))

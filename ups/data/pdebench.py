@@ -4,7 +4,8 @@
         u = file.read(0, 16)             # (16, T, X) float32
 
 A file holds one data set, `tensor` (PDEBench) or `data`, of shape (N, T, X) or (N, T, X, 1), with
-ν in the attribute `Nu` and the saved times in `t-coordinate`, T or T + 1 of them. A data set that
+the equation's parameter in an attribute (ν in `Nu`, β in `beta`) and the saved times in
+`t-coordinate`, T or T + 1 of them. A data set that
 is contiguous float32 is read straight from its offset: h5py holds one lock for the whole process,
 `preadv` none.
 """
@@ -21,6 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ups.equations import EQUATIONS, Equation, EquationName
 from ups.errors import DataError, ShapeError
 
 log = logging.getLogger(__name__)
@@ -38,19 +40,26 @@ class TrajectoryFile:
     Args:
         rows: [first, end) of the file's trajectories; default all. Row 0 of `read` is `first`.
         grid_points: what X must be.
+        equation: that the trajectories are of.
     Attributes:
         num_trajectories, num_frames, grid_points: N (of `rows`), T, X.
-        dt, nu: time between saved frames; ν.
+        dt: time between saved frames.
+        equation, parameter: what it is called, and its value, ν or β.
         num_bytes: of all of `rows`, as `read` returns them.
     Raises:
-        DataError: the file is missing, not HDF5, truncated, or lacks its data set or ν; the data
-            set has the wrong rank, type or grid; `rows` are not all there.
+        DataError: the file is missing, not HDF5, truncated, or lacks its data set or its
+            parameter; the data set has the wrong rank, type or grid; `rows` are not all there.
     """
 
     def __init__(
-        self, path: Path, rows: tuple[int, int] | None = None, *, grid_points: int | None = None
+        self,
+        path: Path,
+        rows: tuple[int, int] | None = None,
+        *,
+        grid_points: int | None = None,
+        equation: EquationName = "burgers1d",
     ) -> None:
-        self.path = Path(path)
+        self.path, self.equation = Path(path), EQUATIONS[equation]
         self._fd: int | None = None
         self._file = _open(self.path)
         try:
@@ -67,7 +76,7 @@ class TrajectoryFile:
             self.num_trajectories = end - self._first
             self._row_bytes = 4 * self.num_frames * self.grid_points
             self.num_bytes = self.num_trajectories * self._row_bytes
-            self.nu = _find_nu(self._file, self._data, self.path)
+            self.parameter = _find_parameter(self._file, self._data, self.path, self.equation)
             self.dt = _find_dt(self._file, self._data, self.num_frames, self.path)
             self._offset = _raw_offset(self._data, self.path)
             if self._offset is not None:
@@ -282,24 +291,42 @@ def _raw_offset(data: Any, path: Path) -> int | None:
     return int(offset) if data.dtype == np.dtype("<f4") else None
 
 
-def _find_nu(file: Any, data: Any, path: Path) -> float:
-    """ν: attribute `Nu` or `nu`, else a constant data set `params`, else PDEBench's file name."""
-    for holder in (file, data):
-        for key in ("Nu", "nu"):
-            if key in holder.attrs:
-                return float(np.ravel(holder.attrs[key])[0])
+def _find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> float:
+    """An attribute, `Nu` or `beta`, else a constant data set `params`, else the file's name."""
+    name, symbol = equation.attribute, equation.symbol
+    if (value := _attribute(file, data, name)) is not None:
+        return value
+    of_others = [e for e in EQUATIONS.values() if _attribute(file, data, e.attribute) is not None]
+    if of_others:
+        other = of_others[0]
+        raise DataError(
+            f"{path}: found the attribute {other.attribute!r} of {other.name}, expected {name!r} "
+            f"of {equation.name}; correct the equation of its task"
+        )
     if isinstance(params := file.get("params"), h5py.Dataset) and params.dtype.kind in "fiu":
         values = np.unique(params[()])
         if len(values) == 1:
-            log.info("%s: no attribute Nu; ν = %g from the data set params", path, values[0])
+            log.info(
+                "%s: no attribute %s; %s = %g from the data set params", path, name, symbol, *values
+            )
             return float(values[0])
-    if match := re.search(r"Nu(\d+(?:\.\d+)?)", path.stem):
-        log.warning("%s: no attribute Nu; ν = %s from the file's name", path, match[1])
+    if match := re.search(rf"{name}(\d+(?:\.\d+)?)", path.stem):
+        log.warning(
+            "%s: no attribute %s; %s = %s from the file's name", path, name, symbol, match[1]
+        )
         return float(match[1])
     raise DataError(
-        f"{path}: no attribute 'Nu' on the file or on {data.name.lstrip('/')!r}, and no constant "
-        "data set 'params'; add the attribute, the model is conditioned on it"
+        f"{path}: no attribute {name!r} on the file or on {data.name.lstrip('/')!r}, and no "
+        "constant data set 'params'; add the attribute, the model is conditioned on it"
     )
+
+
+def _attribute(file: Any, data: Any, name: str) -> float | None:
+    for holder in (file, data):
+        for key in (name, name.lower(), name.capitalize()):
+            if key in holder.attrs:
+                return float(np.ravel(holder.attrs[key])[0])
+    return None
 
 
 def _find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:

@@ -13,6 +13,7 @@ from ups.config import Model, RunConfig, Split
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
+    from ups.data.pdebench import TrajectoryFile
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ Progress = Callable[[int, int], None]
 class Wanted(Model):
     """One source before it is staged: where it comes from, and where it goes."""
 
+    task: str
     split: Split
     bucket: str | None
     key: str | None
@@ -49,30 +51,52 @@ class Staged(Model):
 def wanted(config: RunConfig, split: Split) -> list[Wanted]:
     """The sources of a split: objects where the config names them, else files under the root.
 
+    Args:
+        config: of one task.
     Raises:
         DataError: the config names no objects, and there is no such file either.
     """
-    root, data = config.data_root, config.data
-    if data.sources is None:
+    root, data, task = config.data_root, config.data, config.data.only_task
+    if task.sources is None:
         from ups.data.pdebench import find_files
 
-        paths = find_files(root, data.task, split)
-        return [Wanted(split=split, bucket=None, key=None, path=p, rows=None) for p in paths]
+        return [
+            Wanted(task=task.name, split=split, bucket=None, key=None, path=path, rows=None)
+            for path in find_files(root, task.name, split)
+        ]
     return [
         Wanted(
+            task=task.name,
             split=split,
             bucket=source.bucket or data.bucket,
             key=source.key,
             path=root / (source.bucket or data.bucket) / source.key,
             rows=source.rows,
         )
-        for source in data.sources[split]
+        for source in task.sources[split]
     ]
 
 
+def open_file(
+    config: RunConfig, path: Path, rows: tuple[int, int] | None, *, any_grid: bool = False
+) -> TrajectoryFile:
+    """A file of the task of this config, or rows of it, checked for the config's grid.
+
+    Args:
+        any_grid: unless the grid is not to be compared.
+    Raises:
+        DataError: see `TrajectoryFile`.
+    """
+    from ups.data.pdebench import TrajectoryFile
+
+    data = config.data
+    grid_points = None if any_grid else data.grid_points
+    return TrajectoryFile(path, rows, grid_points=grid_points, equation=data.only_task.equation)
+
+
 def open_store(config: RunConfig) -> ObjectStore | None:
-    """The store that the config's objects are in; None where it names local files."""
-    if config.data.sources is None:
+    """The store that the config's objects are in; None where it names local files alone."""
+    if all(task.sources is None for task in config.data.tasks):
         return None
     from ups.data.objectstore import ObjectStore
 
@@ -90,6 +114,7 @@ def stage(
     """Have the sources of a split on disk, whole, with their SHA-256 known.
 
     Args:
+        config: of one task.
         progress: called with bytes done and in all, of the object that is being fetched.
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.

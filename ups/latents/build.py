@@ -19,7 +19,7 @@ import xxhash
 
 from ups.config import Model, RunConfig
 from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged
+from ups.data.sources import Staged, open_file
 from ups.errors import DataError, Interrupted
 from ups.files import exclusive_lock, require_free_space, start_writeback, sync_directory
 from ups.latents import store
@@ -67,6 +67,7 @@ def ensure(
     """The cache entry of this config and data: the one that is there, or a new one.
 
     Args:
+        config: of one task.
         sources: the staged sources of train and val.
         device: where to encode; on a CUDA out-of-memory the batch is halved, then the CPU used.
         progress: called with trajectories done and in all.
@@ -129,9 +130,7 @@ class _Build:
         self.files: list[LatentFile] = []
         for split in ENCODED_SPLITS:
             for i, source in enumerate(sources[split]):
-                reader = TrajectoryFile(
-                    source.path, source.rows, grid_points=config.data.grid_points
-                )
+                reader = open_file(config, source.path, source.rows)
                 self.readers.append(reader)
                 self.files.append(_plan_file(config, reader, f"{split}_{i:03d}", split))
 
@@ -283,7 +282,7 @@ def _plan_file(config: RunConfig, reader: TrajectoryFile, stem: str, split: Any)
         ),
         dtype=config.training.latent_cache_dtype,
         dt=reader.dt,
-        nu=reader.nu,
+        parameters={reader.equation.parameter: reader.parameter},
         chunk_rows=config.training.encode_batch_size,
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.data.pdebench import TrajectoryFile
+from ups.data.pdebench import Frames, TrajectoryFile
 from ups.latents.encode import PatchEncoder
 from ups.latents.store import LatentFile
 
@@ -24,15 +24,14 @@ NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float
 
 
 class LatentDataset(Protocol):
-    """Latents of one split, and the parameters that condition the operator.
+    """Latents of one split, of all tasks, and what conditions the operator on each of them.
 
     Attributes:
-        nu_N: (N,) on `index_device`.
+        condition_NC: (N, C) on `index_device`.
         index_device: where indices are looked up: no step waits for one to change sides.
     """
 
-    nu_N: Tensor
-    step_dt: float
+    condition_NC: Tensor
     index_device: str
 
     def __len__(self) -> int:
@@ -49,9 +48,9 @@ class PreloadedCacheDataset:
     overlaps the gather of the next.
     """
 
-    def __init__(self, z_NTKD: Tensor, nu_N: Tensor, step_dt: float, device: str) -> None:
+    def __init__(self, z_NTKD: Tensor, condition_NC: Tensor, device: str) -> None:
         self.index_device = z_NTKD.device.type
-        self.z_NTKD, self.nu_N, self.step_dt = z_NTKD, nu_N.to(z_NTKD.device), step_dt
+        self.z_NTKD, self.condition_NC = z_NTKD, condition_NC.to(z_NTKD.device)
         self._crosses = device != self.index_device
         self._slots = itertools.cycle([_PinnedSlot(), _PinnedSlot()])
 
@@ -91,19 +90,20 @@ class DiskCacheDataset:
     index_device = "cpu"
 
     def __init__(
-        self, directory: Path, files: Sequence[LatentFile], time_stride: int, device: str
+        self,
+        files: Sequence[tuple[Path, LatentFile]],
+        condition_NC: Tensor,
+        time_stride: int,
+        device: str,
     ) -> None:
         self._maps = [
-            np.memmap(
-                directory / f.name, NUMPY_DTYPES[f.dtype], "r", offset=f.data_offset, shape=f.shape
-            )
-            for f in files
+            np.memmap(path, NUMPY_DTYPES[f.dtype], "r", offset=f.data_offset, shape=f.shape)
+            for path, f in files
         ]
-        self._stored = getattr(torch, files[0].dtype)
+        self._stored = getattr(torch, files[0][1].dtype)
         self._stride, self.device = time_stride, device
-        self._ends = np.cumsum([f.shape[0] for f in files])
-        self.nu_N = nu_of(files)
-        self.step_dt = files[0].dt * time_stride
+        self._ends = np.cumsum([f.shape[0] for _, f in files])
+        self.condition_NC = condition_NC
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -118,43 +118,65 @@ class DiskCacheDataset:
 
 
 class GridLatentPairDataset:
-    """Encodes trajectories on demand: slower per batch, and needs no cache."""
+    """Encodes trajectories on demand: slower per batch, and needs no cache.
+
+    Args:
+        parts: of each task, the files and the encoder.
+    """
 
     index_device = "cpu"
 
     def __init__(
-        self, readers: Sequence[TrajectoryFile], encoder: PatchEncoder, time_stride: int
+        self,
+        parts: Sequence[tuple[Sequence[TrajectoryFile], PatchEncoder]],
+        condition_NC: Tensor,
+        time_stride: int,
     ) -> None:
-        self._readers, self._encoder, self._stride = readers, encoder, time_stride
-        self._ends = np.cumsum([r.num_trajectories for r in readers])
-        self.nu_N = torch.cat([torch.full((r.num_trajectories,), r.nu) for r in readers])
-        self.step_dt = readers[0].dt * time_stride
+        self._readers = [reader for readers, _ in parts for reader in readers]
+        self._part_of = [i for i, (readers, _) in enumerate(parts) for _ in readers]
+        self._encoders = [encoder for _, encoder in parts]
+        self._stride = time_stride
+        self._ends = np.cumsum([r.num_trajectories for r in self._readers])
+        self.condition_NC = condition_NC
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def batch(self, index_B: Tensor) -> Tensor:
-        frames = []
-        for index in index_B.tolist():
+        frames: dict[int, list[Frames]] = {}
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(index_B.tolist()):
             which = int(np.searchsorted(self._ends, index, side="right"))
             row = index - (int(self._ends[which - 1]) if which else 0)
             trajectory = self._readers[which].read(row, row + 1)
             self._readers[which].check_finite(trajectory, row)
-            frames.append(trajectory[0, :: self._stride])
-        return self._encoder.encode(torch.from_numpy(np.stack(frames)).to(self._encoder.device))
+            part = self._part_of[which]
+            frames.setdefault(part, []).append(trajectory[0, :: self._stride])
+            places.setdefault(part, []).append(place)
+        encoded = [self._encode(part, np.stack(of_part)) for part, of_part in frames.items()]
+        order = torch.tensor([place for of_part in places.values() for place in of_part])
+        return torch.cat(encoded)[order.argsort().to(encoded[0].device)]
+
+    def _encode(self, part: int, frames_BTX: Frames) -> Tensor:
+        encoder = self._encoders[part]
+        return encoder.encode(torch.from_numpy(frames_BTX).to(encoder.device))
 
 
 class LegacyCacheDataset:
-    """The files of legacy mode, one `.pt` per trajectory, read anew for every batch."""
+    """The files of legacy mode, one `.pt` per trajectory, read anew for every batch.
+
+    Args:
+        directories: one for each task.
+    """
 
     index_device = "cpu"
 
     def __init__(
-        self, directory: Path, nu_N: Tensor, dt: float, time_stride: int, device: str
+        self, directories: Sequence[Path], condition_NC: Tensor, time_stride: int, device: str
     ) -> None:
-        self._paths = sorted(directory.glob("sample_*.pt"))
+        self._paths = [path for d in directories for path in sorted(d.glob("sample_*.pt"))]
         self._stride, self.device = time_stride, device
-        self.nu_N, self.step_dt = nu_N, dt * time_stride
+        self.condition_NC = condition_NC
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -162,8 +184,3 @@ class LegacyCacheDataset:
     def batch(self, index_B: Tensor) -> Tensor:
         samples = [torch.load(self._paths[i], weights_only=True) for i in index_B.tolist()]
         return torch.stack([s["latent"][:: self._stride] for s in samples]).to(self.device)
-
-
-def nu_of(files: Sequence[LatentFile]) -> Tensor:
-    """(N,) ν of each trajectory."""
-    return torch.cat([torch.full((f.shape[0],), f.nu) for f in files])

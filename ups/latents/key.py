@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ups.config import RunConfig, Split
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENCODED_SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -28,11 +28,12 @@ def key_fields(
     """The fields that the key is made of; they stand in the manifest too.
 
     Args:
+        config: of one task: its entry is the same whatever other tasks a run has.
         sources: the staged sources of each split; only the encoded splits are looked at.
     """
     return {
         "format": FORMAT_VERSION,
-        "task": config.data.task,
+        "task": config.data.only_task.equation,
         "sources": {
             split: [
                 {"sha256": s.sha256, "rows": list(s.rows) if s.rows else None}

@@ -17,22 +17,30 @@ import torch
 
 from ups.config import RunConfig
 from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged
+from ups.data.sources import Staged, open_file
 from ups.errors import Interrupted
 from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry
 from ups.latents.datasets import LegacyCacheDataset
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.loader import Latents, check_frames
+from ups.latents.loader import Latents
+from ups.latents.rows import Rows, check_alike, check_frames, condition_of, ranges_of
 from ups.latents.store import estimate_cache_size_mb
 
 BATCH = 4
-ENCODER_NAME = "encoder.json"
 
 
 def split_dir(config: RunConfig, split: str) -> Path:
-    return config.training.latent_cache_dir / "legacy" / f"{config.data.task}_{split}"
+    """Of the config of one task."""
+    name = config.data.only_task.name
+    return config.training.latent_cache_dir / "legacy" / f"{name}_{split}"
+
+
+def encoder_path(config: RunConfig) -> Path:
+    """Of the config of one task."""
+    name = config.data.only_task.name
+    return config.training.latent_cache_dir / "legacy" / f"{name}_encoder.json"
 
 
 def precompute(
@@ -42,12 +50,16 @@ def precompute(
     stop: threading.Event | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CacheEntry:
-    """Encode train and val on the CPU to `{task}_{split}/sample_{i:05d}.pt`."""
+    """Encode train and val on the CPU to `{task}_{split}/sample_{i:05d}.pt`.
+
+    Args:
+        config: of one task; what was there of it is removed.
+    """
     started = time.monotonic()
     dtype = getattr(torch, config.training.latent_cache_dtype)
     num_bytes = done = 0
-    home = config.training.latent_cache_dir / "legacy"
-    shutil.rmtree(home, ignore_errors=True)
+    for split in ENCODED_SPLITS:
+        shutil.rmtree(split_dir(config, split), ignore_errors=True)
     readers = {split: _open(config, sources[split]) for split in ENCODED_SPLITS}
     encoder = fit_encoder(config, readers["train"])
     total = sum(r.num_trajectories for files in readers.values() for r in files)
@@ -67,7 +79,7 @@ def precompute(
                 for latent in encoder.encode(torch.from_numpy(frames)).to(dtype):
                     sample = {
                         "latent": latent.clone(),
-                        "params": {"nu": reader.nu, "dt": reader.dt},
+                        "params": {reader.equation.parameter: reader.parameter, "dt": reader.dt},
                         "bc": None,
                     }
                     torch.save(sample, directory / f"sample_{index:05d}.pt")
@@ -77,7 +89,7 @@ def precompute(
                 if progress is not None:
                     progress(done, total)
             reader.close()
-    (home / ENCODER_NAME).write_text(json.dumps(encoder.to_manifest()))
+    encoder_path(config).write_text(json.dumps(encoder.to_manifest()))
     return CacheEntry(
         config_hash=compute_cache_hash(config, sources),
         generation="legacy",
@@ -88,23 +100,45 @@ def precompute(
     )
 
 
-def load(config: RunConfig, sources: Mapping[str, Sequence[Staged]], device: str) -> Latents:
-    """The data sets that read those files, batch by batch."""
-    started = time.monotonic()
-    home = config.training.latent_cache_dir / "legacy"
-    encoder = PatchEncoder.from_manifest(json.loads((home / ENCODER_NAME).read_text()))
-    datasets = []
-    for split in ENCODED_SPLITS:
-        readers = _open(config, sources[split])
-        nu_N = torch.cat([torch.full((r.num_trajectories,), r.nu) for r in readers])
-        stride, dt = config.training.time_stride, readers[0].dt
-        datasets.append(LegacyCacheDataset(split_dir(config, split), nu_N, dt, stride, device))
-        for reader in readers:
-            reader.close()
-    train, val = datasets
-    return Latents(train, val, encoder, "legacy", 0, time.monotonic() - started)
+def load(
+    config: RunConfig, sources: Mapping[str, Mapping[str, Sequence[Staged]]], device: str
+) -> Latents:
+    """The data sets that read those files, batch by batch.
+
+    Args:
+        sources: task → the staged sources of each split.
+    """
+    started, by_task = time.monotonic(), config.by_task()
+    encoders = {
+        name: PatchEncoder.from_manifest(json.loads(encoder_path(alone).read_text()))
+        for name, alone in by_task.items()
+    }
+    rows = {
+        split: [r for n, alone in by_task.items() for r in _look(alone, sources[n][split])]
+        for split in ENCODED_SPLITS
+    }
+    train, val = (
+        LegacyCacheDataset(
+            [split_dir(alone, split) for alone in by_task.values()],
+            condition_of(config, rows[split]),
+            config.training.time_stride,
+            device,
+        )
+        for split in ENCODED_SPLITS
+    )
+    for of_split in rows.values():
+        check_alike(config, of_split)
+    seconds = time.monotonic() - started
+    return Latents(train, val, encoders, ranges_of(rows["val"]), "legacy", 0, seconds)
+
+
+def _look(config: RunConfig, sources: Sequence[Staged]) -> list[Rows]:
+    rows = []
+    for reader in _open(config, sources):
+        with reader:
+            rows.append(Rows.of_fields(config, reader))
+    return rows
 
 
 def _open(config: RunConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
-    grid_points = config.data.grid_points
-    return [TrajectoryFile(s.path, s.rows, grid_points=grid_points) for s in sources]
+    return [open_file(config, s.path, s.rows) for s in sources]

@@ -18,9 +18,8 @@ import xxhash
 from torch import Tensor
 
 from ups.config import RunConfig, Split
-from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged
-from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
+from ups.data.sources import Staged, open_file
+from ups.errors import CacheDamaged, CacheError, Interrupted
 from ups.latents import store
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
@@ -29,10 +28,10 @@ from ups.latents.datasets import (
     GridLatentPairDataset,
     LatentDataset,
     PreloadedCacheDataset,
-    nu_of,
 )
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS
+from ups.latents.rows import Rows, check_alike, condition_of, ranges_of
 from ups.latents.store import LatentFile
 from ups.latents.tiers import choose_tier
 
@@ -41,135 +40,168 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Latents:
-    """Train and val, ready to be read, and the encoder that turns them back into fields.
+    """Train and val, ready to be read, and the encoders that turn them back into fields.
 
     Attributes:
+        encoders: task → the encoder of its latents.
+        val_ranges: task → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
         num_bytes: read to get there.
     """
 
     train: LatentDataset
     val: LatentDataset
-    encoder: PatchEncoder
+    encoders: dict[str, PatchEncoder]
+    val_ranges: dict[str, range]
     tier: str
     num_bytes: int
     seconds: float
-    hold: store.InUse | None = field(default=None, repr=False)
+    holds: list[store.InUse] = field(default_factory=list, repr=False)
 
     def close(self) -> None:
-        """Let go of the cache entry, which may then be evicted."""
-        if self.hold is not None:
-            self.hold.close()
-            self.hold = None
+        """Let go of the cache entries, which may then be evicted."""
+        while self.holds:
+            self.holds.pop().close()
 
 
 def load(
     config: RunConfig,
-    entry: CacheEntry,
-    sources: Mapping[str, Sequence[Staged]],
+    entries: Mapping[str, CacheEntry],
+    sources: Mapping[str, Mapping[str, Sequence[Staged]]],
     *,
     device: str,
     stop: threading.Event | None = None,
 ) -> Latents:
-    """Load an entry into the best tier; a damaged one is set aside and rebuilt once.
+    """Load entries into the best tier, all as one; damaged ones are set aside and rebuilt once.
 
+    Args:
+        entries: task → its entry.
+        sources: task → the staged sources of each split.
     Raises:
-        CacheDamaged: the rebuilt entry is damaged, too.
+        CacheDamaged: a rebuilt entry is damaged, too.
+        DataError: the trajectories of the tasks do not go together.
     """
     try:
-        return _load(config, entry, device, stop)
+        return _load(config, entries, device, stop)
     except CacheError as damage:
-        aside = store.quarantine(config.training.latent_cache_dir, entry.config_hash)
-        log.warning("%s; moved to %s; building it anew", damage, aside)
-    entry = ensure(config, sources, device=device, stop=stop)
-    return _load(config, entry, device, stop)
+        cache_dir = config.training.latent_cache_dir
+        aside = [store.quarantine(cache_dir, entry.config_hash) for entry in entries.values()]
+        moved = ", ".join(str(path) for path in aside if path is not None) or "nowhere"
+        log.warning("%s; moved to %s; building it anew", damage, moved)
+    rebuilt = {
+        name: ensure(alone, sources[name], device=device, stop=stop)
+        for name, alone in config.by_task().items()
+    }
+    return _load(config, rebuilt, device, stop)
 
 
 def _load(
-    config: RunConfig, entry: CacheEntry, device: str, stop: threading.Event | None
+    config: RunConfig,
+    entries: Mapping[str, CacheEntry],
+    device: str,
+    stop: threading.Event | None,
 ) -> Latents:
     started = time.monotonic()
-    cache_dir = config.training.latent_cache_dir
-    manifest, hold = store.hold_current(cache_dir, entry.config_hash)
-    directory = store.generation_dir(cache_dir, manifest)
+    cache_dir, stride = config.training.latent_cache_dir, config.training.time_stride
+    manifests: dict[str, store.Manifest] = {}
+    holds: list[store.InUse] = []
     try:
-        tier, stepped_down = choose_tier(config, manifest.num_bytes, device)
+        for name in config.by_task():
+            manifests[name], hold = store.hold_current(cache_dir, entries[name].config_hash)
+            holds.append(hold)
+        num_bytes = sum(manifest.num_bytes for manifest in manifests.values())
+        tier, stepped_down = choose_tier(config, num_bytes, device)
         for reason in stepped_down:
             log.warning("%s", reason)
         read = threading.Event() if stop is None else stop
-        stride = config.training.time_stride
         splits: dict[Split, LatentDataset] = {}
+        rows: dict[Split, list[Rows]] = {}
         for split in ENCODED_SPLITS:
-            files = manifest.of_split(split)
-            check_frames(config, files[0].shape[1])
+            files, rows[split] = _of_split(config, manifests, split)
+            check_alike(config, rows[split])
+            condition_NC = condition_of(config, rows[split])
             if tier == "disk":
-                splits[split] = DiskCacheDataset(directory, files, stride, device)
+                splits[split] = DiskCacheDataset(files, condition_NC, stride, device)
             else:
-                z_NTKD = read_files(directory, files, config, tier, read)
-                step_dt = files[0].dt * stride
-                splits[split] = PreloadedCacheDataset(z_NTKD, nu_of(files), step_dt, device)
+                z_NTKD = read_files(files, config, tier, read)
+                splits[split] = PreloadedCacheDataset(z_NTKD, condition_NC, device)
     except BaseException:
-        hold.close()
+        for hold in holds:
+            hold.close()
         raise
     seconds = time.monotonic() - started
-    megabytes = manifest.num_bytes / 1e6
+    megabytes = num_bytes / 1e6
     log.info(
         "latents %s in %s: %.0f MB in %.2f s, %.0f MB/s",
-        entry.config_hash,
+        ", ".join(manifest.config_hash for manifest in manifests.values()),
         tier,
         megabytes,
         seconds,
         megabytes / seconds,
     )
-    encoder = PatchEncoder.from_manifest(manifest.encoder)
-    return Latents(splits["train"], splits["val"], encoder, tier, manifest.num_bytes, seconds, hold)
+    encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
+    val_ranges = ranges_of(rows["val"])
+    return Latents(
+        splits["train"], splits["val"], encoders, val_ranges, tier, num_bytes, seconds, holds
+    )
+
+
+def _of_split(
+    config: RunConfig, manifests: Mapping[str, store.Manifest], split: Split
+) -> tuple[list[tuple[Path, LatentFile]], list[Rows]]:
+    """The files of a split of all tasks, where they are, and what is in them."""
+    files, rows = [], []
+    for name, alone in config.by_task().items():
+        directory = store.generation_dir(config.training.latent_cache_dir, manifests[name])
+        for file in manifests[name].of_split(split):
+            files.append((directory / file.name, file))
+            rows.append(Rows.of_latents(alone, file))
+    return files, rows
 
 
 def load_on_demand(
-    config: RunConfig, sources: Mapping[str, Sequence[Staged]], *, device: str
+    config: RunConfig, sources: Mapping[str, Mapping[str, Sequence[Staged]]], *, device: str
 ) -> Latents:
-    """No cache: the encoder is fitted, and encodes each batch when it is asked for."""
+    """No cache: the encoders are fitted, and encode each batch when it is asked for."""
     started = time.monotonic()
+    by_task = config.by_task()
     readers = {
-        split: [
-            TrajectoryFile(s.path, s.rows, grid_points=config.data.grid_points)
-            for s in sources[split]
-        ]
+        split: {
+            name: [open_file(alone, s.path, s.rows) for s in sources[name][split]]
+            for name, alone in by_task.items()
+        }
         for split in ENCODED_SPLITS
     }
-    check_frames(config, readers["train"][0].num_frames)
-    encoder = fit_encoder(config, readers["train"])
-    on_device = encoder.to(device)
+    rows = {
+        split: [Rows.of_fields(by_task[name], file) for name in of for file in of[name]]
+        for split, of in readers.items()
+    }
+    for of_split in rows.values():
+        check_alike(config, of_split)
+    encoders = {n: fit_encoder(alone, readers["train"][n]) for n, alone in by_task.items()}
     train, val = (
-        GridLatentPairDataset(readers[split], on_device, config.training.time_stride)
+        GridLatentPairDataset(
+            [(readers[split][name], encoders[name].to(device)) for name in by_task],
+            condition_of(config, rows[split]),
+            config.training.time_stride,
+        )
         for split in ENCODED_SPLITS
     )
     log.info("no cache (features.preload is off): encoding each batch on demand, on %s", device)
-    return Latents(train, val, encoder, "on demand", 0, time.monotonic() - started)
-
-
-def check_frames(config: RunConfig, num_frames: int) -> None:
-    """
-    Raises:
-        DataError: a trajectory is too short for one training pair.
-    """
-    training = config.training
-    needed = training.time_stride * training.rollout_horizon + 1
-    if num_frames < needed:
-        raise DataError(
-            f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
-            f"and rollout_horizon {training.rollout_horizon} need {needed}: lower one of them"
-        )
+    seconds = time.monotonic() - started
+    return Latents(train, val, encoders, ranges_of(rows["val"]), "on demand", 0, seconds)
 
 
 def read_files(
-    directory: Path,
-    files: Sequence[LatentFile],
+    files: Sequence[tuple[Path, LatentFile]],
     config: RunConfig,
     tier: str,
     stop: threading.Event,
 ) -> Tensor:
     """(N, T', K, D) as stored, every chunk checked and only every s-th frame kept.
+
+    Args:
+        files: where each of them is, and what it holds; of one number of frames after the stride.
 
     Several threads read: one alone does not fill a fast disk or a memory bus.
 
@@ -177,30 +209,36 @@ def read_files(
         CacheDamaged: a chunk differs from its checksum.
         Interrupted: `stop` was set.
     """
-    stride, dtype = config.training.time_stride, getattr(torch, files[0].dtype)
-    _, frames, tokens, dim = files[0].shape
-    shape = (sum(f.shape[0] for f in files), -(-frames // stride), tokens, dim)
+    first_file = files[0][1]
+    stride, dtype = config.training.time_stride, getattr(torch, first_file.dtype)
+    _, frames, tokens, dim = first_file.shape
+    shape = (sum(f.shape[0] for _, f in files), -(-frames // stride), tokens, dim)
+    # Entries may have been built with different chunks, and have different frames before stride.
+    most_bytes = max(f.chunk_rows * f.row_bytes for _, f in files)
     on_gpu = tier == "gpu"
     pinned = config.training.pin_memory and on_gpu
     resident = torch.empty(shape, dtype=dtype, device="cuda") if on_gpu else _in_ram(shape, dtype)
     in_place = stride == 1 and not on_gpu
     local = threading.local()
 
-    def work(job: tuple[LatentFile, int, int]) -> None:
-        file, chunk, offset = job
+    def work(job: tuple[Path, LatentFile, int, int]) -> None:
+        path, file, chunk, offset = job
         if stop.is_set():
             raise Interrupted("loading the latents was stopped")
         first, end = file.chunk(chunk)
         target = resident[offset + first : offset + end]
         if not in_place and not hasattr(local, "buffer"):
-            chunk_shape = (file.chunk_rows, frames, tokens, dim)
-            local.buffer = torch.empty(chunk_shape, dtype=dtype, pin_memory=pinned)
+            local.buffer = torch.empty(most_bytes, dtype=torch.uint8, pin_memory=pinned)
             local.stream = torch.cuda.Stream() if on_gpu else None
             if local.stream is not None:  # `resident` may be memory just freed on the default one
                 local.stream.wait_stream(torch.cuda.default_stream())
-        rows: Tensor = target if in_place else local.buffer[: end - first]
+        of_chunk = (end - first, *file.shape[1:])
+        rows: Tensor = (
+            target
+            if in_place
+            else local.buffer[: (end - first) * file.row_bytes].view(dtype).view(of_chunk)
+        )
         view = bytes_of(rows)
-        path = directory / file.name
         read_exactly(path, view, file.data_offset + first * file.row_bytes)
         store.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
         if in_place:
@@ -211,8 +249,8 @@ def read_files(
             local.stream.synchronize()
 
     jobs, offset = [], 0
-    for file in files:
-        jobs += [(file, chunk, offset) for chunk in range(file.num_chunks)]
+    for path, file in files:
+        jobs += [(path, file, chunk, offset) for chunk in range(file.num_chunks)]
         offset += file.shape[0]
     with ThreadPoolExecutor(max(1, config.training.num_workers)) as pool:
         for _ in pool.map(work, jobs):

@@ -49,14 +49,18 @@ HOLD_PAUSE_S = 0.01
 
 
 class LatentFile(Model):
-    """One safetensors file: the latents of one source of a split."""
+    """One safetensors file: the latents of one source of a split.
+
+    Attributes:
+        parameters: of the equation, by their keys: `nu` or `beta`.
+    """
 
     name: str
     split: Split
     shape: tuple[int, int, int, int]
     dtype: str
     dt: float
-    nu: float
+    parameters: dict[str, float]
     chunk_rows: int
     checksums: tuple[str, ...] = ()
     mtime_ns: int = 0
@@ -74,7 +78,11 @@ class LatentFile(Model):
     def header(self) -> bytes:
         """The safetensors header, padded so that the tensor starts on a page boundary."""
         fields = {
-            "__metadata__": {"split": self.split, "dt": repr(self.dt), "nu": repr(self.nu)},
+            "__metadata__": {
+                "split": self.split,
+                "dt": repr(self.dt),
+                **{name: repr(value) for name, value in self.parameters.items()},
+            },
             "latents": {
                 "dtype": SAFETENSORS_DTYPES[self.dtype],
                 "shape": list(self.shape),

@@ -17,14 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.config import RunConfig
+from ups.models.conditioning import num_conditions
 
 # B batch, K tokens, D latent dim, H hidden dim, C conditioning features
-NUM_CONDITIONS = 2
-
-
-def conditioning(nu: Tensor, step_dt: float) -> Tensor:
-    """(B,) ν and the time of one operator step → (B, C), each feature of order one."""
-    return torch.stack([torch.log10(nu) / 2 + 1, torch.full_like(nu, math.log10(step_dt) + 1)], -1)
 
 
 class LatentOperator(nn.Module):
@@ -34,7 +29,10 @@ class LatentOperator(nn.Module):
         width, tokens = op.hidden_dim, config.latent.tokens
         self.embed = nn.Linear(dim, width)
         self.condition = nn.Sequential(
-            nn.Linear(NUM_CONDITIONS, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(num_conditions(config.data.equations), width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
         )
         levels = op.num_levels
         sizes = [tokens >> min(i, len(op.depths) - 1 - i) for i in range(len(op.depths))]

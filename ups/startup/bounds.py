@@ -49,8 +49,9 @@ def measure(config: RunConfig, folder: Path) -> Rates:
     Raises:
         ObjectUnavailable, FetchError: the store does not answer.
     """
-    assert config.data.sources is not None, "a benchmark's config names objects"
-    source = config.data.sources["train"][0]
+    sources = config.data.tasks[0].sources
+    assert sources is not None, "a benchmark's config names objects"
+    source = sources["train"][0]
     store = ObjectStore(config.data.endpoint_url)
     try:
         info = store.head(source.bucket or config.data.bucket, source.key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from typing import TYPE_CHECKING
 
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import Staged, open_store, stage
@@ -11,6 +12,9 @@ from ups.errors import ConfigError
 from ups.latents import store
 from ups.latents.key import compute_cache_hash
 from ups.startup.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from ups.data.objectstore import ObjectStore
 
 
 def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None = None) -> bool:
@@ -34,14 +38,20 @@ def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None 
         return True
     objects = open_store(config)
     try:
-        staged: dict[str, list[Staged]] = {
-            split: stage(config, split, objects, stop=stop) for split in SPLITS
-        }
+        keys = [_stage(alone, objects, stop) for alone in config.by_task().values()]
     finally:
         if objects is not None:
             objects.close()
-    key = compute_cache_hash(config, staged)
     if scenario.before == "data":
-        shutil.rmtree(store.entry_dir(cache_dir, key), ignore_errors=True)
+        for key in keys:
+            shutil.rmtree(store.entry_dir(cache_dir, key), ignore_errors=True)
         return True
-    return store.check_cache_valid(cache_dir, key)
+    return all(store.check_cache_valid(cache_dir, key) for key in keys)
+
+
+def _stage(config: RunConfig, objects: ObjectStore | None, stop: threading.Event | None) -> str:
+    """Have the files of a task on disk; returns the key of its cache entry."""
+    staged: dict[str, list[Staged]] = {
+        split: stage(config, split, objects, stop=stop) for split in SPLITS
+    }
+    return compute_cache_hash(config, staged)

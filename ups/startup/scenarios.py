@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ups.config import SPLITS, Features, Model
+from ups.config import SPLITS, Features, Model, load_config
+from ups.config_data import Task
 from ups.errors import ConfigError
 
+CONFIG = "benchmark"  # whose runs are timed, unless another is named
 OTHER_DIM = 48
 NUM_SCORED = 8  # trajectories of val and of test: enough for a run to end as others do
 
@@ -125,20 +127,42 @@ def choose(names: Sequence[str], has_gpu: bool) -> tuple[Scenario, ...]:
     return tuple(scenario for scenario in SCENARIOS if scenario.name in wanted)
 
 
-def overrides_of(scenario: Scenario, folder: Path, num_trajectories: int) -> dict[str, Any]:
-    """Config values of a scenario's run, with data, cache and runs in a folder of its own."""
+def overrides_of(
+    scenario: Scenario, folder: Path, num_trajectories: int, config: str = CONFIG
+) -> dict[str, Any]:
+    """Config values of a scenario's run, with data, cache and runs in a folder of its own.
+
+    Args:
+        num_trajectories: to train on, of all tasks together; one at least of each.
+        config: of the benchmark, whose tasks are the run's.
+    Raises:
+        ConfigError: it has faults.
+    """
     own = folder.resolve() / scenario.name
-    prefix = f"burgers1d/benchmark-{num_trajectories}"
+    data = load_config(config).data
+    share = max(1, num_trajectories // len(data.tasks))
+    tasks = [_of_size(task, share) for task in data.tasks]
+    of_data = (
+        {"data.task": tasks}
+        if isinstance(data.task, tuple)
+        else {f"data.{key}": tasks[0][key] for key in ("sources", "generate")}
+    )
     return {
         "name": scenario.name,
         "data.root": str(own / "data"),
         "training.latent_cache_dir": str(own / "cache"),
         "runs_dir": str(own / "runs"),
-        "data.sources": {s: [{"key": f"{prefix}/burgers1d_{s}.h5"}] for s in SPLITS},
-        "data.generate.num_trajectories": {
-            "train": num_trajectories,
-            "val": NUM_SCORED,
-            "test": NUM_SCORED,
-        },
+        **of_data,
         **scenario.overrides,
+    }
+
+
+def _of_size(task: Task, num_trajectories: int) -> dict[str, Any]:
+    """The task with objects of its own, of as many trajectories."""
+    given, prefix = task.model_dump(mode="json"), f"{task.name}/benchmark-{num_trajectories}"
+    counts = {"train": num_trajectories, "val": NUM_SCORED, "test": NUM_SCORED}
+    return {
+        **given,
+        "sources": {s: [{"key": f"{prefix}/{task.name}_{s}.h5"}] for s in SPLITS},
+        "generate": {**(given["generate"] or {}), "num_trajectories": counts},
     }

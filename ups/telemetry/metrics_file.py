@@ -28,6 +28,13 @@ class Metrics(NamedTuple):
     summary: dict[str, Any]
 
 
+def by_task(kind: str, metric: str, values: Mapping[str, float]) -> dict[str, float]:
+    """`val/<task>/nrmse_rollout` and the like; none where one task is the whole."""
+    if len(values) == 1:
+        return {}
+    return {f"{kind}/{task}/{metric}": value for task, value in values.items()}
+
+
 def read_metrics(run_dir: Path) -> Metrics:
     """Empty where there is no such file, or, which is logged, it cannot be read."""
     path = run_dir / METRICS

@@ -57,10 +57,22 @@ class Phase(Model):
     bound: str
 
 
+class TaskFigures(Model):
+    """Of one of several tasks; None where the run did not get that far."""
+
+    config_hash: str | None
+    cache_reused: bool | None
+    nrmse_rollout: float | None
+    nrmse_persistence: float | None
+
+
 class Breakdown(Model):
     """What `breakdown.json` holds.
 
     Attributes:
+        config_hash: of the cache entry, or of the entries, with commas between.
+        cache_reused: whether all entries were there.
+        tasks: name → its figures, where there are several; the nRMSE here are their means.
         ttfs_s: trigger to first step; None where the run did not get that far.
         until_s: trigger to the end of the startup: the first step, else the failure.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
@@ -93,6 +105,7 @@ class Breakdown(Model):
     gpu_note: str = ""
     nrmse_rollout: float | None = None
     nrmse_persistence: float | None = None
+    tasks: dict[str, TaskFigures] = Field(default_factory=dict)
 
     def save(self, run_dir: Path) -> Path:
         path = run_dir / "breakdown.json"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ups.config import RunConfig
+from ups.equations import in_order
 from ups.errors import CheckpointError
 from ups.files import replacing
 
@@ -57,6 +58,13 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
         CheckpointError: the checkpoint is of another model.
     """
     saved = json.loads(record["config"])
+    equations = _equations(saved["data"]["task"])
+    if equations != config.data.equations:
+        raise CheckpointError(
+            f"{path} was trained on {', '.join(equations)}, and this run has "
+            f"{', '.join(config.data.equations)}: the operator is told other parameters; resume "
+            "with tasks of the same equations, or start anew"
+        )
     for section in FIXED_SECTIONS:
         now = json.loads(config.model_dump_json())[section]
         if saved[section] != now:
@@ -64,6 +72,11 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
                 f"{path} was trained with {section} {saved[section]}, and this run has {now}: "
                 "resume with the config it was made with, or start anew"
             )
+
+
+def _equations(task: Any) -> tuple[str, ...]:
+    """Of a config as it stands in a checkpoint."""
+    return in_order([task] if isinstance(task, str) else [item["equation"] for item in task])
 
 
 def restore_rng(record: dict[str, Any]) -> None:

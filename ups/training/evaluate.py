@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ups.config import Model, RunConfig
-from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged
+from ups.data.sources import Staged, open_file
 from ups.device import training_device
 from ups.latents.encode import PatchEncoder
-from ups.models.operator import LatentOperator, conditioning
+from ups.models.conditioning import conditioning
+from ups.models.operator import LatentOperator
 from ups.telemetry.metrics_file import add_to_summary
 from ups.training import checkpoint
 from ups.training.metrics import Metrics, nrmse_over_time
@@ -24,69 +25,151 @@ from ups.training.step import rollout
 
 log = logging.getLogger(__name__)
 
+KINDS = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
+
 
 class Scores(Model):
     """Errors over the test trajectories; the start frame, which is given, is not counted.
 
     Persistence says that u stays as it is: one step ahead, the frame before; in the rollout, the
     first frame. Reconstruction is the encoder's own error, the floor of what the operator can do.
+
+    Attributes:
+        step_dt, picture: None of several tasks together.
+        tasks: name → its own scores, where there are several; the figures here are their means.
     """
 
     num_trajectories: int
-    step_dt: float
+    step_dt: float | None
     one_step: dict[str, float]
     rollout: dict[str, float]
     persistence_one_step: dict[str, float]
     persistence_rollout: dict[str, float]
     reconstruction_nrmse: float
-    picture: Path
+    picture: Path | None
+    tasks: dict[str, Scores] = Field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
-        """By names like val's: `test/nrmse_rollout`, `test/rmse_one_step`, …"""
-        kinds = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """Title → prediction, one for each task."""
+        if self.picture is not None:
+            return {"prediction": self.picture}
+        return {f"prediction of {name}": s.picture for name, s in self.tasks.items() if s.picture}
+
+    def metrics(self, prefix: str = "test") -> dict[str, float]:
+        """By names like val's: `test/nrmse_rollout`, `test/<task>/rmse_one_step`, …"""
         found = {
-            f"test/{name.lower()}_{kind}": value
-            for kind in kinds
+            f"{prefix}/{name.lower()}_{kind}": value
+            for kind in KINDS
             for name, value in getattr(self, kind).items()
         }
-        return {**found, "test/nrmse_reconstruction": self.reconstruction_nrmse}
+        found[f"{prefix}/nrmse_reconstruction"] = self.reconstruction_nrmse
+        for name, scores in self.tasks.items():
+            found |= scores.metrics(f"{prefix}/{name}")
+        return found
+
+    @classmethod
+    def together(cls, tasks: dict[str, Scores]) -> Scores:
+        """Of the whole run: a single task's own, or the means over several."""
+        each = list(tasks.values())
+        if len(each) == 1:
+            return each[0]
+        means = {
+            kind: {
+                name: sum(getattr(s, kind)[name] for s in each) / len(each)
+                for name in getattr(each[0], kind)
+            }
+            for kind in KINDS
+        }
+        return cls(
+            num_trajectories=sum(s.num_trajectories for s in each),
+            step_dt=None,
+            reconstruction_nrmse=sum(s.reconstruction_nrmse for s in each) / len(each),
+            picture=None,
+            tasks=tasks,
+            **means,
+        )
 
 
-@torch.no_grad()
 def evaluate(
     config: RunConfig,
     checkpoint_path: Path,
-    test: Sequence[Staged],
-    encoder: PatchEncoder,
+    test: Mapping[str, Sequence[Staged]],
+    encoders: Mapping[str, PatchEncoder],
     run_dir: Path,
 ) -> Scores:
-    """Roll the averaged model of a checkpoint out over the whole test split.
+    """Roll the averaged model of a checkpoint out over the whole test split, task by task.
 
-    Writes `scores.json` and `prediction.png` into run_dir, and the scores into `metrics.jsonl`.
+    Writes `scores.json` and a picture of each task (`prediction.png`; of several,
+    `prediction-<task>.png`) into run_dir, and the scores into `metrics.jsonl`.
+
+    Args:
+        test, encoders: task → the staged files of its test split, and the encoder of its latents.
     """
     device = training_device(config)
     record = checkpoint.load(checkpoint_path, device)
     model = LatentOperator(config).to(device)
     model.load_state_dict(record["ema"])
     model.eval()
-    encoder = encoder.to(device)
-    stride = config.training.time_stride
+    of_tasks, by_task = {}, config.by_task()
+    for name, alone in by_task.items():
+        stem = "prediction" if len(by_task) == 1 else f"prediction-{name}"
+        of_tasks[name] = _score(
+            alone,
+            config.data.equations,
+            model,
+            test[name],
+            encoders[name].to(device),
+            run_dir / f"{stem}.png",
+        )
+    scores = Scores.together(of_tasks)
+    saved = scores.model_dump(mode="json", exclude_defaults=True)
+    (run_dir / "scores.json").write_text(json.dumps(saved, indent=1))
+    add_to_summary(run_dir, scores.metrics())
+    for name, of_task in of_tasks.items():
+        log.info(
+            "%s, %d trajectories: rollout nRMSE %.4f (persistence %.4f), "
+            "one step %.5f (persistence %.5f)",
+            "test" if len(of_tasks) == 1 else f"test of {name}",
+            of_task.num_trajectories,
+            of_task.rollout["nRMSE"],
+            of_task.persistence_rollout["nRMSE"],
+            of_task.one_step["nRMSE"],
+            of_task.persistence_one_step["nRMSE"],
+        )
+    return scores
+
+
+@torch.no_grad()
+def _score(
+    config: RunConfig,
+    equations: Sequence[str],
+    model: LatentOperator,
+    test: Sequence[Staged],
+    encoder: PatchEncoder,
+    picture: Path,
+) -> Scores:
+    """
+    Args:
+        config: of one task.
+        equations: of the whole run, which the model is told apart by.
+    """
+    stride, device = config.training.time_stride, encoder.device
     totals: dict[str, Metrics] = defaultdict(Metrics)
     errors: list[Tensor] = []
     examples: list[tuple[Tensor, Tensor]] = []
     count, step_dt = 0, 0.0
     for source in test:
-        with TrajectoryFile(
-            source.path, source.rows, grid_points=config.data.grid_points
-        ) as reader:
+        with open_file(config, source.path, source.rows) as reader:
             step_dt = reader.dt * stride
             for first in range(0, reader.num_trajectories, config.evaluation.batch_size):
                 end = min(first + config.evaluation.batch_size, reader.num_trajectories)
                 frames = reader.read(first, end)
                 reader.check_finite(frames, first)
                 u_BTX = torch.from_numpy(frames[:, ::stride]).to(device)
-                nu_B = torch.full((len(u_BTX),), reader.nu, device=device)
-                predicted = _predict(model, encoder, u_BTX, nu_B, step_dt)
+                parameter_B = torch.full((len(u_BTX),), reader.parameter, device=device)
+                condition_BC = conditioning(equations, reader.equation.name, parameter_B, step_dt)
+                predicted = _predict(model, encoder, u_BTX, condition_BC)
                 for name, (pred, target) in predicted.items():
                     totals[name].update(pred, target)
                 pred, target = predicted["rollout"]
@@ -96,13 +179,12 @@ def evaluate(
                         examples.append((target[b].cpu(), pred[b].cpu()))
                 count += len(u_BTX)
     means = {name: metrics.result() for name, metrics in totals.items()}
-    picture = run_dir / "prediction.png"
     from ups.training.pictures import draw_prediction
 
     draw_prediction(
         picture, examples[: config.evaluation.num_examples], torch.cat(errors).numpy(), step_dt
     )
-    scores = Scores(
+    return Scores(
         num_trajectories=count,
         step_dt=step_dt,
         one_step=means["one_step"],
@@ -112,30 +194,17 @@ def evaluate(
         reconstruction_nrmse=means["reconstruction"]["nRMSE"],
         picture=picture,
     )
-    (run_dir / "scores.json").write_text(json.dumps(scores.model_dump(mode="json"), indent=1))
-    add_to_summary(run_dir, scores.metrics())
-    log.info(
-        "test, %d trajectories: rollout nRMSE %.4f (persistence %.4f), "
-        "one step %.5f (persistence %.5f)",
-        count,
-        scores.rollout["nRMSE"],
-        scores.persistence_rollout["nRMSE"],
-        scores.one_step["nRMSE"],
-        scores.persistence_one_step["nRMSE"],
-    )
-    return scores
 
 
 def _predict(
-    model: LatentOperator, encoder: PatchEncoder, u_BTX: Tensor, nu_B: Tensor, step_dt: float
+    model: LatentOperator, encoder: PatchEncoder, u_BTX: Tensor, condition_BC: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(prediction, target) pairs, each (B, T - 1, X), frames 1 … T - 1."""
     z_BTKD = encoder.encode(u_BTX)
-    condition = conditioning(nu_B, step_dt)
     target = u_BTX[:, 1:]
-    rolled = rollout(model, z_BTKD[:, 0], condition, target.shape[1])[:, 1:]
+    rolled = rollout(model, z_BTKD[:, 0], condition_BC, target.shape[1])[:, 1:]
     flat = z_BTKD[:, :-1].flatten(0, 1)
-    stepped = model(flat, condition.repeat_interleave(target.shape[1], 0))
+    stepped = model(flat, condition_BC.repeat_interleave(target.shape[1], 0))
     return {
         "rollout": (encoder.decode(rolled), target),
         "one_step": (encoder.decode(stepped).view_as(target), target),

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ups.latents.datasets import LatentDataset
-from ups.models.operator import conditioning
 
 
 class Feed:
@@ -32,5 +31,5 @@ class Feed:
         places = self._next + torch.arange(num, device=self._next.device)
         index_B = self._order_N.index_select(0, places)
         self._next += num
-        nu_B = self.data.nu_N.index_select(0, index_B).to(self._device, non_blocking=True)
-        return self.data.batch(index_B), conditioning(nu_B, self.data.step_dt)
+        condition_BC = self.data.condition_NC.index_select(0, index_B)
+        return self.data.batch(index_B), condition_BC.to(self._device, non_blocking=True)

@@ -18,10 +18,9 @@ from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
 from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
-from ups.models.operator import conditioning
 from ups.runs import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.signals import DeferredSignals
-from ups.telemetry.metrics_file import write_rows
+from ups.telemetry.metrics_file import by_task, write_rows
 from ups.training import checkpoint
 from ups.training.step import TrainStep, rollout
 
@@ -190,9 +189,10 @@ class _Loop:
         trained, trained_at = time.monotonic(), time.time()
         if self.first_epoch is None:
             self.first_epoch = (trained_at - (trained - started), trained_at)
-        val_nrmse = validate(self.step, self.latents.val, self.config, self._is_stopped)
-        if val_nrmse is None:
+        of_tasks = validate(self.step, self.latents, self.config, self._is_stopped)
+        if of_tasks is None:
             return None
+        val_nrmse = sum(of_tasks.values()) / len(of_tasks)
         position.epoch += 1
         position.batch, position.train_loss = 0, 0.0
         # The first epoch counts even where its rollout diverges, so that there is a checkpoint.
@@ -205,6 +205,7 @@ class _Loop:
             "step": position.step,
             "train/loss": train_loss,
             "val/nrmse_rollout": val_nrmse,
+            **by_task("val", "nrmse_rollout", of_tasks),
             "train/lr": self.step.schedule.lr.item(),
             "training/epoch_time_sec": trained - started,
             "val/time_sec": time.monotonic() - trained,
@@ -266,24 +267,27 @@ def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    step: TrainStep, data: LatentDataset, config: RunConfig, is_stopped: Callable[[], bool]
-) -> float | None:
-    """nRMSE of full rollouts of the averaged model over a split, in normalised latents.
+    step: TrainStep, latents: Latents, config: RunConfig, is_stopped: Callable[[], bool]
+) -> dict[str, float] | None:
+    """Task → nRMSE of full rollouts of the averaged model over its part of val.
 
-    None if it was stopped between two batches.
+    In normalised latents; None if it was stopped between two batches.
     """
-    total = torch.zeros((), device=step.device)
-    every_N = torch.arange(len(data), device=data.index_device)
-    for index_B in every_N.split(config.evaluation.batch_size):
-        if is_stopped():
-            return None
-        z_BTKD = data.batch(index_B).float()
-        condition_BC = conditioning(data.nu_N[index_B].to(step.device), data.step_dt)
-        with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
-            predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
-        error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
-        total += (error / z_BTKD[:, 1:].flatten(2).norm(dim=-1)).mean(1).sum()
-    return total.item() / len(data)
+    data, totals = latents.val, {}
+    for task, places in latents.val_ranges.items():
+        total = torch.zeros((), device=step.device)
+        every_N = torch.arange(places.start, places.stop, device=data.index_device)
+        for index_B in every_N.split(config.evaluation.batch_size):
+            if is_stopped():
+                return None
+            z_BTKD = data.batch(index_B).float()
+            condition_BC = data.condition_NC[index_B].to(step.device)
+            with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
+                predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
+            error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
+            total += (error / z_BTKD[:, 1:].flatten(2).norm(dim=-1)).mean(1).sum()
+        totals[task] = total.item() / len(places)
+    return totals
 
 
 def _restore(path: Path, config: RunConfig, step: TrainStep) -> Position:

@@ -13,7 +13,8 @@ from torch import Tensor
 from ups.config import RunConfig
 from ups.device import check_compile, training_device
 from ups.latents.datasets import LatentDataset
-from ups.models.operator import LatentOperator, conditioning
+from ups.models.conditioning import num_conditions
+from ups.models.operator import LatentOperator
 from ups.training.feed import Feed
 from ups.training.optimizer import AdamW
 from ups.training.schedule import Schedule
@@ -108,7 +109,8 @@ class TrainStep:
         dtype = getattr(torch, training.latent_cache_dtype)
         with self.on_stream():
             noise = torch.randn(shape, device=self.device).to(dtype)
-            condition_BC = conditioning(torch.full((len(noise),), 0.01, device=self.device), 0.01)
+            num_features = num_conditions(self.config.data.equations)
+            condition_BC = torch.zeros(len(noise), num_features, device=self.device)
             self.whole(noise, condition_BC)
             self.load_state_dict(before)
             self.loss_sum.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,11 +11,12 @@ import numpy as np
 from ups.config import SPLITS, Parsed, RunConfig, Split
 from ups.data.pdebench import TrajectoryFile
 from ups.data.seed import is_seeded_by_us, only_source
+from ups.data.sources import open_file
 from ups.errors import UpsError
 from ups.units import format_size
 from ups.validate.check import Check, Checks, replaced_among
 from ups.validate.objects import Answers, look, place_of
-from ups.validate.sources import Known, Sources, all_of, compared, on_this_machine, planned
+from ups.validate.sources import Known, Sources, all_of, compared, on_this_machine, planned_of
 
 NUM_SAMPLED = 32  # trajectories of a file: 26 MB of PDEBench's
 TIMEOUT_S = 5.0
@@ -42,26 +44,31 @@ def validate_data(
     if "data" in parsed.replaced:
         checks.skip("sources", "data is faulty as a whole")
         return checks, {}
-    found = _find(parsed, checks)
-    if parsed.config.data.sources is not None:
+    found, data = _find(parsed, checks), parsed.config.data
+    if any(task.sources is not None for task in data.tasks):
         found = _look_at_objects(parsed.config, found, checks, offline, timeout_s)
-    return checks, _look_into_files(parsed, found, checks, num_sampled)
+    sources = _look_into_files(parsed, found, checks, num_sampled)
+    if isinstance(data.task, tuple) and "data.task" in parsed.replaced:
+        checks.skip("other tasks", "data.task is faulty, so their data are not known")
+        return checks, {}
+    return checks, sources
 
 
 def _find(parsed: Parsed, checks: Checks) -> _Found:
     """The sources of each split, as far as the config and this machine know them."""
     config, found = parsed.config, _Found()
-    for split in SPLITS:
-        if config.data.sources is not None and not config.data.sources.get(split):
-            checks.skip(split, f"data.sources.{split} is faulty")
+    for split, task in itertools.product(SPLITS, config.data.tasks):
+        label = config.data.label(task, split)
+        if task.sources is not None and not task.sources.get(split):
+            checks.skip(label, f"{config.data.key_of(task)}.sources.{split} is faulty")
             continue
         try:
-            if is_seeded_by_us(config):
-                assert config.data.sources is not None
-                only_source(split, config.data.sources[split])
-            found[split] = [on_this_machine(known) for known in planned(config, split)]
+            if is_seeded_by_us(task):
+                only_source(config, task, split)
+            known = [on_this_machine(known) for known in planned_of(config, task, split)]
+            found.setdefault(split, []).extend(known)
         except UpsError as error:
-            checks.fault(split, str(error))
+            checks.fault(label, str(error))
     return found
 
 
@@ -83,7 +90,12 @@ def _look_at_objects(
             checks.fault(STORE, answers.unreachable)
         return found
     for split, of_split in found.items():
-        of_split[:] = [_look_at_object(config, split, k, answers, checks) for k in of_split]
+        of_split[:] = [
+            _look_at_object(config, split, known, answers, checks)
+            if place_of(known) is not None
+            else known
+            for known in of_split
+        ]
     return found
 
 
@@ -92,10 +104,11 @@ def _look_at_object(
 ) -> Known:
     place, uri = place_of(known), known.wanted.uri
     assert place is not None
-    name = f"{split} object"
+    task = config.data.named(known.wanted.task)
+    name = f"{config.data.label(task, split)} object"
     if place in answers.refused:
         checks.fault(name, answers.refused[place])
-    elif place in answers.missing and is_seeded_by_us(config):
+    elif place in answers.missing and is_seeded_by_us(task):
         size = format_size(known.num_bytes or 0)
         checks.ok(
             name,
@@ -125,21 +138,37 @@ def _look_into_files(
     result: _Found = {}
     for split, of_split in found.items():
         result[split] = [
-            _look_into_file(parsed, f"{split} file", known, checks, num_sampled)
-            for known in of_split
+            _look_into_file(parsed, split, known, checks, num_sampled) for known in of_split
         ]
-        frames = sorted({k.num_frames for k in result[split] if k.wanted.path.is_file()})
-        if len(frames) > 1:
-            text = f"trajectories have {' and '.join(map(str, frames))} frames, expected one number"
-            checks.fault(f"{split} files", text)
+        _compare_frames(parsed.config, split, result[split], checks)
     return result
 
 
+def _compare_frames(
+    config: RunConfig, split: Split, of_split: Sequence[Known], checks: Checks
+) -> None:
+    """A batch holds trajectories of all tasks, so they need the same number of frames."""
+    staged = [known for known in of_split if known.wanted.path.is_file()]
+    for task in config.data.tasks:
+        frames = sorted({k.num_frames for k in staged if k.wanted.task == task.name})
+        if len(frames) > 1:
+            text = f"trajectories have {' and '.join(map(str, frames))} frames, expected one number"
+            checks.fault(f"{config.data.label(task, split)} files", text)
+    stride = config.training.time_stride
+    left = {k.wanted.task: -(-k.num_frames // stride) for k in staged}
+    if len(set(left.values())) > 1:
+        listed = ", ".join(f"{name} {num}" for name, num in left.items())
+        text = f"frames after training.time_stride {stride}: {listed}; expected the same of all"
+        checks.fault(f"{split} tasks", text)
+
+
 def _look_into_file(
-    parsed: Parsed, name: str, known: Known, checks: Checks, num_sampled: int
+    parsed: Parsed, split: Split, known: Known, checks: Checks, num_sampled: int
 ) -> Known:
-    """Shape, rank, grid, ν, times and a sample of the values, where the file is on this machine."""
-    path = known.wanted.path
+    """Shape, grid, parameter, times and a sample of the values, where the file is staged."""
+    path, data = known.wanted.path, parsed.config.data
+    task = data.named(known.wanted.task)
+    name = f"{data.label(task, split)} file"
     if not path.is_file():
         checks.skip(name, f"{path} is not staged; its shape and values are known when it is")
         return known
@@ -147,17 +176,19 @@ def _look_into_file(
         checks.skip(name, f"{path} is of another version of the object, and is fetched again")
         return known
     faulty = replaced_among(parsed, ["data.grid_points"])
-    grid_points = None if faulty else parsed.config.data.grid_points
     try:
-        with TrajectoryFile(path, known.rows, grid_points=grid_points) as file:
+        alone = parsed.config.of_task(task)
+        with open_file(alone, path, known.rows, any_grid=bool(faulty)) as file:
             known = replace(
                 known, num_trajectories=file.num_trajectories, num_frames=file.num_frames
             )
             _check_frames(parsed.config, file.num_frames)
             bad, num_read = _sample(file, num_sampled, known.rows)
             shape = (file.num_trajectories, file.num_frames, file.grid_points)
-            text = f"{path}: {shape}, ν {file.nu:g}, dt {file.dt:g}"
-            figures = {"shape": shape, "nu": file.nu, "dt": file.dt, "num_sampled": num_read}
+            equation, value = file.equation, file.parameter
+            text = f"{path}: {shape}, {equation.symbol} {value:g}, dt {file.dt:g}"
+            figures = {"shape": shape, equation.parameter: value, "dt": file.dt}
+            figures["num_sampled"] = num_read
     except (UpsError, OSError) as error:
         checks.fault(name, str(error))
         return known
@@ -172,7 +203,7 @@ def _look_into_file(
 
 
 def _check_frames(config: RunConfig, num_frames: int) -> None:
-    from ups.latents.loader import check_frames
+    from ups.latents.rows import check_frames
 
     check_frames(config, num_frames)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ups.config import Parsed
@@ -25,18 +25,19 @@ def validate_disk(
     parsed: Parsed,
     sources: Sources,
     *,
-    builds_cache: bool,
+    to_build: Collection[str],
     free: Callable[[Path], int] = free_bytes,
 ) -> list[Check]:
     """What downloads and cache need, against what is free where they go.
 
     Args:
-        builds_cache: whether a run is going to build the cache, as far as that is known.
+        to_build: the tasks whose latents a run is going to encode, as far as that is known.
         free: as `free_bytes`.
     """
     config, checks = parsed.config, Checks("disk")
-    download = 0 if config.data.sources is None else disk_bytes(sources)
-    cache = latent_bytes(config, sources) if builds_cache else 0
+    are_local = all(task.sources is None for task in config.data.tasks)
+    download = 0 if are_local else disk_bytes(sources)
+    cache = latent_bytes(config, sources, to_build) if to_build else 0
     wanted = {
         "download": (config.data_root, download),
         "cache": (config.training.latent_cache_dir, cache),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ups.config import Parsed
+from ups.config_data import Task
 from ups.latents import store
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
 from ups.validate.check import replaced_among
-from ups.validate.sources import Sources
+from ups.validate.sources import Sources, of_task
 
 KEY_SECTIONS = (
     "data.task",
@@ -21,28 +23,41 @@ KEY_SECTIONS = (
 UNKNOWN = "not known"
 
 
-def finds_entry(parsed: Parsed, sources: Sources) -> bool | None:
-    """Whether a run finds its latents in the cache, by a look at the pointers alone.
+Found = Mapping[str, bool | None]
+"""Task → whether its latents are in the cache; None where that is not known, or none are needed."""
 
-    None where that is not known, or a run needs none.
-    """
+
+def to_build(found: Found) -> list[str]:
+    """The tasks whose latents a run is going to encode, as far as that is known."""
+    return [name for name, is_there in found.items() if is_there is False]
+
+
+def finds_entries(parsed: Parsed, sources: Sources) -> dict[str, bool | None]:
+    """Which latents a run finds in the cache, by a look at the pointers alone."""
+    return {task.name: _finds_entry(parsed, sources, task) for task in parsed.config.data.tasks}
+
+
+def _finds_entry(parsed: Parsed, sources: Sources, task: Task) -> bool | None:
     config = parsed.config
     if config.features.preload == "off":
         return None
     directory = config.training.latent_cache_dir
     if not config.features.reuse_cache or not any(directory.glob(f"*/{store.POINTER_NAME}")):
         return False
-    fields, why_not = cache_key_fields(parsed, sources)
+    fields, why_not = cache_key_fields(parsed, sources, task)
     if fields is None or why_not:
         return None
     return bool(store.current_generation(store.entry_dir(directory, hash_fields(fields))))
 
 
-def cache_key_fields(parsed: Parsed, sources: Sources) -> tuple[dict[str, Any] | None, str]:
-    """The fields of the cache key, and why the key is not known, if it is not."""
+def cache_key_fields(
+    parsed: Parsed, sources: Sources, task: Task
+) -> tuple[dict[str, Any] | None, str]:
+    """The fields of the cache key of a task, and why the key is not known, if it is not."""
     if faulty := replaced_among(parsed, KEY_SECTIONS):
         return None, f"the key depends on {', '.join(faulty)}, which is faulty"
-    encoded = {split: sources.get(split, ()) for split in ENCODED_SPLITS}
+    own = of_task(sources, task.name)
+    encoded = {split: own.get(split, []) for split in ENCODED_SPLITS}
     if missing := [split for split in encoded if not encoded[split]]:
         return None, f"the key depends on the data of {', '.join(missing)}, which are not known"
     identities: dict[str, list[_Identity]] = {
@@ -50,7 +65,7 @@ def cache_key_fields(parsed: Parsed, sources: Sources) -> tuple[dict[str, Any] |
     }
     unknown = [k.wanted.uri for known in encoded.values() for k in known if k.sha256 is None]
     why_not = f"the key depends on the SHA-256 of {', '.join(dict.fromkeys(unknown))}"
-    return key_fields(parsed.config, identities), why_not if unknown else ""
+    return key_fields(parsed.config.of_task(task), identities), why_not if unknown else ""
 
 
 class _Identity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ups.config import SPLITS, Parsed, RunConfig, load_config
@@ -16,6 +16,7 @@ from ups.telemetry import machine
 from ups.telemetry.phases import STARTUP_PHASES
 from ups.units import format_size
 from ups.validate.check import Check, Checks, with_defaults
+from ups.validate.entry import Found
 from ups.validate.sources import (
     Sources,
     encoded_trajectories,
@@ -34,15 +35,17 @@ IN_ORDER = ("download", "cache", "load")
 
 
 def validate_estimate(
-    parsed: Parsed, sources: Sources, *, cache_is_there: bool | None, folder: Path | None = None
+    parsed: Parsed, sources: Sources, *, entries: Found, folder: Path | None = None
 ) -> list[Check]:
     """
     Args:
-        cache_is_there: None, where that is not known: then it is built.
+        entries: for each task, whether its latents are in the cache; those of which that is not
+            known are built.
         folder: of the benchmarks; default: the project's.
     """
     config, checks = parsed.config, Checks("estimate")
-    to_fetch = 0 if config.data.sources is None else fetch_bytes(sources)
+    are_local = all(task.sources is None for task in config.data.tasks)
+    to_fetch = 0 if are_local else fetch_bytes(sources)
     note = with_defaults(parsed, KEYS)
     if to_fetch is None:
         checks.skip("to fetch", "the size of what is to be fetched is not known")
@@ -51,10 +54,11 @@ def validate_estimate(
         text += with_defaults(parsed, DATA_KEYS)
         checks.ok("to fetch", text, num_bytes=to_fetch)
     folder = machine.PROJECT_DIR / FOLDER if folder is None else folder
-    scenario = _scenario(config, to_fetch, cache_is_there)
+    built = [task.name for task in config.data.tasks if not entries.get(task.name)]
+    scenario = _scenario(config, to_fetch, built)
     try:
         benchmark = _latest(folder, scenario)
-        ratios = _ratios(config, sources, to_fetch, benchmark, folder)
+        ratios = _ratios(config, sources, to_fetch, built, benchmark, folder)
     except UpsError as error:
         checks.skip("startup", str(error))
         return checks
@@ -89,7 +93,7 @@ def validate_estimate(
     return checks
 
 
-def _scenario(config: RunConfig, to_fetch: int | None, cache_is_there: bool | None) -> str:
+def _scenario(config: RunConfig, to_fetch: int | None, built: Collection[str]) -> str:
     """The scenario of the benchmark that is like the next run."""
     if config.features.is_legacy:
         return LEGACY
@@ -97,7 +101,7 @@ def _scenario(config: RunConfig, to_fetch: int | None, cache_is_there: bool | No
         return NO_CACHE
     if to_fetch != 0:
         return COLD
-    return WARM if cache_is_there else CHANGED
+    return CHANGED if built else WARM
 
 
 def _latest(folder: Path, scenario: str) -> BenchmarkRecord:
@@ -130,6 +134,7 @@ def _ratios(
     config: RunConfig,
     sources: Sources,
     to_fetch: int | None,
+    built: Collection[str],
     benchmark: BenchmarkRecord,
     folder: Path,
 ) -> dict[str, float] | None:
@@ -138,12 +143,14 @@ def _ratios(
     Download by bytes fetched, cache by field values read, load by bytes of latents.
     """
     settings = benchmark.settings
-    overrides = overrides_of(BY_NAME[COLD], folder, settings["num_trajectories"])
+    overrides = overrides_of(
+        BY_NAME[COLD], folder, settings["num_trajectories"], settings["config"]
+    )
     theirs = load_config(settings["config"], overrides)
     of_theirs = {split: planned(theirs, split) for split in SPLITS}
     pairs = {
         "download": (to_fetch, fetch_bytes(of_theirs)),
-        "cache": (_values(config, sources), _values(theirs, of_theirs)),
+        "cache": (_values(config, sources, built), _values(theirs, of_theirs)),
         "load": (latent_bytes(config, sources), latent_bytes(theirs, of_theirs)),
     }
     ratios = {}
@@ -156,11 +163,16 @@ def _ratios(
     return ratios
 
 
-def _values(config: RunConfig, sources: Sources) -> int | None:
-    count = encoded_trajectories(config, sources)
+def _values(
+    config: RunConfig, sources: Sources, tasks: Collection[str] | None = None
+) -> int | None:
+    """Field values that are read to encode these tasks; of none of them those of all."""
+    wanted = set(tasks or (task.name for task in config.data.tasks))
+    own = {s: [k for k in of if k.wanted.task in wanted] for s, of in sources.items()}
+    count = encoded_trajectories(config, own)
     if count is None:
         return None
-    return count * max(k.num_frames for k in sources["train"]) * config.data.grid_points
+    return count * max(k.num_frames for k in own["train"]) * config.data.grid_points
 
 
 def _scaled(seconds: float, fixed_s: float, ratio: float | None) -> float:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ups.config import RunConfig
-from ups.models.operator import NUM_CONDITIONS, LatentOperator
+from ups.models.conditioning import num_conditions
+from ups.models.operator import LatentOperator
 
 STATE_COPIES = 5  # weights, gradients, two moments, moving average; all float32
 STATE_ITEM_BYTES = 4
@@ -71,7 +72,7 @@ def _saved_bytes(model: LatentOperator, config: RunConfig, num_pairs: int) -> in
 
     dtype = model.embed.weight.dtype
     z_BKD = torch.zeros(num_pairs, config.latent.tokens, config.latent.dim, dtype=dtype)
-    condition_BC = torch.zeros(num_pairs, NUM_CONDITIONS, dtype=dtype)
+    condition_BC = torch.zeros(num_pairs, num_conditions(config.data.equations), dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(z_BKD, condition_BC)
     del out  # it holds what was saved until here, so no storage's address is used twice

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
-from ups.config import SPLITS, Parsed
+from ups.config import SPLITS, Parsed, Split
 from ups.device import has_gpu_node
 from ups.errors import DataError, UpsError, ValidationFailed
 from ups.validate.check import Check, Checks
@@ -13,9 +14,9 @@ from ups.validate.checkpoint import validate_checkpoint
 from ups.validate.config import validate_config
 from ups.validate.device import validate_device, validate_device_early
 from ups.validate.disk import validate_disk
-from ups.validate.entry import finds_entry
+from ups.validate.entry import finds_entries, to_build
 from ups.validate.memory import Memory, validate_ram_for_cache
-from ups.validate.sources import Sources, on_this_machine, planned
+from ups.validate.sources import Known, Sources, on_this_machine, planned_of
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,11 @@ def check_head(
     checks, sources = _find_sources(parsed)
     device = "cuda" if config.training.device != "cpu" and has_gpu_node() else "cpu"
     memory = Memory.of_this_machine(ask_gpu=False)
-    builds_cache = finds_entry(parsed, sources) is False
     return [
         *validate_config(parsed),
         *checks,
         *validate_ram_for_cache(parsed, sources, device, memory),
-        *validate_disk(parsed, sources, builds_cache=builds_cache),
+        *validate_disk(parsed, sources, to_build=to_build(finds_entries(parsed, sources))),
         *(validate_device(parsed)[0] if ask_torch else validate_device_early(config)),
         *validate_checkpoint(parsed, resume),
     ]
@@ -70,10 +70,13 @@ def check_head(
 def _find_sources(parsed: Parsed) -> tuple[list[Check], Sources]:
     """What files and stamps tell; local files that are missing are a fault at once."""
     checks, config = Checks("data"), parsed.config
-    sources = {}
-    for split in SPLITS if "data" not in parsed.replaced else ():
+    sources: dict[Split, list[Known]] = {}
+    if "data" in parsed.replaced:
+        return checks, sources
+    for split, task in itertools.product(SPLITS, config.data.tasks):
         try:
-            sources[split] = [on_this_machine(known) for known in planned(config, split)]
+            known = [on_this_machine(known) for known in planned_of(config, task, split)]
+            sources.setdefault(split, []).extend(known)
         except DataError as error:
-            checks.fault(split, str(error))
+            checks.fault(config.data.label(task, split), str(error))
     return checks, sources

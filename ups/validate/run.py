@@ -15,6 +15,7 @@ from ups.validate.config import validate_config
 from ups.validate.data import NUM_SAMPLED, TIMEOUT_S, validate_data
 from ups.validate.device import validate_device
 from ups.validate.disk import free_bytes, validate_disk
+from ups.validate.entry import to_build
 from ups.validate.estimate import validate_estimate
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
 
@@ -51,8 +52,8 @@ def validate(
         lambda checks: (checks, {}),
     )
     checks = [*validate_config(parsed), *found]
-    found, is_there = _guarded(
-        "cache", lambda: validate_cache(parsed, sources), lambda checks: (checks, None)
+    found, entries = _guarded(
+        "cache", lambda: validate_cache(parsed, sources), lambda checks: (checks, {})
     )
     checks += found
     of_device, device = _guarded(
@@ -69,14 +70,14 @@ def validate(
     checks += _guarded("memory", of_memory, list)
     checks += _guarded(
         "disk",
-        lambda: validate_disk(parsed, sources, builds_cache=is_there is False, free=free),
+        lambda: validate_disk(parsed, sources, to_build=to_build(entries), free=free),
         list,
     )
     checks += of_device
     checks += _guarded("checkpoint", lambda: validate_checkpoint(parsed, resume), list)
     checks += _guarded(
         "estimate",
-        lambda: validate_estimate(parsed, sources, cache_is_there=is_there, folder=benchmarks),
+        lambda: validate_estimate(parsed, sources, entries=entries, folder=benchmarks),
         list,
     )
     return Report(config=parsed.where, checks=tuple(checks))

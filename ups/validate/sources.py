@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ups.config import SPLITS, RunConfig, Split
+from ups.config_data import Task
 from ups.data.seed import is_seeded_by_us
 from ups.data.sources import Wanted, wanted
 from ups.data.stamps import beside, read_stamp
@@ -22,7 +24,7 @@ NUM_FRAMES = 201  # of PDEBench's trajectories, and of generated ones
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A source, and what could be learned about it. None where that is not known.
+    """A source of a task, and what could be learned about it. None where that is not known.
 
     Attributes:
         num_bytes: of the whole object or file.
@@ -53,21 +55,26 @@ Sources = Mapping[Split, Sequence[Known]]
 
 
 def planned(config: RunConfig, split: Split) -> list[Known]:
-    """The sources of a split by what the config alone says of them.
+    """The sources of a split, of all tasks, by what the config alone says of them.
 
     Raises:
         DataError: the config names no objects, and there are no files either.
     """
-    if config.data.sources is not None and split not in config.data.sources:
+    return [known for task in config.data.tasks for known in planned_of(config, task, split)]
+
+
+def planned_of(config: RunConfig, task: Task, split: Split) -> list[Known]:
+    """The same, of one task."""
+    if task.sources is not None and split not in task.sources:
         return []
     found = []
-    for source in wanted(config, split):
+    for source in wanted(config.of_task(task), split):
         known = Known(source)
         if source.rows is not None:
             known = replace(known, num_trajectories=source.rows[1] - source.rows[0])
-        if is_seeded_by_us(config):
-            assert config.data.generate is not None
-            total = config.data.generate.num_trajectories.get(split)
+        if is_seeded_by_us(task):
+            assert task.generate is not None
+            total = task.generate.num_trajectories.get(split)
             if total is not None:
                 num_bytes = total * NUM_FRAMES * config.data.grid_points * ITEM_BYTES
                 count = known.num_trajectories or total
@@ -136,11 +143,26 @@ def disk_bytes(sources: Sources) -> int | None:
     return _sum_of_files(sources, still)
 
 
-def latent_bytes(config: RunConfig, sources: Sources) -> int | None:
-    """Of train and val as stored in the cache; None where a number of trajectories is unknown."""
+def of_task(sources: Sources, name: str) -> dict[Split, list[Known]]:
+    """Those of one task alone."""
+    return {
+        split: [known for known in of_split if known.wanted.task == name]
+        for split, of_split in sources.items()
+    }
+
+
+def latent_bytes(
+    config: RunConfig, sources: Sources, tasks: Collection[str] | None = None
+) -> int | None:
+    """Of train and val as stored in the cache; None where a number of trajectories is unknown.
+
+    Args:
+        tasks: the names of those that count; default: all.
+    """
+    names = [task.name for task in config.data.tasks] if tasks is None else tasks
     total = 0.0
-    for split in ENCODED_SPLITS:
-        known = sources.get(split, ())
+    for name, split in itertools.product(names, ENCODED_SPLITS):
+        known = of_task(sources, name).get(split, [])
         for source in known:
             count = count_trajectories(config, source)
             if count is None:
