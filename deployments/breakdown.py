@@ -29,8 +29,27 @@ def show(breakdown: dict[str, Any]) -> None:
     ]
     if rows:
         print_table(rows, right=("seconds", "share"), title="Startup overhead")
+    if tasks := breakdown.get("tasks"):
+        print_table(_task_rows(tasks), right=("test nRMSE", "persistence"), title="Tasks")
     for line in key_figures(breakdown):
         print(line)
+
+
+def _task_rows(tasks: dict[str, Any]) -> list[dict[str, str]]:
+    words = {None: "", True: "reused", False: "built"}
+    return [
+        {
+            "task": name,
+            "cache entry": f"{task['config_hash'] or ''} {words[task['cache_reused']]}".strip(),
+            "test nRMSE": _four_digits(task["nrmse_rollout"]),
+            "persistence": _four_digits(task["nrmse_persistence"]),
+        }
+        for name, task in tasks.items()
+    ]
+
+
+def _four_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def key_figures(breakdown: dict[str, Any]) -> list[str]:

@@ -163,6 +163,50 @@ def tiny_config(tiny_data: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     return make
 
 
+MIXED = {
+    "burgers1d": {"train": 20, "val": 5, "test": 6},  # the tiny files
+    "burgers1d_nu0.1": {"train": 7, "val": 3, "test": 4},
+    "advection1d": {"train": 12, "val": 4, "test": 3},
+}
+
+
+@pytest.fixture(scope="session")
+def mixed_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny files, and as many frames of Burgers at ν = 0.1 and of advection at β = 0.5."""
+    from ups.data import advection, burgers
+
+    root = tmp_path_factory.mktemp("mixed")
+    size = {"grid_points": 256, "num_frames": 41, "t_end": 0.4}
+    for seed, split in enumerate(SPLITS, 10):
+        name = f"burgers1d_{split}.h5"
+        (root / name).hardlink_to(tiny_data / name)
+        path, num = root / f"burgers1d_nu0.1_{split}.h5", MIXED["burgers1d_nu0.1"][split]
+        burgers.generate(path, num, nu=0.1, seed=seed, **size)
+        path, num = root / f"advection1d_{split}.h5", MIXED["advection1d"][split]
+        advection.generate(path, num, beta=0.5, seed=seed, **size)
+    return root
+
+
+@pytest.fixture
+def mixed_config(mixed_data: Path, tiny_config) -> Callable[..., RunConfig]:
+    """`mixed_config(**overrides)`: the tiny config with all tasks, or `data__task=[…]` of them."""
+
+    def make(**overrides: object) -> RunConfig:
+        given = {"data__root": str(mixed_data), "data__task": list(MIXED), **overrides}
+        return tiny_config(**given)
+
+    return make
+
+
+@pytest.fixture
+def stage_tasks() -> Callable[[RunConfig], dict[str, dict[str, list[Staged]]]]:
+    """Task → split → its files."""
+    return lambda config: {
+        name: {split: stage(alone, split, None) for split in SPLITS}
+        for name, alone in config.by_task().items()
+    }
+
+
 @pytest.fixture
 def stage_all() -> Callable[[RunConfig], dict[str, list[Staged]]]:
     return lambda config: {split: stage(config, split, None) for split in SPLITS}

@@ -22,6 +22,7 @@ Split = Literal["train", "val", "test"]
 Positive = Annotated[int, Field(gt=0, strict=True)]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+OF_ONE_TASK = ("sources", "generate")  # keys that stand below a task where there are several
 
 
 class Model(BaseModel):
@@ -108,6 +109,13 @@ class Task(Model):
         return self
 
 
+def beside_a_list(key: str) -> str:
+    return (
+        f"data.{key}: found beside a list of tasks; each task has its own: move it to "
+        f"data.task.0.{key}, and give the other tasks theirs"
+    )
+
+
 class Data(Model):
     task: Annotated[
         Annotated[EquationName, Tag("name")] | Annotated[tuple[Task, ...], Tag("list")],
@@ -177,12 +185,7 @@ class Data(Model):
         faults = [] if self.tasks else ["data.task: found an empty list, expected tasks"]
         names = [task.name for task in self.tasks]
         if isinstance(self.task, tuple):
-            faults += [
-                f"data.{key}: found beside a list of tasks; each task has its own: move it to "
-                f"data.task.0.{key}, and give the other tasks theirs"
-                for key in ("sources", "generate")
-                if getattr(self, key) is not None
-            ]
+            faults += [beside_a_list(k) for k in OF_ONE_TASK if getattr(self, k) is not None]
         faults += [
             f"data.task.{i}.name: found {name!r} again, expected another name for each task"
             for i, name in enumerate(names)

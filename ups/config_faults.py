@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ups.config import SPLITS, Disagreement, Parsed, RunConfig, Source, Split
-from ups.config_data import Task
+from ups.config_data import OF_ONE_TASK, Task, beside_a_list
 
 UNNAMED = "unnamed"
 
@@ -59,9 +59,6 @@ class _Salvage:
         if self.tasks is not None:
             data = config.data.model_copy(update={"task": valid_tasks(self.tasks)})
             config = config.model_copy(update={"data": data})
-            # Those about single tasks would count without the ones that were left out.
-            lines = [f for f in data.disagreements() if not f.startswith("data.task")]
-            self.faults += [line for line in lines if line not in self.faults]
         return Parsed(where, config, tuple(self.faults), tuple(self.replaced), self.disagreements)
 
     def _note(self, fault: Any, is_known: Iterable[str]) -> list[str]:
@@ -90,6 +87,9 @@ class _Salvage:
         elif isinstance(data, dict) and _is_in_a_list_of_tasks(location, data):
             self.tasks = data.pop("task")
             self.replaced.append("data.task")
+            for key in OF_ONE_TASK:  # without the list they would seem to be in their place
+                if data.pop(key, None) is not None:
+                    self.faults.append(beside_a_list(key))
         elif location == ("name",):
             self.rest["name"] = UNNAMED
         elif (taken := take_out(self.rest, location)) and fault["type"] != "extra_forbidden":

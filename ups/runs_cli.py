@@ -14,7 +14,7 @@ from ups.console import errors_shown, print_json, print_table
 
 if TYPE_CHECKING:
     from ups.runs import RunInfo
-    from ups.runs_index import RunComparison, RunFiles, RunSummary
+    from ups.runs_index import Change, RunComparison, RunFiles, RunSummary
 
 app = typer.Typer(no_args_is_help=True, help="The runs of this machine, by their folders.")
 
@@ -120,11 +120,13 @@ def _show(files: RunFiles) -> None:
         "epochs": str(run.num_epochs),
         "GPU": words_of_record(breakdown),
         "test nRMSE": _nrmse(files),
+        **{f"  {name}": _both(*pair) for name, pair in files.nrmse_of_tasks().items()},
         "files": ", ".join(sorted(path.name for path in run.folder.iterdir())),
     }
+    width = max(11, *map(len, facts))
     for name, fact in facts.items():
         if fact:
-            typer.echo(f"{name:<11} {fact}")
+            typer.echo(f"{name:<{width}} {fact}")
     if phases := breakdown.get("phases"):
         rows = [
             {
@@ -166,13 +168,18 @@ def _show_comparison(found: RunComparison) -> None:
         print_table(rows, right=("before", "after", "difference"), title="Startup")
     else:
         typer.echo("neither run left a breakdown of its startup")
-    scores = found.nrmse
-    if scores.before is None and scores.after is None:
+    if found.nrmse.before is None and found.nrmse.after is None:
         typer.echo("neither run was scored")
         return
-    texts = [NOTHING if s is None else f"{s:.4f}" for s in (scores.before, scores.after)]
-    by = f" ({_signed(scores.difference, digits=4)})" if scores.difference is not None else ""
-    typer.echo(f"test nRMSE over the full rollout  {texts[0]} → {texts[1]}{by}")
+    typer.echo(f"test nRMSE over the full rollout  {_scores(found.nrmse)}")
+    for name, change in found.tasks.items():
+        typer.echo(f"  {name:<31} {_scores(change)}")
+
+
+def _scores(change: Change) -> str:
+    texts = [NOTHING if s is None else f"{s:.4f}" for s in (change.before, change.after)]
+    by = f" ({_signed(change.difference, digits=4)})" if change.difference is not None else ""
+    return f"{texts[0]} → {texts[1]}{by}"
 
 
 def _as_tree(found: RunComparison) -> dict[str, Any]:
@@ -181,6 +188,8 @@ def _as_tree(found: RunComparison) -> dict[str, Any]:
     for phase, change in found.startup.items():
         tree["startup"][phase]["difference"] = change.difference
     tree["nrmse"]["difference"] = found.nrmse.difference
+    for name, change in found.tasks.items():
+        tree["tasks"][name]["difference"] = change.difference
     tree["config"] = {key: {"before": a, "after": b} for key, (a, b) in found.config.items()}
     return tree
 
@@ -191,7 +200,13 @@ def _nrmse(files: RunFiles) -> str:
     if nrmse is None:
         return ""
     text = f"{nrmse:.4f} over the full rollout"
+    if files.nrmse_of_tasks():
+        text += ", the mean over the tasks"
     return text if persistence is None else f"{text}; persistence {persistence:.4f}"
+
+
+def _both(nrmse: float, persistence: float) -> str:
+    return f"{nrmse:.4f}; persistence {persistence:.4f}"
 
 
 def _caller(info: RunInfo) -> str:

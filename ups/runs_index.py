@@ -68,7 +68,8 @@ class RunComparison(Model):
     Attributes:
         config: dotted key → (before, after), of those that differ; None where it is not set.
         startup: phase → seconds, the whole time to the first step before them.
-        nrmse: of the rollouts of the test split.
+        nrmse: of the rollouts of the test split; of several tasks the mean.
+        tasks: name → the same of one of several tasks, of those that both runs were scored on.
     """
 
     before: RunSummary
@@ -76,6 +77,7 @@ class RunComparison(Model):
     config: dict[str, tuple[Any, Any]]
     startup: dict[str, Change]
     nrmse: Change
+    tasks: dict[str, Change]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,13 @@ class RunFiles:
             nrmse_rollout=self.breakdown.get("nrmse_rollout") if rollout is None else rollout,
             commit=self.info.commit if self.info else None,
         )
+
+    def nrmse_of_tasks(self) -> dict[str, tuple[float, float]]:
+        """Name → nRMSE and persistence's, of the rollouts; empty where one task is the whole."""
+        return {
+            name: (scores["rollout"]["nRMSE"], scores["persistence_rollout"]["nRMSE"])
+            for name, scores in self.scores.get("tasks", {}).items()
+        }
 
     def _state(self) -> State:
         """By `run.json`; by the breakdown where an earlier version left none."""
@@ -186,6 +195,11 @@ def compare(before: Path, after: Path) -> RunComparison:
             for phase in phases
         },
         nrmse=Change(before=first.nrmse_rollout, after=second.nrmse_rollout),
+        tasks={
+            name: Change(before=before_it, after=b.nrmse_of_tasks()[name][0])
+            for name, (before_it, _) in a.nrmse_of_tasks().items()
+            if name in b.nrmse_of_tasks()
+        },
     )
 
 
@@ -222,10 +236,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _flatten(tree: dict[str, Any], parents: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"latent": {"dim": 32}}` → `("latent.dim", 32)`; a list is a value."""
+    """`{"latent": {"dim": 32}}` → `("latent.dim", 32)`; a list is a value, but for one of tasks."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{parents}{key}.")
+        elif f"{parents}{key}" == "data.task" and isinstance(value, list):
+            yield from _flatten({task["name"]: task for task in value}, f"{parents}{key}.")
         else:
             yield f"{parents}{key}", value
 

@@ -281,3 +281,28 @@ def test_single_frames_are_those_of_the_whole(tmp_path, storage):
         file.attrs["Nu"] = 0.01
     with TrajectoryFile(path, (2, 5)) as reader:
         assert np.array_equal(reader.read_frames(1, 4), values[3, ::4])
+
+
+@pytest.mark.parametrize("holder", ["file", "tensor"])
+def test_beta_is_read_from_an_attribute(tmp_path, array, holder):
+    path = write(tmp_path / "a.h5", array, attrs={})
+    with h5py.File(path, "r+") as file:
+        (file if holder == "file" else file["tensor"]).attrs["beta"] = 0.4
+    with TrajectoryFile(path, equation="advection1d") as file:
+        assert (file.equation.parameter, file.parameter) == ("beta", 0.4)
+
+
+def test_beta_is_read_from_the_name_of_a_file_of_pdebench(tmp_path, array, caplog):
+    path = write(tmp_path / "1D_Advection_Sols_beta0.4.hdf5", array, attrs={})
+    with TrajectoryFile(path, equation="advection1d") as file:
+        assert file.parameter == 0.4
+    assert "no attribute beta; β = 0.4 from the file's name" in caplog.text
+
+
+def test_a_file_of_another_equation_is_refused(tmp_path, array):
+    path = write(tmp_path / "a.h5", array, attrs={"Nu": 0.01})
+    with pytest.raises(DataError, match=r"'Nu' of burgers1d, expected 'beta' of advection1d"):
+        TrajectoryFile(path, equation="advection1d")
+    path = write(tmp_path / "b.h5", array, attrs={})
+    with pytest.raises(DataError, match=r"no attribute 'beta'.*add the attribute"):
+        TrajectoryFile(path, equation="advection1d")

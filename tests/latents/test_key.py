@@ -84,3 +84,24 @@ def test_a_difference_names_the_field_and_both_values():
     wanted = key_fields(load_config("smoke", {"latent.dim": 64}), sources())
     cached = key_fields(load_config("smoke"), sources())
     assert explain_difference(wanted, cached) == ["latent.dim 64, the cached entry has 32"]
+
+
+MIXED = {"data.task": ["burgers1d", "advection1d"], "data.sources": None, "data.generate": None}
+
+
+def key_in_list(name, tasks, given=None):
+    config = load_config("smoke", {**MIXED, "data.task": tasks})
+    return compute_cache_hash(config.by_task()[name], given or sources())
+
+
+def test_the_key_of_a_task_does_not_depend_on_the_others_nor_on_its_name():
+    assert key_in_list("burgers1d", ["burgers1d"]) == key()
+    assert key_in_list("burgers1d", ["advection1d", "burgers1d", "burgers1d_b"]) == key()
+    assert key_in_list("burgers1d_b", ["burgers1d_b", "burgers1d"]) == key()
+
+
+def test_the_key_of_a_task_changes_with_its_equation_and_its_own_sources():
+    tasks = ["burgers1d", "advection1d"]
+    assert key_in_list("advection1d", tasks) != key_in_list("burgers1d", tasks)
+    other = sources(sha256="1" * 64)
+    assert key_in_list("burgers1d", tasks, other) != key_in_list("burgers1d", tasks)

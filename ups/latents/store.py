@@ -313,9 +313,11 @@ def remove_unused(directory: Path) -> bool:
 
 
 def explain_miss(cache_dir: Path, fields: dict[str, Any]) -> list[str]:
-    """How the nearest existing entry differs from the one that is wanted; empty without any."""
+    """How the nearest entry of the same equation differs from what is wanted; empty without any."""
     differences = [
-        explain_difference(fields, manifest.key_fields) for manifest in list_entries(cache_dir)
+        explain_difference(fields, manifest.key_fields)
+        for manifest in list_entries(cache_dir)
+        if manifest.key_fields.get("task") == fields["task"]
     ]
     return min((d for d in differences if d), key=len, default=[])
 

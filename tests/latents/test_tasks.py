@@ -1,0 +1,221 @@
+"""Several tasks: an entry each, shared with other configs, and one split of all of them."""
+
+import math
+
+import h5py
+import pytest
+import torch
+
+from ups.config import Features
+from ups.data.advection import generate
+from ups.data.sources import stage
+from ups.errors import DataError
+from ups.latents import loader, store
+from ups.latents.build import ensure
+from ups.latents.datasets import DiskCacheDataset, PreloadedCacheDataset
+from ups.pipeline import build_cache, load_latents
+
+NUM_TRAIN = 20 + 7 + 12
+INDEX = torch.tensor([38, 3, 0, 26, 27, 17, 20])  # of all tasks, out of order
+
+
+@pytest.fixture
+def load_tasks(stage_tasks):
+    """`load_tasks(config)`: the latents of all its tasks, by way of its features."""
+
+    def load(config):
+        sources, entries = stage_tasks(config), None
+        if config.features.preload != "off":
+            entries = {
+                name: build_cache(alone, sources[name]) for name, alone in config.by_task().items()
+            }
+        return load_latents(config, sources, entries)
+
+    return load
+
+
+TIERS = {
+    "ram": {"features__preload": "ram"},
+    "disk": {"features__preload": "disk"},
+    "on demand": {"features__preload": "off"},
+    "legacy": {f"features__{k}": v for k, v in Features.legacy().model_dump().items()},
+}
+
+
+@pytest.fixture
+def loaded(mixed_config, load_tasks):
+    """Tier → latents of the three tasks, in float32, so that they can be compared."""
+    return {
+        tier: load_tasks(mixed_config(training__latent_cache_dtype="float32", **features))
+        for tier, features in TIERS.items()
+    }
+
+
+def test_every_tier_gives_the_same_mixed_batches_with_the_same_conditions(loaded):
+    assert {tier: latents.tier for tier, latents in loaded.items()} == {t: t for t in TIERS}
+    ram = loaded["ram"]
+    assert isinstance(ram.train, PreloadedCacheDataset)
+    assert isinstance(loaded["disk"].train, DiskCacheDataset)
+    assert ram.train.z_NTKD.shape == (NUM_TRAIN, 11, 8, 16)  # one tensor of all tasks
+    for latents in loaded.values():
+        assert len(latents.train) == NUM_TRAIN
+        assert torch.allclose(latents.train.batch(INDEX), ram.train.batch(INDEX), atol=1e-5)
+        assert torch.equal(latents.train.condition_NC, ram.train.condition_NC)
+        assert latents.val_ranges == ram.val_ranges
+
+
+def test_each_trajectory_has_the_condition_of_its_task(loaded):
+    conditions = loaded["ram"].train.condition_NC
+    time = math.log10(0.01 * 4) + 1
+    expected = {
+        range(20): [1, math.log10(0.02) / 2 + 1, 0, 0, time],
+        range(20, 27): [1, math.log10(0.1) / 2 + 1, 0, 0, time],
+        range(27, 39): [0, 0, 1, math.log10(0.5), time],
+    }
+    for rows, condition in expected.items():
+        assert torch.allclose(conditions[list(rows)], torch.tensor(condition).float(), atol=1e-6)
+
+
+def test_each_trajectory_is_decoded_to_its_own_field_by_the_encoder_of_its_task(loaded, mixed_data):
+    latents = loaded["ram"]
+    assert latents.val_ranges == {
+        "burgers1d": range(5),
+        "burgers1d_nu0.1": range(5, 8),
+        "advection1d": range(8, 12),
+    }
+    for task, rows in latents.val_ranges.items():
+        with h5py.File(mixed_data / f"{task}_val.h5") as file:
+            fields = torch.from_numpy(file["tensor"][:, ::4])
+        decoded = latents.encoders[task].decode(latents.val.batch(torch.tensor(list(rows))))
+        error = (decoded - fields).norm() / fields.norm()
+        assert error < 0.02, task
+
+
+def test_a_task_of_a_list_shares_its_entry_with_the_config_of_it_alone(
+    mixed_config, tiny_config, stage_tasks, stage_all
+):
+    alone = tiny_config()
+    first = ensure(alone, stage_all(alone))
+    config = mixed_config()
+    sources = stage_tasks(config)
+    entries = {name: ensure(own, sources[name]) for name, own in config.by_task().items()}
+    assert entries["burgers1d"].reused
+    assert entries["burgers1d"].config_hash == first.config_hash
+    assert not entries["advection1d"].reused
+    assert len({entry.config_hash for entry in entries.values()}) == 3
+
+
+def test_a_miss_is_explained_by_an_entry_of_the_same_equation(mixed_config, stage_tasks):
+    config = mixed_config()
+    sources = stage_tasks(config)
+    own = config.by_task()
+    ensure(own["burgers1d"], sources["burgers1d"])
+    assert ensure(own["advection1d"], sources["advection1d"]).changed == ()
+    other = mixed_config(latent__dim=8).by_task()["advection1d"]
+    changed = ensure(other, sources["advection1d"]).changed
+    assert changed == ("latent.dim 8, the cached entry has 16",)
+
+
+def test_the_manifest_says_the_parameter_by_its_name(mixed_config, stage_tasks):
+    config = mixed_config()
+    sources = stage_tasks(config)
+    found = {}
+    for name, own in config.by_task().items():
+        entry = ensure(own, sources[name])
+        manifest = store.open_current(config.training.latent_cache_dir, entry.config_hash)
+        found[manifest.key_fields["task"], *manifest.files[0].parameters] = name
+    assert found.keys() == {("burgers1d", "nu"), ("advection1d", "beta")}
+
+
+def test_entries_with_other_chunks_are_read_together(mixed_config, stage_tasks):
+    config = mixed_config()
+    sources, entries = stage_tasks(config), {}
+    for rows, (name, own) in enumerate(config.by_task().items(), 2):
+        training = own.training.model_copy(update={"encode_batch_size": rows**2})
+        sized = own.model_copy(update={"training": training})
+        entries[name] = ensure(sized, sources[name])
+    latents = loader.load(config, entries, sources, device="cpu")
+    again = loader.load(mixed_config(features__preload="disk"), entries, sources, device="cpu")
+    every = torch.arange(NUM_TRAIN)
+    assert torch.equal(latents.train.batch(every), again.train.batch(every))
+    latents.close()
+    again.close()
+
+
+def test_damage_of_one_entry_rebuilds_that_one_alone(mixed_config, stage_tasks, caplog):
+    config = mixed_config()
+    sources = stage_tasks(config)
+    entries = {name: ensure(own, sources[name]) for name, own in config.by_task().items()}
+    home = store.entry_dir(config.training.latent_cache_dir, entries["advection1d"].config_hash)
+    (home / entries["advection1d"].generation / "val_000.safetensors").write_bytes(b"damaged")
+    latents = loader.load(config, entries, sources, device="cpu")
+    assert len(latents.val) == 12
+    assert "building it anew" in caplog.text
+    now = {
+        name: store.current_generation(
+            store.entry_dir(config.training.latent_cache_dir, entry.config_hash)
+        )
+        for name, entry in entries.items()
+    }
+    changed = [name for name, entry in entries.items() if entry.generation != now[name]]
+    assert changed == ["advection1d"]
+    latents.close()
+
+
+def test_all_entries_are_held_until_the_latents_are_closed(mixed_config, load_tasks):
+    config = mixed_config()
+    latents = load_tasks(config)
+    generations = [
+        store.generation_dir(config.training.latent_cache_dir, manifest)
+        for manifest in store.list_entries(config.training.latent_cache_dir)
+    ]
+    assert len(generations) == 3
+    assert not any(store.remove_unused(directory) for directory in generations)
+    latents.close()
+    assert all(store.remove_unused(directory) for directory in generations)
+
+
+@pytest.fixture
+def longer(mixed_data, tmp_path):
+    """A folder where advection has 61 frames instead of 41."""
+    for path in mixed_data.glob("burgers1d*"):
+        if path.suffix == ".h5":
+            (tmp_path / path.name).hardlink_to(path)
+    for seed, split in enumerate(("train", "val", "test")):
+        path = tmp_path / f"advection1d_{split}.h5"
+        generate(path, 3, beta=0.5, seed=seed, grid_points=256, num_frames=61, t_end=0.6)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("tier", ["ram", "on demand", "legacy"])
+def test_tasks_with_other_numbers_of_frames_are_refused_by_name(
+    mixed_config, load_tasks, longer, tier
+):
+    config = mixed_config(data__root=longer, **TIERS[tier])
+    with pytest.raises(
+        DataError, match=r"of burgers1d have 41 frames and those of advection1d 61: .* 11 and 16"
+    ):
+        load_tasks(config)
+
+
+def test_frames_are_compared_after_the_stride(mixed_config, load_tasks, longer):
+    config = mixed_config(data__root=longer, training__time_stride=40)
+    latents = load_tasks(config)  # frames 0 and 40 of each
+    assert latents.train.z_NTKD.shape[1] == 2
+
+
+def test_a_task_on_another_grid_is_refused(mixed_config, mixed_data, tmp_path):
+    path = tmp_path / "advection1d_train.h5"
+    generate(path, 3, beta=0.5, seed=0, grid_points=128, num_frames=41, t_end=0.4)
+    config = mixed_config(data__root=str(tmp_path), data__task=["advection1d"])
+    staged = {split: stage(config, "train", None) for split in ("train", "val")}
+    with pytest.raises(DataError, match="advection1d_train.h5.* has 128 grid points, expected 256"):
+        ensure(config, staged)
+
+
+def test_a_list_of_one_gives_what_the_task_alone_gives(mixed_config, tiny_config, load_tasks):
+    alone, in_list = load_tasks(tiny_config()), load_tasks(mixed_config(data__task=["burgers1d"]))
+    every = torch.arange(20)
+    assert torch.equal(alone.train.batch(every), in_list.train.batch(every))
+    assert torch.equal(alone.train.condition_NC, in_list.train.condition_NC)
+    assert alone.train.condition_NC.shape == (20, 2)

@@ -1,0 +1,180 @@
+"""Several tasks trained as one, each scored by itself."""
+
+import json
+import math
+import threading
+
+import pytest
+import torch
+
+from ups.errors import CheckpointError, Interrupted
+from ups.pipeline import build_cache, load_latents
+from ups.telemetry.metrics_file import read_metrics
+from ups.training import checkpoint
+from ups.training.evaluate import Scores, evaluate
+from ups.training.feed import Feed
+from ups.training.loop import epoch_order, train
+from ups.training.step import TrainStep, rollout
+
+TASKS = ["burgers1d", "burgers1d_nu0.1", "advection1d"]
+
+
+@pytest.fixture
+def prepared(mixed_config, stage_tasks, tmp_path):
+    """`prepared(folder, **overrides)`: a config, its latents, its sources and a new run folder."""
+
+    def make(folder="run", **overrides):
+        config = mixed_config(**overrides)
+        sources = stage_tasks(config)
+        entries = {n: build_cache(own, sources[n]) for n, own in config.by_task().items()}
+        run_dir = tmp_path / folder
+        run_dir.mkdir(exist_ok=True)
+        return config, load_latents(config, sources, entries), sources, run_dir
+
+    return make
+
+
+def test_batches_mix_the_tasks_and_carry_each_trajectorys_condition(prepared):
+    config, latents, _, _ = prepared()
+    feed, order = Feed(latents.train, "cpu"), epoch_order(latents.train, config, 0)
+    feed.begin_epoch(order, 0)
+    num_mixed = 0
+    for index_B in order.split(6):
+        z_BTKD, condition_BC = feed.draw(len(index_B))
+        assert torch.equal(z_BTKD, latents.train.z_NTKD[index_B])
+        assert torch.equal(condition_BC, latents.train.condition_NC[index_B])
+        is_advection = index_B >= 27
+        assert torch.equal(condition_BC[:, 2] == 1, is_advection)
+        num_mixed += bool(is_advection.any() and not is_advection.all())
+    assert num_mixed >= 3
+
+
+def test_val_is_the_mean_over_tasks_of_what_each_has_alone(prepared):
+    config, latents, _, run_dir = prepared(stages__operator__epochs=2)
+    result = train(config, latents, run_dir)
+    rows = read_metrics(run_dir).epochs
+    for row in rows:
+        own = [row[f"val/{name}/nrmse_rollout"] for name in TASKS]
+        assert row["val/nrmse_rollout"] == pytest.approx(sum(own) / 3)
+    step = TrainStep(config)
+    step.load_state_dict(checkpoint.load(result.checkpoint))
+    best = rows[result.best_epoch - 1]
+    for name, places in latents.val_ranges.items():
+        rows_of_task = torch.tensor(list(places))
+        z = latents.val.batch(rows_of_task).float()
+        with torch.no_grad():
+            predicted = rollout(
+                step.ema, z[:, 0], latents.val.condition_NC[rows_of_task], z.shape[1] - 1
+            )
+        error = (predicted - z)[:, 1:].flatten(2).norm(dim=-1) / z[:, 1:].flatten(2).norm(dim=-1)
+        assert best[f"val/{name}/nrmse_rollout"] == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+def test_a_single_task_has_no_figures_of_its_own_beside_those_of_the_whole(prepared):
+    config, latents, sources, run_dir = prepared(data__task=["burgers1d"])
+    result = train(config, latents, run_dir)
+    test = {"burgers1d": sources["burgers1d"]["test"]}
+    evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
+    for row in [*read_metrics(run_dir).epochs, read_metrics(run_dir).summary]:
+        assert not any("burgers1d" in name for name in row)
+    saved = json.loads((run_dir / "scores.json").read_text())
+    assert "tasks" not in saved
+    assert saved["picture"].endswith("prediction.png")
+
+
+def test_each_task_is_scored_as_it_is_alone(prepared):
+    config, latents, sources, run_dir = prepared(stages__operator__epochs=2)
+    result = train(config, latents, run_dir)
+    test = {name: splits["test"] for name, splits in sources.items()}
+    scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
+    assert list(scores.tasks) == TASKS
+    for kind in ("rollout", "one_step", "persistence_rollout"):
+        own = [getattr(of_task, kind)["nRMSE"] for of_task in scores.tasks.values()]
+        assert getattr(scores, kind)["nRMSE"] == pytest.approx(sum(own) / 3)
+    assert scores.num_trajectories == 6 + 4 + 3
+    assert {n: s.num_trajectories for n, s in scores.tasks.items()}["advection1d"] == 3
+    assert (scores.picture, scores.step_dt) == (None, None)
+    names = sorted(path.name for path in run_dir.glob("*.png"))
+    assert names == sorted(f"prediction-{name}.png" for name in TASKS)
+
+    saved = Scores.model_validate_json((run_dir / "scores.json").read_text())
+    assert saved == scores
+    summary = read_metrics(run_dir).summary
+    assert summary["test/nrmse_rollout"] == scores.rollout["nRMSE"]
+    for name, of_task in scores.tasks.items():
+        assert summary[f"test/{name}/nrmse_rollout"] == of_task.rollout["nRMSE"]
+        persistence = of_task.persistence_rollout["nRMSE"]
+        assert summary[f"test/{name}/nrmse_persistence_rollout"] == persistence
+
+
+def test_persistence_of_advection_is_the_distance_to_its_shifted_self(prepared, mixed_data):
+    import h5py
+
+    config, latents, sources, run_dir = prepared(stages__operator__epochs=1)
+    result = train(config, latents, run_dir)
+    test = {name: splits["test"] for name, splits in sources.items()}
+    scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
+    with h5py.File(mixed_data / "advection1d_test.h5") as file:
+        u = torch.from_numpy(file["tensor"][:, ::4]).double()
+    error = (u[:, :1] - u[:, 1:]).norm(dim=-1) / u[:, 1:].norm(dim=-1)
+    found = scores.tasks["advection1d"].persistence_rollout["nRMSE"]
+    assert found == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+def test_a_mixed_run_learns_each_task(prepared):
+    config, latents, sources, run_dir = prepared(stages__operator__epochs=12)
+    result = train(config, latents, run_dir)
+    test = {name: splits["test"] for name, splits in sources.items()}
+    scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
+    for name, of_task in scores.tasks.items():
+        assert of_task.rollout["nRMSE"] < of_task.persistence_rollout["nRMSE"], name
+
+
+def test_a_stopped_mixed_run_resumes_to_the_same_weights(prepared):
+    config, latents, _, whole = prepared("whole")
+    train(config, latents, whole)
+    config, latents, _, halves = prepared("halves")
+    stop = threading.Event()
+    with pytest.raises(Interrupted):
+        train(config, latents, halves, stop=stop, on_first_step=lambda _: stop.set())
+    config, latents, _, halves = prepared("halves")
+    result = train(config, latents, halves)
+    assert result.resumed_from_step == 1
+    first, second = (checkpoint.load(d / "checkpoints/last.pt") for d in (whole, halves))
+    for part in ("model", "ema"):
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
+    assert first["position"]["history"][-1]["val/advection1d/nrmse_rollout"] == pytest.approx(
+        second["position"]["history"][-1]["val/advection1d/nrmse_rollout"]
+    )
+
+
+def test_a_checkpoint_of_other_equations_is_refused_and_of_the_same_ones_taken(prepared):
+    config, latents, _, first = prepared("first", data__task=["burgers1d"])
+    last = train(config, latents, first).checkpoint.with_name("last.pt")
+    config, latents, _, second = prepared("second", data__task=["burgers1d", "advection1d"])
+    message = "was trained on burgers1d, and this run has burgers1d, advection1d"
+    with pytest.raises(CheckpointError, match=message):
+        train(config, latents, second, resume=last)
+    names = ["burgers1d", "burgers1d_nu0.1"]  # two tasks of the one equation
+    config, latents, _, third = prepared("third", data__task=names, stages__operator__epochs=9)
+    assert train(config, latents, third, resume=last).resumed_from_step > 0
+
+
+def test_a_list_of_one_trains_what_the_equation_alone_trains(
+    prepared, tiny_config, stage_all, tmp_path
+):
+    config, latents, _, run_dir = prepared("list", data__task=["burgers1d"])
+    train(config, latents, run_dir)
+    alone = tiny_config()
+    sources = stage_all(alone)
+    entries = {"burgers1d": build_cache(alone, sources)}
+    assert entries["burgers1d"].reused
+    (tmp_path / "alone").mkdir()
+    train(alone, load_latents(alone, {"burgers1d": sources}, entries), tmp_path / "alone")
+    first, second = (
+        checkpoint.load(d / "checkpoints/last.pt")["model"] for d in (run_dir, tmp_path / "alone")
+    )
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert math.isfinite(sum(value.sum().item() for value in first.values()))
