@@ -203,7 +203,9 @@ def test_an_entry_says_what_it_is_and_other_folders_are_none(build):
     (cache_dir / ("0" * 12)).write_text("a file")
     assert entries(cache_dir) == [entry]
     assert (entry.state, entry.current, entry.in_use) == ("complete", True, False)
-    assert entry.summary == "burgers1d, 8 tokens × 16, float16, 25 trajectories of 2 sources"
+    assert entry.summary == (
+        "burgers1d ν 0.02, 8 tokens × 16, float16, 25 trajectories of 2 sources"
+    )
     latents = 25 * 41 * 8 * 16 * 2
     assert latents < entry.num_bytes < latents + 40_000
     assert time.time() - entry.generated_at < 300

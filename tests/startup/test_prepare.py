@@ -74,6 +74,32 @@ def test_a_warm_run_waits_until_a_run_has_built_its_cache(config):
     assert prepare(BY_NAME["warm"], config)
 
 
+def test_a_warm_run_of_several_tasks_waits_for_the_entries_of_all(
+    config, mixed_data, tiny_config, tmp_path
+):
+    objects = ObjectStore()
+    for split in SPLITS:
+        path = mixed_data / f"advection1d_{split}.h5"
+        objects.upload(path, "pdebench", f"prepare/advection/{split}.h5")
+    objects.close()
+    keys = {"burgers1d": "prepare", "advection1d": "prepare/advection"}
+    several = tiny_config(
+        data__root=str(tmp_path / "data"),
+        data__task=[
+            {"name": name, "sources": {s: [{"key": f"{key}/{s}.h5"}] for s in SPLITS}}
+            for name, key in keys.items()
+        ],
+    )
+    assert not prepare(BY_NAME["warm"], several)
+    build(config)
+    assert not prepare(BY_NAME["warm"], several)
+    build(several.by_task()["advection1d"])
+    assert prepare(BY_NAME["warm"], several)
+    assert prepare(BY_NAME["changed-config"], several)
+    assert not prepare(BY_NAME["warm"], several)
+    assert measure(several, tmp_path / "bounds").store > 0
+
+
 def test_the_machines_rates_are_measured_and_leave_no_file(config, tmp_path):
     folder = tmp_path / "bounds"
     rates = measure(config, folder)

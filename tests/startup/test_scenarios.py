@@ -79,3 +79,16 @@ def test_the_number_of_trajectories_decides_the_objects(tmp_path):
 
 def test_bases_are_scenarios():
     assert {base for base in BASES.values() if base} == {"cold", "warm"}
+
+
+def test_a_benchmark_of_several_tasks_shares_its_trajectories_among_them(tmp_path):
+    overrides = overrides_of(BY_NAME["cold"], tmp_path, 96, "smoke_mixed")
+    config = load_config("smoke_mixed", overrides)
+    before = load_config("smoke_mixed").data.tasks
+    for task, other in zip(config.data.tasks, before, strict=True):
+        assert (task.name, task.equation) == (other.name, other.equation)
+        assert task.generate.num_trajectories["train"] == 32
+        assert task.generate.parameter_of(task.equation) == other.generate.parameter_of(
+            task.equation
+        )
+        assert task.sources["val"][0].key == f"{task.name}/benchmark-32/{task.name}_val.h5"

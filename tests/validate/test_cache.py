@@ -46,7 +46,9 @@ def test_a_valid_entry_is_shown_with_hash_and_age(check, entry):
     checks, is_there, early = check()
     found = checks["entry"]
     assert found.status == "ok"
-    assert found.text.startswith(f"valid, hash={entry.parent.name}, burgers1d, 8 tokens × 16")
+    assert found.text.startswith(
+        f"valid, hash={entry.parent.name}, burgers1d ν 0.02, 8 tokens × 16"
+    )
     assert found.text.endswith("s ago")
     assert 0 <= found.figures["age_s"] < 60
     assert (is_there, early) == (True, True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ups.config import Model
+from ups.equations import EQUATIONS
 from ups.errors import CacheDamaged, CacheError, Interrupted
 from ups.files import is_locked
 from ups.latents import store
@@ -198,12 +199,14 @@ def _state(directory: Path, manifest: Manifest | None, current: bool) -> State:
 
 
 def _describe(fields: Mapping[str, Any], files: Sequence[LatentFile]) -> str:
-    """`burgers1d, 16 tokens × 32, float16, 544 trajectories of 2 sources`."""
+    """`burgers1d ν 0.01, 16 tokens × 32, float16, 544 trajectories of 2 sources`."""
     tokens, dim = files[0].shape[2:]
     num = sum(file.shape[0] for file in files)
+    symbol = EQUATIONS[fields["task"]].symbol
+    values = dict.fromkeys(f"{v:g}" for file in files for v in file.parameters.values())
     return (
-        f"{fields['task']}, {tokens} tokens × {dim}, {files[0].dtype}, "
-        f"{num} trajectories of {len(files)} sources"
+        f"{fields['task']} {symbol} {' and '.join(values)}, {tokens} tokens × {dim}, "
+        f"{files[0].dtype}, {num} trajectories of {len(files)} sources"
     )
 
 

@@ -1,0 +1,162 @@
+"""Several tasks through the flow: a download for each split, an entry for each task."""
+
+import json
+import time
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+
+from flows.train_burgers import train_burgers
+from ups.config import SPLITS, Features
+from ups.data.objectstore import ObjectStore
+from ups.latents.store import list_entries
+
+TASKS = ("burgers1d", "advection1d")
+
+
+@pytest.fixture
+def mixed_flow_config(flow_config, mixed_config, mixed_data, bucket, tmp_path):
+    """`mixed_flow_config(**overrides)`: a config of two tasks whose splits are objects."""
+    flow_config()  # the environment of the store
+    objects = ObjectStore()
+    for name in TASKS:
+        for split in SPLITS:
+            file = f"{name}_{split}.h5"
+            objects.upload(mixed_data / file, bucket, f"mixed/{file}")
+    objects.close()
+
+    def write(**overrides):
+        tasks = [
+            {
+                "name": name,
+                "sources": {s: [{"key": f"mixed/{name}_{s}.h5", "bucket": bucket}] for s in SPLITS},
+            }
+            for name in TASKS
+        ]
+        given = {"data__root": str(tmp_path / "staged"), "data__task": tasks, **overrides}
+        path = tmp_path / "mixed.yaml"
+        path.write_text(yaml.safe_dump(mixed_config(**given).model_dump(mode="json")))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(config, **parameters)`: the flow run's id, its task runs by name, and its folder."""
+
+    def start(config, **parameters):
+        state = train_burgers(config, return_state=True, **parameters)
+        assert state.is_completed(), state.message
+        run_id = state.state_details.flow_run_id
+        return run_id, task_runs(run_id), next((tmp_path / "runs").glob(f"*-{str(run_id)[:8]}"))
+
+    return start
+
+
+def task_runs(run_id):
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+    deadline = time.monotonic() + 10
+    while True:
+        with get_client(sync_client=True) as client:
+            runs = client.read_task_runs(flow_run_filter=only)
+        if all(run.state and run.state.is_final() for run in runs) or time.monotonic() > deadline:
+            return {run.name: run.state.name for run in runs}
+        time.sleep(0.2)
+
+
+def breakdown_of(folder):
+    return json.loads((folder / "breakdown.json").read_text())
+
+
+def test_a_second_run_that_changes_one_task_reuses_the_others_entry(
+    mixed_flow_config, run, tmp_path
+):
+    path = mixed_flow_config()
+    run_id, tasks, folder = run(path)
+    first = breakdown_of(folder)
+    keys = {name: figures["config_hash"] for name, figures in first["tasks"].items()}
+    assert list(keys) == list(TASKS)
+    for name in TASKS:
+        assert tasks[f"2 build-latent-cache [{keys[name]}]"] == "Completed"
+        for split in SPLITS:
+            assert tasks[f"1 download [{name} {split}]"] == "Completed"
+        assert first["tasks"][name]["cache_reused"] is False
+    assert first["config_hash"] == f"{keys['burgers1d']}, {keys['advection1d']}"
+    assert first["cache_reused"] is False
+    for name in ("3 load-latents", "4 train-operator", "5 evaluate", "6 report-overhead"):
+        assert tasks[name] == "Completed"
+    own = [first["tasks"][name]["nrmse_rollout"] for name in TASKS]
+    assert first["nrmse_rollout"] == pytest.approx(sum(own) / 2)
+    assert first["unaccounted_s"] < 0.5
+    only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(run_id).name == f"smoke [{first['config_hash']}]"
+        artifacts = {a.key: a.data for a in client.read_artifacts(artifact_filter=only)}
+    assert artifacts["overhead"].count("data:image/png;base64,") == 3  # bars, and one a task
+    for name in TASKS:
+        figures = first["tasks"][name]
+        row = f"| {name} | `{keys[name]}` | built | {figures['nrmse_rollout']:.4f} |"
+        assert row in artifacts["overhead"]
+    assert {p.name for p in folder.glob("*.png")} == {
+        "gantt.png",
+        "prediction-advection1d.png",
+        "prediction-burgers1d.png",
+    }
+
+    tree = yaml.safe_load((tmp_path / "mixed.yaml").read_text())
+    tree["data"]["task"][1]["sources"]["train"][0]["rows"] = [0, 8]
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(tree))
+    run_id, tasks, folder = run(path)
+    second = breakdown_of(folder)
+    assert tasks[f"2 build-latent-cache [{keys['burgers1d']}] reused"] == "Cached"
+    changed = second["tasks"]["advection1d"]
+    assert changed["config_hash"] != keys["advection1d"]
+    assert tasks[f"2 build-latent-cache [{changed['config_hash']}]"] == "Completed"
+    assert (second["tasks"]["burgers1d"]["cache_reused"], changed["cache_reused"]) == (True, False)
+    assert second["cache_reused"] is False
+    assert any("sources.train[0].rows" in line for line in second["changed"])
+    bound = next(row["bound"] for row in second["phases"] if row["phase"] == "cache")
+    assert bound.startswith("read, encode, write: 12 trajectories")
+    assert bound.endswith("reused")
+    assert len(list(list_entries(tmp_path / "cache"))) == 3
+
+    run_id, tasks, folder = run(path, overrides={"training.seed": 1})
+    third = breakdown_of(folder)
+    assert third["cache_reused"] is True
+    assert sum(state == "Cached" for state in tasks.values()) == 2
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(run_id).name == f"smoke [{third['config_hash']}] reused"
+
+
+def test_the_entry_of_a_task_alone_is_reused_in_a_list(flow_config, mixed_flow_config, run):
+    path = mixed_flow_config()
+    _, _, folder = run(flow_config())
+    alone = breakdown_of(folder)
+    assert alone["tasks"] == {}
+    _, tasks, _ = run(path)
+    assert tasks[f"2 build-latent-cache [{alone['config_hash']}] reused"] == "Cached"
+
+
+@pytest.mark.parametrize("mode", ["legacy", "no cache"])
+def test_other_ways_of_working_train_the_same_operator_on_several_tasks(
+    mixed_flow_config, run, mode
+):
+    path = mixed_flow_config()
+    _, _, folder = run(path)
+    features = Features.legacy() if mode == "legacy" else Features(preload="off")
+    _, tasks, other = run(path, features=features)
+    fast, slow = breakdown_of(folder), breakdown_of(other)
+    cached = [name for name in tasks if "build-latent-cache" in name]
+    assert len(cached) == (2 if mode == "legacy" else 0)
+    for name in TASKS:
+        assert slow["tasks"][name]["nrmse_rollout"] == pytest.approx(
+            fast["tasks"][name]["nrmse_rollout"], rel=1e-2
+        )
