@@ -174,7 +174,8 @@ def _find_entry(story: Story, task: Task, stop: threading.Event) -> None:
     overwrite = since is not None and not built_after(cache_dir, key, since)
     there = not overwrite and built_after(cache_dir, key, 0)
     build = cache_task(config, key, overwrite=overwrite, reused=there)
-    state = build(config, encoded, key, overwrite, stop, return_state=True)
+    keep = [cached.entry.generation for cached in story.entries.values()]
+    state = build(config, encoded, key, overwrite, keep, stop, return_state=True)
     entry = CacheEntry.model_validate(state.result())
     story.entries[task.name] = Cached(entry, state.name == "Cached" or entry.reused)
 

@@ -56,13 +56,19 @@ def build_latent_cache(
     sources: Mapping[str, Sequence[Staged]],
     key: str,  # noqa: ARG001 (what Prefect's cache key is made of)
     overwrite: bool,
+    keep: Sequence[str],
     stop: threading.Event,
 ) -> dict[str, Any]:
-    """The entry's record as plain JSON, paths relative to the cache directory."""
+    """The entry's record as plain JSON, paths relative to the cache directory.
+
+    Args:
+        config: of one task.
+        keep: generations of the other tasks' entries, which no budget removes.
+    """
     from ups.pipeline import build_cache
 
     told = logged("encoded", "trajectories")
-    entry = build_cache(config, sources, overwrite=overwrite, stop=stop, progress=told)
+    entry = build_cache(config, sources, overwrite=overwrite, keep=keep, stop=stop, progress=told)
     return entry.model_dump(mode="json")
 
 

@@ -38,7 +38,7 @@ def complete(tiny_config, stage_all, tmp_path, monkeypatch):
 def test_names_of_commands_configs_keys_runs_and_benchmarks_are_completed(complete):
     key = complete.key
     assert complete("ups cac") == ["cache"]
-    assert complete("ups train smo") == ["smoke"]
+    assert complete("ups train smo") == ["smoke", "smoke_mixed"]
     assert complete("ups run -c train_burgers_p") == ["train_burgers_pdebench"]
     assert complete("ups train smoke --set latent.d") == ["latent.dim="]
     assert complete("ups train smoke --set stages.operator.optimizer.") == [
@@ -64,4 +64,4 @@ def test_bash_completes_with_the_script_that_ups_shows():
     """
     env = {**os.environ, "PATH": f"{BIN_DIR}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
-    assert done.stdout == "completed: smoke\n", done.stderr
+    assert done.stdout == "completed: smoke smoke_mixed\n", done.stderr

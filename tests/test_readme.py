@@ -76,7 +76,8 @@ def check_parameters(given: list[str]) -> None:
 def check_ups(command: str, parsed: dict[str, object]) -> None:
     """What an `ups` command is given exists: parameters of its flow, scenarios, a config."""
     if command == "run":
-        check_parameters(parsed["param"])
+        load_config(parsed["config"])
+        check_parameters(parsed["param"] or [])
     elif command == "benchmark":
         choose(parsed["scenarios"].split(","), has_gpu=False)
         given = {text.split("=", 1)[0] for text in parsed["param"] or []}

@@ -123,11 +123,14 @@ def build_caches(
     config: RunConfig, staged: SourcesByTask, show: Show, *, overwrite: bool
 ) -> dict[str, CacheEntry]:
     """Task → its entry, built one after the other: each build uses the whole machine."""
-    entries = {}
+    entries: dict[str, CacheEntry] = {}
     for task in config.data.tasks:
-        told = show(config.data.label(task, "encoded"), "trajectories")
         entries[task.name] = build_cache(
-            config.of_task(task), staged[task.name], overwrite=overwrite, progress=told
+            config.of_task(task),
+            staged[task.name],
+            overwrite=overwrite,
+            keep=[entry.generation for entry in entries.values()],
+            progress=show(config.data.label(task, "encoded"), "trajectories"),
         )
     return entries
 

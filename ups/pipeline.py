@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ups.config import RunConfig
 from ups.data.sources import Staged
@@ -20,6 +20,7 @@ def build_cache(
     sources: SourcesBySplit,
     *,
     overwrite: bool = False,
+    keep: Collection[str] = (),
     stop: threading.Event | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CacheEntry:
@@ -27,6 +28,7 @@ def build_cache(
 
     Args:
         config: of one task.
+        keep: generations that no budget removes: of the other tasks of the run.
     """
     if config.features.is_legacy:
         from ups.latents import legacy
@@ -37,6 +39,7 @@ def build_cache(
         sources,
         device=encoding_device(config),
         overwrite=overwrite,
+        keep=keep,
         stop=stop,
         progress=progress,
     )

@@ -13,6 +13,7 @@ from ups.errors import DataError
 from ups.latents import loader, store
 from ups.latents.build import ensure
 from ups.latents.datasets import DiskCacheDataset, PreloadedCacheDataset
+from ups.local_run import build_caches
 from ups.pipeline import build_cache, load_latents
 
 NUM_TRAIN = 20 + 7 + 12
@@ -159,6 +160,16 @@ def test_damage_of_one_entry_rebuilds_that_one_alone(mixed_config, stage_tasks, 
     }
     changed = [name for name, entry in entries.items() if entry.generation != now[name]]
     assert changed == ["advection1d"]
+    latents.close()
+
+
+def test_a_budget_below_all_entries_removes_none_of_the_run(mixed_config, stage_tasks, caplog):
+    config = mixed_config(training__latent_cache_max_gb=1e-6)
+    staged = stage_tasks(config)
+    entries = build_caches(config, staged, lambda *_: None, overwrite=False)
+    latents = loader.load(config, entries, {}, device="cpu")
+    assert len(latents.train) == NUM_TRAIN
+    assert "which are in use or just built" in caplog.text
     latents.close()
 
 

@@ -161,6 +161,24 @@ def test_a_checkpoint_of_other_equations_is_refused_and_of_the_same_ones_taken(p
     assert train(config, latents, third, resume=last).resumed_from_step > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("preload", ["gpu", "ram"])
+def test_a_cuda_graph_draws_mixed_batches_as_eager_does(prepared, preload):
+    losses = {}
+    for mode in ("off", "graph"):
+        config, latents, _, run_dir = prepared(
+            mode,
+            training__device="cuda",
+            training__precision="fp32",
+            training__compile=mode,
+            features__preload=preload,
+        )
+        train(config, latents, run_dir)
+        losses[mode] = [row["train/loss"] for row in read_metrics(run_dir).epochs]
+    assert losses["graph"] == pytest.approx(losses["off"], rel=1e-3)
+
+
 def test_a_list_of_one_trains_what_the_equation_alone_trains(
     prepared, tiny_config, stage_all, tmp_path
 ):

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ def ensure(
     *,
     device: str = "cpu",
     overwrite: bool = False,
+    keep: Collection[str] = (),
     stop: threading.Event | None = None,
     progress: Progress | None = None,
 ) -> CacheEntry:
@@ -70,6 +71,7 @@ def ensure(
         config: of one task.
         sources: the staged sources of train and val.
         device: where to encode; on a CUDA out-of-memory the batch is halved, then the CPU used.
+        keep: generations that no budget removes: of the other tasks of the run.
         progress: called with trajectories done and in all.
     Raises:
         Interrupted: `stop` was set; what is encoded is kept, and the next build goes on from it.
@@ -110,7 +112,7 @@ def ensure(
     )
     if config.training.latent_cache_max_gb is not None:
         max_bytes = int(config.training.latent_cache_max_gb * 1e9)
-        keep_budget(cache_dir, max_bytes, keep=manifest.generation)
+        keep_budget(cache_dir, max_bytes, keep={manifest.generation, *keep})
     return result
 
 

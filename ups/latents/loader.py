@@ -88,10 +88,10 @@ def load(
         aside = [store.quarantine(cache_dir, entry.config_hash) for entry in entries.values()]
         moved = ", ".join(str(path) for path in aside if path is not None) or "nowhere"
         log.warning("%s; moved to %s; building it anew", damage, moved)
-    rebuilt = {
-        name: ensure(alone, sources[name], device=device, stop=stop)
-        for name, alone in config.by_task().items()
-    }
+    rebuilt: dict[str, CacheEntry] = {}
+    for name, alone in config.by_task().items():
+        keep = [entry.generation for entry in rebuilt.values()]
+        rebuilt[name] = ensure(alone, sources[name], device=device, keep=keep, stop=stop)
     return _load(config, rebuilt, device, stop)
 
 

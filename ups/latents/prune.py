@@ -73,14 +73,14 @@ def plan_prune(
     return going
 
 
-def keep_budget(cache_dir: Path, max_bytes: int, keep: str) -> None:
-    """Prune to a size without removing the generation `keep`; one line says what went and why."""
+def keep_budget(cache_dir: Path, max_bytes: int, keep: Collection[str]) -> None:
+    """Prune to a size without removing the generations `keep`; one line says what went and why."""
     found = entries(cache_dir)
     before = sum(entry.num_bytes for entry in found)
     if before <= max_bytes:
         return
     gone = []
-    for removal in plan_prune(found, max_bytes, sweep=False, keep={keep}):
+    for removal in plan_prune(found, max_bytes, sweep=False, keep=keep):
         try:
             if remove(removal.entry):
                 gone.append(removal.entry)
