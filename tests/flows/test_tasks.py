@@ -136,27 +136,16 @@ def test_a_second_run_that_changes_one_task_reuses_the_others_entry(
         assert client.read_flow_run(run_id).name == f"smoke [{third['config_hash']}] reused"
 
 
-def test_the_entry_of_a_task_alone_is_reused_in_a_list(flow_config, mixed_flow_config, run):
-    path = mixed_flow_config()
-    _, _, folder = run(flow_config())
-    alone = breakdown_of(folder)
-    assert alone["tasks"] == {}
-    _, tasks, _ = run(path)
-    assert tasks[f"2 build-latent-cache [{alone['config_hash']}] reused"] == "Cached"
-
-
-@pytest.mark.parametrize("mode", ["legacy", "no cache"])
-def test_other_ways_of_working_train_the_same_operator_on_several_tasks(
-    mixed_flow_config, run, mode
+def test_legacy_mode_and_encoding_on_demand_train_the_same_operator_on_several_tasks(
+    mixed_flow_config, run
 ):
     path = mixed_flow_config()
-    _, _, folder = run(path)
-    features = Features.legacy() if mode == "legacy" else Features(preload="off")
-    _, tasks, other = run(path, features=features)
-    fast, slow = breakdown_of(folder), breakdown_of(other)
-    cached = [name for name in tasks if "build-latent-cache" in name]
-    assert len(cached) == (2 if mode == "legacy" else 0)
+    _, tasks, legacy = run(path, features=Features.legacy())
+    assert sum("build-latent-cache" in name for name in tasks) == 2
+    _, tasks, on_demand = run(path, features=Features(preload="off"))
+    assert not any("build-latent-cache" in name for name in tasks)
+    first, second = breakdown_of(legacy)["tasks"], breakdown_of(on_demand)["tasks"]
     for name in TASKS:
-        assert slow["tasks"][name]["nrmse_rollout"] == pytest.approx(
-            fast["tasks"][name]["nrmse_rollout"], rel=1e-2
+        assert second[name]["nrmse_rollout"] == pytest.approx(
+            first[name]["nrmse_rollout"], rel=1e-2
         )
