@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -286,13 +285,13 @@ def _plan(config: str, settings: list[str] | None, rents: bool = False, **given:
 
 def _hints(onstart: Onstart, instance: int | None) -> None:
     """What the user has to do for the run to start, and for the machine to stop."""
+    from ups.vast.server import tunnel
+
     if onstart.api_url is None:
         typer.echo("server   as PREFECT_API_URL of the account says (`ups vast setup-env`)")
-    elif urlsplit(onstart.api_url).hostname in ("127.0.0.1", "localhost"):
-        port = urlsplit(onstart.api_url).port
+    elif options := tunnel(onstart.api_url):
         typer.echo(
-            f"server   yours, by a tunnel: ssh -N -R {port}:127.0.0.1:{port} "
-            f"$(vastai ssh-url {instance or 'INSTANCE'})"
+            f"server   yours, by a tunnel: ssh {options} $(vastai ssh-url {instance or 'INSTANCE'})"
         )
     if not onstart.auto_shutdown:
         typer.echo(

@@ -130,6 +130,26 @@ def test_a_dry_run_writes_the_script_prints_the_command_and_asks_nobody(ups, vas
     assert (tmp_path / ".vast" / "onstart.packed.sh").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("http://localhost:4200/api", "-N -R 4200:127.0.0.1:4200"),
+        ("http://127.0.0.1/api", "-N -R 80:127.0.0.1:80"),
+        ("https://127.0.0.1/api", "-N -R 443:127.0.0.1:443"),
+        ("http://[::1]:4200/api", "-N -R '4200:[::1]:4200'"),
+        ("https://prefect.example.org/api", None),
+        ("http://10.0.0.1:4200/api", None),
+    ],
+)
+def test_a_server_of_this_machine_is_reached_by_a_tunnel(ups, vastai, url, options):
+    vastai.answers("create instance", '{"success": true, "new_contract": 777}')
+    code, output = ups("launch", "-c", "smoke", "--offer", "9", "--api-url", url)
+    assert code == 0, output
+    assert ("by a tunnel" in output) == (options is not None)
+    if options:
+        assert f"tunnel: ssh {options} $(vastai ssh-url 777)\n" in output
+
+
 def test_launch_gives_its_figures_as_json(ups, vastai):
     vastai.answers("search offers", json.dumps(OFFERS[1:]))
     vastai.answers("create instance", '{"success": true, "new_contract": 778}')
@@ -156,6 +176,10 @@ def test_onstart_prints_what_launch_writes(ups, tmp_path):
         (["launch", "-c", "smoke", "--set", "latent.tokens=7"], "latent.tokens: found 7"),
         (["launch", "-c", "smoke", "--mount", "data"], "mount: found 'data'"),
         (["launch", "-c", "smoke", "--api-url", "http://u:geheim@h/api"], "api_url: found"),
+        (
+            ["launch", "-c", "smoke", "--offer", "9", "--api-url", "http://[::1]:99999/api"],
+            "api_url: ",
+        ),
         (["search", "--gpu", "x y>=3;"], "gpu_name: found 'x y>=3;'"),
         (["search", "--reliability", "98"], "reliability: found 98"),
         (["setup-env", "--name", "A B"], "--name: found 'A B'"),
