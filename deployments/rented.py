@@ -105,6 +105,7 @@ class Job:
     mount: Path
     keep: bool
     run_id: str | None = None
+    deploying_since: float | None = None
 
     @cached_property
     def name(self) -> str:
@@ -191,28 +192,36 @@ class Job:
         if patiently(lambda: api.find_deployment(self.client, DEPLOYMENT)) is None:
             say(f"the server has no {DEPLOYMENT}: deploying it")
             command = ["prefect", "--no-prompt", "deploy", "--name", DEPLOYMENT.partition("/")[2]]
+            self.deploying_since = time.time()
             self._start_gated("deploy", *command)
             self.processes.release("deploy")
 
     def _wait_until_ready(self) -> None:
+        """For the worker and, at the same time, for `prefect deploy`; each is a phase."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        deploying = self.processes.record("deploy") is not None
-        online = False
-        while deploying or not (online and self.socket.exists()):
-            if deploying and (code := self.processes.exit_code("deploy")) is not None:
+        online = serving = False
+        deploying_since = self.deploying_since
+        while deploying_since or not serving:
+            if deploying_since and (code := self.processes.exit_code("deploy")) is not None:
                 if code:
                     raise self._fault("deploy", f"`prefect deploy` ended with exit code {code}")
-                deploying = False
+                self._note("deploy", deploying_since)
+                deploying_since = None
             if not self.processes.running("worker"):
                 raise self._fault("worker", "the worker ended while it was starting")
             with contextlib.suppress(httpx.HTTPError):  # ask again
                 online = online or api.worker_is_online(self.client, POOL, name=self.name)
+            if online and not serving and self.socket.exists():
+                serving = True
+                self._note("worker", self.since)
             if time.monotonic() > deadline:
                 raise self._fault(
                     "worker", f"the worker is not ready after {READY_TIMEOUT_S:.0f} s"
                 )
             time.sleep(ASK_S)
-        note(Path(os.environ["UPS_PROVISION"]), "worker", self.since, time.time())
+
+    def _note(self, phase: str, since: float) -> None:
+        note(Path(os.environ["UPS_PROVISION"]), phase, since, time.time())
 
     def _trigger(self) -> str:
         found = patiently(lambda: api.find_deployment(self.client, DEPLOYMENT))
