@@ -144,7 +144,7 @@ def _break_down(story: Story) -> Breakdown:
     gpu = _gpu_use(story, spans)
     if FIRST_EPOCH in gpu:
         metrics["training/gpu_utilization_pct"] = gpu[FIRST_EPOCH].mean_pct
-    provision = tabulate_provision(story.provision)
+    provision = tabulate_provision(story.provision, story.first_step_at)
     metrics.update({f"{row.phase}_s": row.seconds for row in provision})
     scores = story.scores
     return Breakdown(

@@ -74,6 +74,8 @@ def test_the_rows_have_what_all_cover_and_no_share_of_the_time_to_the_first_step
         ("provision", 9, None),
     ]
     assert tabulate_provision(()) == ()
+    last = tabulate_provision(spans, first_step_at=12.5)[-1]
+    assert (last.phase, last.seconds, last.share) == ("provision/to_first_step", 12.5, None)
 
 
 def test_the_picture_grows_by_the_phases_before_the_trigger():

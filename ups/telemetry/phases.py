@@ -24,6 +24,7 @@ STARTUP_PHASES = (
     "first step",
 )
 PROVISION = "provision"
+TO_FIRST_STEP = f"{PROVISION}/to_first_step"
 PROVISION_BOUNDS = {
     "clone": "network: one commit",
     "install": "network: locked packages that the image lacks",
@@ -142,14 +143,22 @@ def provision_s(spans: Sequence[Span]) -> float:
     return covered(spans, min(span.start for span in spans), max(span.end for span in spans))
 
 
-def tabulate_provision(spans: Sequence[Span]) -> tuple[Phase, ...]:
-    """A row per phase before the trigger, then what all cover; none of them is part of the TTFS."""
+def tabulate_provision(
+    spans: Sequence[Span], first_step_at: float | None = None
+) -> tuple[Phase, ...]:
+    """A row per phase before the trigger, then what all cover; none of them is part of the TTFS.
+
+    The last row leads to the first step, if it was taken at that Unix time.
+    """
     if not spans:
         return ()
     rows = [(span.phase, span.seconds, PROVISION_BOUNDS.get(span.name, "")) for span in spans]
     rows.append(
         (PROVISION, provision_s(spans), "all before the trigger; worker and deploy overlap")
     )
+    if first_step_at is not None:
+        to_first_step_s = first_step_at - min(span.start for span in spans)
+        rows.append((TO_FIRST_STEP, to_first_step_s, "from the script's start to the first step"))
     return tuple(
         Phase(phase=name, seconds=seconds, share=None, bound=bound) for name, seconds, bound in rows
     )
