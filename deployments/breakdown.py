@@ -38,7 +38,8 @@ def key_figures(breakdown: dict[str, Any]) -> list[str]:
     lines = []
     if (ttfs_s := breakdown.get("ttfs_s")) is not None:
         cost = breakdown.get("cost_usd")
-        dollars = "" if cost is None else f" (${cost:.4f} at the config's price per hour)"
+        also = " with its provisioning" if breakdown.get("provision") else ""
+        dollars = "" if cost is None else f" (${cost:.4f}{also} at the config's price per hour)"
         lines.append(f"time to first step  {ttfs_s:.2f} s{dollars}")
     seconds = {row["phase"]: row["seconds"] for row in breakdown.get("phases", [])}
     if (from_start_s := seconds.get(TO_FIRST_STEP)) is not None:

@@ -28,6 +28,7 @@ from ups.telemetry.phases import (
     Breakdown,
     Span,
     plan_metrics,
+    provision_s,
     tabulate,
     tabulate_provision,
 )
@@ -130,12 +131,13 @@ def _break_down(story: Story) -> Breakdown:
     end = story.first_step_at or max(span.end for span in spans)
     until_s = end - triggered_at
     phases = tabulate(spans, _bounds(story, states), triggered_at, end)
-    cost = until_s / 3600 * story.config.startup.price_per_hour
+    paid_s = provision_s(story.provision) + until_s
+    cost = paid_s / 3600 * story.config.startup.price_per_hour
     reused = bool(story.cache_reused)
     metrics = plan_metrics(
         cache_s=next((p.seconds for p in phases if p.phase == "cache"), 0.0),
         cache_reused=reused,
-        startup_s=until_s,
+        startup_s=paid_s,
         ttfs_s=until_s if story.first_step_at else None,
         cost_usd=cost,
     )
@@ -271,9 +273,11 @@ def _headline(breakdown: Breakdown) -> str:
         ended = "stopped" if breakdown.failed == STOPPED else "failed"
         return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
     cache = "reused" if breakdown.cache_reused else "built"
+    before = provision_s(breakdown.provision)
+    provisioned = f" after {before:.1f} s of provisioning" if before else ""
     return (
-        f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s, cache {cache}, "
-        f"${breakdown.cost_usd:.4f}"
+        f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s{provisioned}, "
+        f"cache {cache}, ${breakdown.cost_usd:.4f}"
     )
 
 

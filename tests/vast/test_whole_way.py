@@ -71,6 +71,14 @@ def test_the_script_clones_installs_trains_and_stops_the_instance(rented, s3, pr
     assert breakdown["metrics"]["provision/clone_s"] == rows["provision/clone"]["seconds"]
     assert breakdown["start_mode"] == "warm"
 
+    # What is paid for begins before the trigger.
+    launched_s = rows["provision"]["seconds"] + breakdown["ttfs_s"]
+    total_min = breakdown["metrics"]["startup/total_startup_time_min"]
+    assert total_min * 60 == pytest.approx(launched_s)
+    assert breakdown["cost_usd"] == pytest.approx(launched_s / 3600 * 1.89)
+    assert breakdown["metrics"]["startup/cost_usd"] == breakdown["cost_usd"]
+    assert f"(${breakdown['cost_usd']:.4f} with its provisioning at the config's price" in log
+
     # Script start to the end of the first optimizer step; printed with `pytest -s`.
     to_first_step_s = breakdown["metrics"]["provision/to_first_step_s"]
     first_step_at = breakdown["triggered_at"] + breakdown["ttfs_s"]

@@ -67,6 +67,7 @@ class Breakdown(Model):
         until_s: trigger to the end of the startup: the first step, else the failure.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
         unaccounted_s: the part of that which no span covers.
+        cost_usd: of the startup and, since it is paid for too, of what came before the trigger.
         phase_bytes: phase → the bytes that it moved: fetched, written, read.
         changed: the fields of the cache key that differ from the nearest entry's, on a miss.
         gpu: phase → what the GPU did in it, `first epoch` among them; None without samples.
@@ -167,7 +168,11 @@ def tabulate_provision(
 def plan_metrics(
     *, cache_s: float, cache_reused: bool, startup_s: float, ttfs_s: float | None, cost_usd: float
 ) -> dict[str, float]:
-    """The plan's metrics, under the plan's names and in its units, and the two that we add."""
+    """The plan's metrics, under the plan's names and in its units, and the two that we add.
+
+    Args:
+        startup_s: from the launch on; `ttfs_s` counts from the trigger.
+    """
     metrics: dict[str, Any] = {
         "startup/cache_precompute_time_min": cache_s / 60,
         "startup/cache_reused": float(cache_reused),
