@@ -85,7 +85,8 @@ def train_burgers(
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    story = Story(resolved, run_id, open_run_dir(resolved, str(run_id)[:SHORT_ID]))
+    run_dir = open_run_dir(resolved, str(run_id)[:SHORT_ID])
+    story = Story(resolved, run_dir, flow_run_id=run_id)
     story.provision = claim(story.run_dir)
     created = context.flow_run.created
     overwrite_cache = overwrite_cache or not resolved.features.reuse_cache

@@ -1,5 +1,6 @@
 """`ups train` as a process of its own, with other commands beside it."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ import yaml
 from deployments.layout import PROJECT_DIR
 from ups.latents.build import ensure
 from ups.latents.entries import entries
+from ups.runs_index import read_run
 from ups.telemetry.metrics_file import read_metrics
+from ups.telemetry.phases import STOPPED
 
 NUM_EPOCHS = 120  # several seconds
 
@@ -65,3 +68,21 @@ def test_prune_and_rm_leave_what_a_training_reads_and_take_it_afterwards(
     code, output = ups(*prune)
     assert (code, "removed: 1 entry" in output) == (0, True), output
     assert entries(cache_dir) == []
+
+
+def test_a_training_that_is_stopped_has_its_startup_from_the_first_step_on(training):
+    process, run_dir = training
+    ttfs_s = read_metrics(run_dir).summary["startup/ttfs_s"]
+    going_on = read_run(run_dir)
+    assert going_on.summary().state == "running"
+    assert going_on.summary().ttfs_s == going_on.breakdown["ttfs_s"] == ttfs_s > 0
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    stopped = read_run(run_dir)
+    assert stopped.summary().state == "stopped"
+    assert 2 <= stopped.summary().num_epochs < NUM_EPOCHS
+    assert stopped.metrics["startup/ttfs_s"] == ttfs_s
+    assert stopped.breakdown["failed"] == STOPPED
+    assert {row["phase"]: row["seconds"] for row in stopped.breakdown["phases"]}["first step"] > 0
+    assert (run_dir / "gantt.png").exists()

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from ups.config import Model
+from ups.files import write_atomically
 from ups.telemetry.gpu import GpuUse
 
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
@@ -99,7 +100,8 @@ class Breakdown(Model):
 
     def save(self, run_dir: Path) -> Path:
         path = run_dir / "breakdown.json"
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1))
+        text = json.dumps(self.model_dump(mode="json"), indent=1)
+        write_atomically(path, text.encode(), durable=False)
         return path
 
 
