@@ -35,7 +35,7 @@ def read_metrics(run_dir: Path) -> Metrics:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:
         rows = []
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         log.warning("%s is left out: %s", path, error)
         rows = []
     rows = [row for row in rows if isinstance(row, dict)]
