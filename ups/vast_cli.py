@@ -132,11 +132,8 @@ def launch(
             max_stall_hours=max_stall_hours,
         )
         wishes = _wishes(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
-        chosen = None
-        if not (dry_run or offer):
-            if not (found := offers.search(wishes, 1)):
-                raise VastError(f"no offer fits: {wishes.query()}")
-            chosen = found[0]
+        chosen = None if dry_run else _choose(offer, wishes)
+        if chosen is not None:
             onstart = vast.at_price(onstart, chosen.dph_total)
         number = offer or (chosen.id if chosen else None)
         command = vast.create_command(
@@ -281,6 +278,24 @@ def _plan(config: str, settings: list[str] | None, rents: bool = False, **given:
             raise VastError(f"{fault}, or name a repository that has it with --repo")
         typer.echo(f"warning: {fault}", err=True)
     return onstart
+
+
+def _choose(number: int | None, wishes: Wishes) -> Offer | None:
+    """The offer that was asked for, or the cheapest that fits; None if the former is not shown."""
+    from ups.vast import offers
+
+    if number is None:
+        if not (found := offers.search(wishes, 1)):
+            raise VastError(f"no offer fits: {wishes.query()}")
+        return found[0]
+    chosen = offers.find(number, wishes.disk_gb)
+    if chosen is None:
+        typer.echo(
+            f"warning: Vast shows no offer {number}, so its price is not known: the breakdown "
+            "counts in startup.price_per_hour of the config",
+            err=True,
+        )
+    return chosen
 
 
 def _hints(onstart: Onstart, instance: int | None) -> None:

@@ -32,7 +32,7 @@ def ups(tmp_path, monkeypatch, vastai, checkout):
 
     def call(*arguments):
         result = CliRunner().invoke(app, ["vast", *map(str, arguments)])
-        assert "Traceback" not in result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
         return result.exit_code, result.output
 
     return call
@@ -142,8 +142,9 @@ def test_a_dry_run_writes_the_script_prints_the_command_and_asks_nobody(ups, vas
     ],
 )
 def test_a_server_of_this_machine_is_reached_by_a_tunnel(ups, vastai, url, options):
+    vastai.answers("search offers", json.dumps(OFFERS[:1]))
     vastai.answers("create instance", '{"success": true, "new_contract": 777}')
-    code, output = ups("launch", "-c", "smoke", "--offer", "9", "--api-url", url)
+    code, output = ups("launch", "-c", "smoke", "--offer", "11", "--api-url", url)
     assert code == 0, output
     assert ("by a tunnel" in output) == (options is not None)
     if options:
@@ -212,10 +213,26 @@ def test_a_missing_key_is_said_though_the_tool_ends_with_0(ups, vastai):
 
 
 def test_an_offer_that_is_gone_is_said(ups, vastai):
+    vastai.answers("search offers", "[]")
     vastai.answers("create instance", '{"success": false, "msg": "no_such_ask"}')
     code, output = ups("launch", "-c", "smoke", "--offer", "9")
     assert code == 1
+    assert "warning: Vast shows no offer 9, so its price is not known" in output
     assert "the offer 9 could not be rented: no_such_ask" in output
+
+
+def test_an_offer_that_is_named_keeps_its_price(ups, vastai, tmp_path):
+    vastai.answers("search offers", json.dumps(OFFERS[1:]))
+    vastai.answers("create instance", '{"success": true, "new_contract": 779}')
+    code, output = ups("launch", "-c", "smoke", "--offer", "12", "--disk", "80")
+    assert code == 0, output
+    assert "rented   instance 779, $1.900/h, H100 SXM" in output
+    search, create = (call["argv"] for call in vastai.calls)
+    asked = ["id=12", "--no-default", "--limit", "1", "--storage", "80", "--raw"]
+    assert search == ["search", "offers", *asked]
+    assert create[2] == "12"
+    parameters = json.loads(head(tmp_path / ".vast" / "onstart.sh")["PARAMETERS"])
+    assert parameters["overrides"]["startup.price_per_hour"] == 1.9
 
 
 def test_a_commit_that_was_not_pushed_is_warned_of_and_not_paid_for(
