@@ -34,6 +34,7 @@ from ups.vast.options import (
     ShutdownOption,
     StallOption,
     WorkOption,
+    limits,
 )
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def launch(
     mount: MountOption = defaults.MOUNT,
     workdir: WorkOption = defaults.WORK,
     auto_shutdown: ShutdownOption = False,
-    max_hours: HoursOption = defaults.MAX_HOURS,
-    max_stall_hours: StallOption = defaults.MAX_STALL_HOURS,
+    max_hours: HoursOption = None,
+    max_stall_hours: StallOption = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Write .vast/onstart.sh, print the command, rent nothing."),
@@ -128,8 +129,7 @@ def launch(
             mount=mount,
             work=workdir,
             auto_shutdown=auto_shutdown,
-            max_hours=max_hours,
-            max_stall_hours=max_stall_hours,
+            **limits(auto_shutdown, max_hours, max_stall_hours),
         )
         wishes = _wishes(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
         chosen = None if dry_run else _choose(offer, wishes)
@@ -189,8 +189,8 @@ def onstart(
     mount: MountOption = defaults.MOUNT,
     workdir: WorkOption = defaults.WORK,
     auto_shutdown: ShutdownOption = False,
-    max_hours: HoursOption = defaults.MAX_HOURS,
-    max_stall_hours: StallOption = defaults.MAX_STALL_HOURS,
+    max_hours: HoursOption = None,
+    max_stall_hours: StallOption = None,
 ) -> None:
     """Print the script that a launched machine runs whenever it starts."""
     with errors_shown():
@@ -203,8 +203,7 @@ def onstart(
             mount=mount,
             work=workdir,
             auto_shutdown=auto_shutdown,
-            max_hours=max_hours,
-            max_stall_hours=max_stall_hours,
+            **limits(auto_shutdown, max_hours, max_stall_hours),
         )
         typer.echo(planned.script(), nl=False)
 

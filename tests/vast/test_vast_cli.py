@@ -235,6 +235,20 @@ def test_an_offer_that_is_named_keeps_its_price(ups, vastai, tmp_path):
     assert parameters["overrides"]["startup.price_per_hour"] == 1.9
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch", "-c", "smoke", "--max-hours", "3"], "--max-hours: nothing stops the instance"),
+        (["onstart", "-c", "smoke", "--max-stall-hours", "1"], "--max-stall-hours: nothing stops"),
+    ],
+)
+def test_a_wrong_command_line_does_nothing_and_ends_with_2(ups, vastai, arguments, message):
+    code, output = ups(*arguments)
+    assert code == 2
+    assert message in " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
+    assert vastai.calls == []
+
+
 def test_a_commit_that_was_not_pushed_is_warned_of_and_not_paid_for(
     ups, vastai, monkeypatch, tmp_path, checkout, git
 ):
