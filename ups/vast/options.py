@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ups import completion
 from ups.vast.defaults import MAX_HOURS, MAX_STALL_HOURS
 
 GpuOption = Annotated[str | None, typer.Option(help="GPU, as Vast names it, such as 'RTX 4090'.")]
@@ -20,7 +21,13 @@ CudaOption = Annotated[
 ]
 
 ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", help="A name in deployments/configs, or a committed file.")
+    str,
+    typer.Option(
+        "--config",
+        "-c",
+        help="A name in deployments/configs, or a committed file.",
+        autocompletion=completion.configs,
+    ),
 ]
 RepoOption = Annotated[
     str | None,
