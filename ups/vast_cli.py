@@ -38,6 +38,7 @@ from ups.vast.options import (
 )
 
 if TYPE_CHECKING:
+    from ups.validate.check import Check
     from ups.vast.offers import Offer, Wishes
     from ups.vast.onstart import Onstart
 
@@ -105,6 +106,10 @@ def launch(
     auto_shutdown: ShutdownOption = False,
     max_hours: HoursOption = None,
     max_stall_hours: StallOption = None,
+    no_validate: Annotated[
+        bool,
+        typer.Option("--no-validate", help="Do not check config and objects before renting."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Write .vast/onstart.sh, print the command, rent nothing."),
@@ -113,6 +118,7 @@ def launch(
 ) -> None:
     """Rent a machine that trains once: clone, install, worker, run.
 
+    Config and commit are checked before, and the config's objects where this shell has the keys.
     Without --auto-shutdown the instance goes on, and is paid for, until you stop it.
     """
     with errors_shown():
@@ -131,6 +137,7 @@ def launch(
             auto_shutdown=auto_shutdown,
             **limits(auto_shutdown, max_hours, max_stall_hours),
         )
+        checks = [] if no_validate else _checks(config, onstart, rents=not dry_run)
         wishes = _wishes(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
         chosen = None if dry_run else _choose(offer, wishes)
         if chosen is not None:
@@ -152,11 +159,14 @@ def launch(
                     "instance": instance,
                     "offer": chosen.model_dump() if chosen else number,
                     "commit": onstart.commit,
+                    "checks": [check.model_dump(mode="json") for check in checks],
                     "command": ["vastai", *command],
                     "onstart": str(vast.FOLDER / vast.SCRIPT),
                 }
             )
             return
+        for check in checks:
+            typer.echo(f"checked  {check.group}, {check.name}: {check.text}")
         typer.echo(f"onstart  {vast.FOLDER / vast.SCRIPT}, commit {onstart.commit[:12]}")
         if number is None:
             typer.echo(f"search   {_command(wishes.command(1))}")
@@ -277,6 +287,24 @@ def _plan(config: str, settings: list[str] | None, rents: bool = False, **given:
             raise VastError(f"{fault}, or name a repository that has it with --repo")
         typer.echo(f"warning: {fault}", err=True)
     return onstart
+
+
+def _checks(config: str, onstart: Onstart, rents: bool) -> list[Check]:
+    """
+    Args:
+        rents: a fault is an error, since it would be paid for.
+    """
+    from ups.vast.check import check
+
+    checks = check(config, onstart.parameters["overrides"], onstart.mount)
+    faults = [f"{c.group}, {c.name}: {c.text}" for c in checks if c.status == "fault"]
+    if faults and rents:
+        raise VastError(
+            "\n".join(["nothing was rented, since (--no-validate skips this):", *faults])
+        )
+    if faults:
+        typer.echo("\n".join(["warning: this would not be rented:", *faults]), err=True)
+    return checks
 
 
 def _choose(number: int | None, wishes: Wishes) -> Offer | None:

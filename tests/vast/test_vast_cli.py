@@ -235,6 +235,50 @@ def test_an_offer_that_is_named_keeps_its_price(ups, vastai, tmp_path):
     assert parameters["overrides"]["startup.price_per_hour"] == 1.9
 
 
+@pytest.fixture
+def tiny(checkout, s3, bucket, monkeypatch):
+    """The path of a config whose objects lie in the store that this environment names."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return checkout / "deployments" / "configs" / "tiny.yaml"
+
+
+ELSEWHERE = (
+    "data.sources={train: [{key: gone/train.h5, bucket: tiny}], "
+    "val: [{key: gone/val.h5, bucket: tiny}], test: [{key: gone/test.h5, bucket: tiny}]}"
+)
+
+
+def test_objects_that_are_missing_are_not_paid_for(ups, vastai, tiny):
+    vastai.answers("search offers", json.dumps(OFFERS[:1]))
+    vastai.answers("create instance", '{"success": true, "new_contract": 777}')
+    code, output = ups("launch", "-c", tiny, "--set", ELSEWHERE)
+    assert code == 1
+    assert "error: nothing was rented, since (--no-validate skips this):" in output
+    assert re.search(r"^data, train object: .*gone/train\.h5", output, re.MULTILINE)
+    assert output.count("gone/") == 3
+    assert vastai.calls == []
+    code, output = ups("launch", "-c", tiny, "--set", ELSEWHERE, "--dry-run")
+    assert (code, "warning: this would not be rented:" in output) == (0, True)
+    code, output = ups("launch", "-c", tiny, "--set", ELSEWHERE, "--no-validate")
+    assert (code, "checked" in output, "instance 777" in output) == (0, False, True), output
+
+
+def test_a_dry_run_says_what_was_checked_and_what_was_not(ups, tiny, monkeypatch):
+    code, output = ups("launch", "-c", tiny, "--dry-run")
+    assert code == 0
+    assert "checked  config, " in output
+    for split in ("train", "val", "test"):
+        uri = f"s3://tiny/burgers1d/burgers1d_{split}.h5"
+        assert re.search(rf"^checked  data, {split} object: {uri}: .*to be fetched", output, re.M)
+    _, output = ups("launch", "-c", tiny, "--dry-run", "--json")
+    assert [c["status"] for c in json.loads(output)["checks"]].count("ok") >= 4
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    _, output = ups("launch", "-c", tiny, "--dry-run")
+    reason = "not checked: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set here"
+    assert f"checked  data, objects: {reason}" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
