@@ -191,6 +191,7 @@ def test_what_is_wrong_is_one_message_and_nothing_is_rented(ups, vastai, argumen
     code, output = ups(*arguments)
     assert code == 1
     assert message in output
+    assert "Value error" not in output  # pydantic's own words
     assert "geheim" not in output
     assert not [c for c in vastai.calls if c["argv"][0] in ("create", "start")]
 
