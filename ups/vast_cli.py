@@ -27,6 +27,7 @@ from ups.vast.options import (
     GpuRamOption,
     HoursOption,
     InetOption,
+    LabelOption,
     MountOption,
     PriceOption,
     ReliabilityOption,
@@ -80,7 +81,7 @@ def launch(
     config: ConfigOption,
     settings: SetOption = None,
     offer: Annotated[
-        int | None, typer.Option(help="Id of an offer (default: the cheapest that fits).")
+        int | None, typer.Option(min=1, help="Id of an offer (default: the cheapest that fits).")
     ] = None,
     gpu: GpuOption = None,
     gpu_ram: GpuRamOption = defaults.GPU_RAM_GB,
@@ -92,11 +93,9 @@ def launch(
     image: Annotated[
         str | None, typer.Option(help="Docker image (default: PyTorch's with the locked torch).")
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Of the instance (default: ups- and the config's name).")
-    ] = None,
+    label: LabelOption = None,
     volume: Annotated[
-        int | None, typer.Option(help="Id of a volume of yours to mount at --mount.")
+        int | None, typer.Option(min=1, help="Id of a volume of yours to mount at --mount.")
     ] = None,
     repo: RepoOption = None,
     commit: CommitOption = "HEAD",

@@ -285,6 +285,9 @@ def test_a_dry_run_says_what_was_checked_and_what_was_not(ups, tiny, monkeypatch
     [
         (["launch", "-c", "smoke", "--max-hours", "3"], "--max-hours: nothing stops the instance"),
         (["onstart", "-c", "smoke", "--max-stall-hours", "1"], "--max-stall-hours: nothing stops"),
+        (["launch", "-c", "smoke", "--offer", "-3"], "'--offer': Input should be greater"),
+        (["launch", "-c", "smoke", "--volume", "-3"], "'--volume': Input should be greater"),
+        (["launch", "-c", "smoke", "--label", "a\nb"], "'a\\nb', expected one line"),
     ],
 )
 def test_a_wrong_command_line_does_nothing_and_ends_with_2(ups, vastai, arguments, message):

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from ups import completion
+from ups.cli_options import checked
+from ups.errors import ConfigError
 from ups.vast.defaults import MAX_HOURS, MAX_STALL_HOURS
 
 GpuOption = Annotated[str | None, typer.Option(help="GPU, as Vast names it, such as 'RTX 4090'.")]
@@ -80,3 +82,16 @@ def limits(
         names = " and ".join(f"--{name.replace('_', '-')}" for name in set_)
         raise typer.BadParameter(f"{names}: nothing stops the instance without --auto-shutdown")
     return set_
+
+
+def _one_line(text: str) -> None:
+    if not text.isprintable():
+        raise ConfigError(f"found {text!r}, expected one line")
+
+
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the instance (default: ups- and the config's name).", callback=checked(_one_line)
+    ),
+]
