@@ -158,6 +158,9 @@ def test_prune_goes_by_age_by_size_and_not_at_all_without_either(ups, cache_dir,
     _, output, _ = ups("prune", "--max-size", "300KB", "--json")
     (removal,) = json.loads(output)
     assert removal["entry"]["config_hash"] == old.config_hash
+    newer = entries(cache_dir)[0]
+    left = f"would be left in {cache_dir}: 1 entry, {format_size(newer.num_bytes)}, 0 in use"
+    assert output.splitlines()[-1] == left
     assert removal["reason"] == "least recently used, over 300 KB"
     assert removal["removed"] is True
     (left,) = entries(cache_dir)

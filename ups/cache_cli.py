@@ -172,9 +172,9 @@ def prune(
             print_table([cache_rows.removal_row(removal) for removal in gone], right=("size",))
         left = [e for e in found if e not in [removal.entry for removal in gone]]
         in_use = sum(entry.in_use for entry in left)
-        verb = "would be removed" if dry_run else "removed"
-        typer.echo(f"{verb}: {cache_rows.count([removal.entry for removal in gone])}")
-        typer.echo(f"left in {cache_dir}: {cache_rows.count(left)}, {in_use} in use")
+        would = "would be " if dry_run else ""
+        typer.echo(f"{would}removed: {cache_rows.count([removal.entry for removal in gone])}")
+        typer.echo(f"{would}left in {cache_dir}: {cache_rows.count(left)}, {in_use} in use")
 
 
 @app.command(epilog="Example: ups cache rm 3fa9 b07c")
