@@ -247,4 +247,9 @@ def _cache_dir(config: str | None, *given: Path | None) -> Path:
 
     if config is not None:
         return load_config(config).training.latent_cache_dir
-    return places[0] if places else Training().latent_cache_dir
+    if not places:
+        return Training().latent_cache_dir
+    if not places[0].is_dir():  # the default one may be yet to come; a name is a typing mistake
+        what = "is a file" if places[0].exists() else "is not there"
+        raise CacheError(f"{places[0]} {what}, expected the directory of a latent cache")
+    return places[0]
