@@ -9,6 +9,7 @@ from typing import Any
 from deployments.layout import PROJECT_DIR
 from ups.console import print_table
 from ups.telemetry.gpu import words_of_record
+from ups.telemetry.phases import TO_FIRST_STEP
 
 
 def read(runs_dir: Path, run_id: str) -> dict[str, Any] | None:
@@ -56,8 +57,12 @@ def key_figures(breakdown: dict[str, Any]) -> list[str]:
     lines = []
     if (ttfs_s := breakdown.get("ttfs_s")) is not None:
         cost = breakdown.get("cost_usd")
-        dollars = "" if cost is None else f" (${cost:.4f} at the config's price per hour)"
+        also = " with its provisioning" if breakdown.get("provision") else ""
+        dollars = "" if cost is None else f" (${cost:.4f}{also} at the config's price per hour)"
         lines.append(f"time to first step  {ttfs_s:.2f} s{dollars}")
+    seconds = {row["phase"]: row["seconds"] for row in breakdown.get("phases", [])}
+    if (from_start_s := seconds.get(TO_FIRST_STEP)) is not None:
+        lines.append(f"of a rented machine {from_start_s:.2f} s from its script's start")
     if (reused := breakdown.get("cache_reused")) is not None:
         lines.append(f"latent cache        {'reused' if reused else 'built'}")
     if words := words_of_record(breakdown):

@@ -34,6 +34,8 @@ from deployments.layout import PROJECT_DIR, WORKER_ENV
 from deployments.processes import Processes
 from deployments.stack import POOLS
 from ups.errors import UpsError
+from ups.runs import CHECKPOINTS, RUN_LOG
+from ups.telemetry.metrics_file import METRICS
 from ups.telemetry.provision import note
 
 POOL, DEPLOYMENT = "gpu", "train-burgers/rented"
@@ -42,6 +44,7 @@ ASK_S = 0.1
 LOOK_S = 10.0
 STOP_S = 10.0
 PATIENCE_S = 60.0
+OF_A_RUN = (RUN_LOG, METRICS, CHECKPOINTS)  # in its folder, while it works
 T = TypeVar("T")
 
 
@@ -55,10 +58,19 @@ class Stopped(BaseException):
 
 @dataclass(slots=True)
 class Heartbeat:
-    """Writes `path` when the run gets on: by what the server tells, or by what lies on the disk."""
+    """Writes `path` when the run gets on: by what the server tells, or by what lies on the disk.
+
+    A tracker beside the run writes into its folder too, whether or not the run gets on. So of that
+    folder nothing counts but what the run's own process writes while it works.
+
+    Attributes:
+        stores: data and cache; whatever is written there counts.
+        runs: the folder of the runs' folders.
+    """
 
     path: Path
-    folders: tuple[Path, ...]
+    stores: tuple[Path, ...]
+    runs: Path
     newest: float = 0.0
     looked_at: float = field(default_factory=time.monotonic)
 
@@ -66,11 +78,12 @@ class Heartbeat:
         self.path.write_text(str(time.time()))
 
     def look(self) -> None:
-        """Beat if a file in the folders is newer than all were at the last look."""
+        """Beat if a file is newer than all were at the last look."""
         if time.monotonic() - self.looked_at < LOOK_S:
             return
         self.looked_at = time.monotonic()
-        newest = max((_newest(folder) for folder in self.folders), default=0.0)
+        places = [*self.stores, *(p for name in OF_A_RUN for p in self.runs.glob(f"*/{name}"))]
+        newest = max((_newest(place) for place in places), default=0.0)
         if newest > self.newest:
             self.newest = newest
             self.beat()
@@ -92,6 +105,7 @@ class Job:
     mount: Path
     keep: bool
     run_id: str | None = None
+    deploying_since: float | None = None
 
     @cached_property
     def name(self) -> str:
@@ -178,28 +192,36 @@ class Job:
         if patiently(lambda: api.find_deployment(self.client, DEPLOYMENT)) is None:
             say(f"the server has no {DEPLOYMENT}: deploying it")
             command = ["prefect", "--no-prompt", "deploy", "--name", DEPLOYMENT.partition("/")[2]]
+            self.deploying_since = time.time()
             self._start_gated("deploy", *command)
             self.processes.release("deploy")
 
     def _wait_until_ready(self) -> None:
+        """For the worker and, at the same time, for `prefect deploy`; each is a phase."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        deploying = self.processes.record("deploy") is not None
-        online = False
-        while deploying or not (online and self.socket.exists()):
-            if deploying and (code := self.processes.exit_code("deploy")) is not None:
+        online = serving = False
+        deploying_since = self.deploying_since
+        while deploying_since or not serving:
+            if deploying_since and (code := self.processes.exit_code("deploy")) is not None:
                 if code:
                     raise self._fault("deploy", f"`prefect deploy` ended with exit code {code}")
-                deploying = False
+                self._note("deploy", deploying_since)
+                deploying_since = None
             if not self.processes.running("worker"):
                 raise self._fault("worker", "the worker ended while it was starting")
             with contextlib.suppress(httpx.HTTPError):  # ask again
                 online = online or api.worker_is_online(self.client, POOL, name=self.name)
+            if online and not serving and self.socket.exists():
+                serving = True
+                self._note("worker", self.since)
             if time.monotonic() > deadline:
                 raise self._fault(
                     "worker", f"the worker is not ready after {READY_TIMEOUT_S:.0f} s"
                 )
             time.sleep(ASK_S)
-        note(Path(os.environ["UPS_PROVISION"]), "worker", self.since, time.time())
+
+    def _note(self, phase: str, since: float) -> None:
+        note(Path(os.environ["UPS_PROVISION"]), phase, since, time.time())
 
     def _trigger(self) -> str:
         found = patiently(lambda: api.find_deployment(self.client, DEPLOYMENT))
@@ -213,7 +235,7 @@ class Job:
 
     def _follow(self, run_id: str) -> str:
         """Print what the run does, and note that it gets on; returns the type of its last state."""
-        heart = Heartbeat(self.state / "beat", (self.mount / "data", self.mount / "runs"))
+        heart = Heartbeat(self.state / "beat", self._stores, self._runs_dir)
         progress: Progress | None = None
         lost = False
         while True:
@@ -239,9 +261,22 @@ class Job:
                 raise self._fault("worker", "the worker ended before the run")
             time.sleep(POLL_S)
 
+    @property
+    def _stores(self) -> tuple[Path, ...]:
+        data = self.mount / "data"
+        cache = self._override("training.latent_cache_dir", data / "latent_cache")
+        return (data,) if cache.is_relative_to(data) else (data, cache)
+
+    @property
+    def _runs_dir(self) -> Path:
+        return self._override("runs_dir", Path("runs"))
+
+    def _override(self, key: str, otherwise: Path) -> Path:
+        """A folder as the run knows it, which works in the clone."""
+        return PROJECT_DIR / self.parameters.get("overrides", {}).get(key, otherwise)
+
     def _show_end(self, run: dict[str, Any]) -> None:
-        runs_dir = Path(self.parameters.get("overrides", {}).get("runs_dir", "runs"))
-        if found := breakdown.read(runs_dir, run["id"]):
+        if found := breakdown.read(self._runs_dir, run["id"]):
             breakdown.show(found)
         state = run["state"]
         message = f": {state['message']}" if state["message"] else ""
@@ -294,10 +329,13 @@ def _env() -> dict[str, str]:
     return {**WORKER_ENV, **os.environ, **fixed}
 
 
-def _newest(folder: Path) -> float:
-    """The latest modification time in a folder, in seconds; 0 where there is no file."""
+def _newest(path: Path) -> float:
+    """The latest modification time of a file, or in a folder, in seconds; 0 where none is."""
+    if path.is_file():
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime
     newest = 0.0
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 newest = max(newest, os.lstat(os.path.join(place, name)).st_mtime)

@@ -19,8 +19,7 @@ from tasks.cache import cache_task
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.load import load_latents, warm_up_device
-from tasks.report import report_overhead
-from tasks.story import Cached, Part, Story
+from tasks.report import Story, report_overhead
 from tasks.train import train_operator
 from tasks.validate import validate_config
 from ups.config import SPLITS, Features, RunConfig, read_config
@@ -31,6 +30,7 @@ from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import built_after
 from ups.runs import checkpoint_to_resume, open_run_dir, recorded
 from ups.telemetry.provision import claim
+from ups.telemetry.story import Cached, Part
 from ups.tracking import Trackers, tracked
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def train_burgers(
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    story = Story(resolved, run_id, open_run_dir(resolved, str(run_id)[:SHORT_ID]))
+    run_dir = open_run_dir(resolved, str(run_id)[:SHORT_ID])
+    story = Story(resolved, run_dir, flow_run_id=run_id)
     story.provision = claim(story.run_dir)
     created = context.flow_run.created
     overwrite_cache = overwrite_cache or not resolved.features.reuse_cache

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -14,22 +15,13 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
 
-from tasks.story import Cached, Story
 from tasks.timeline import close_timeline, phase_task
-from ups.telemetry.gpu import FIRST_EPOCH, GpuUse, by_phase, in_words
-from ups.telemetry.metrics_file import add_to_summary
-from ups.telemetry.phases import (
-    STOPPED,
-    Breakdown,
-    Span,
-    TaskFigures,
-    plan_metrics,
-    tabulate,
-    tabulate_provision,
-)
+from ups.telemetry.breakdown import break_down, headline, leave
+from ups.telemetry.gpu import GpuUse, in_words
+from ups.telemetry.phases import STOPPED, Breakdown, Span, TaskFigures
 from ups.telemetry.process import process_started_at
+from ups.telemetry.story import Story as RunStory
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +33,17 @@ BOOT_BOUNDS = {
 TRIGGERS = ("Scheduled", "AwaitingRetry")
 
 
+@dataclass(slots=True, kw_only=True)
+class Story(RunStory):
+    """
+    Attributes:
+        build_after: Unix time in seconds; an older cache entry is built again.
+    """
+
+    flow_run_id: UUID
+    build_after: float | None = None
+
+
 @phase_task("report", task_run_name="6 report-overhead")
 def report_overhead(story: Story) -> Breakdown:
     """Write `breakdown.json` and `gantt.png`, and publish both in the UI.
@@ -48,15 +51,7 @@ def report_overhead(story: Story) -> Breakdown:
     The plan's metrics also go to `metrics.jsonl`.
     """
     breakdown = _break_down(story)
-    breakdown.save(story.run_dir)
-    add_to_summary(story.run_dir, breakdown.metrics)
-    from ups.telemetry.gantt import draw_gantt
-
-    end = breakdown.triggered_at + breakdown.until_s
-    gantt = draw_gantt(
-        breakdown.spans, breakdown.triggered_at, end, _headline(breakdown), breakdown.provision
-    )
-    (story.run_dir / "gantt.png").write_bytes(gantt)
+    gantt = leave(breakdown, story.run_dir)
     create_table_artifact(
         key="overhead-breakdown",
         table=[
@@ -76,13 +71,13 @@ def report_overhead(story: Story) -> Breakdown:
                 "what bounds it": in_words(breakdown.gpu, breakdown.gpu_note),
             }
         ],
-        description=_headline(breakdown),
+        description=headline(breakdown),
     )
     pictures = story.scores.pictures if story.scores else {}
     create_markdown_artifact(
         key="overhead",
         markdown=_markdown(breakdown, gantt, pictures),
-        description=_headline(breakdown),
+        description=headline(breakdown),
     )
     return breakdown
 
@@ -96,79 +91,15 @@ def _break_down(story: Story) -> Breakdown:
     spans = [
         Span(phase="queue", name="queue", start=triggered_at, end=process_at),
         Span(phase="boot", name="boot", start=process_at, end=max(process_at, first_task_at)),
-        *_with_first_step(spans, story.first_step_at),
+        *spans,
     ]
-    end = story.first_step_at or max(span.end for span in spans)
-    until_s = end - triggered_at
-    phases = tabulate(spans, _bounds(story, states), triggered_at, end)
-    cost = until_s / 3600 * story.config.startup.price_per_hour
-    reused = bool(story.cache_reused)
-    metrics = plan_metrics(
-        cache_s=next((p.seconds for p in phases if p.phase == "cache"), 0.0),
-        cache_reused=reused,
-        startup_s=until_s,
-        ttfs_s=until_s if story.first_step_at else None,
-        cost_usd=cost,
-    )
-    if story.result is not None:
-        metrics["training/epoch_time_sec"] = story.result.epoch_time_s
-    gpu = _gpu_use(story, spans)
-    if FIRST_EPOCH in gpu:
-        metrics["training/gpu_utilization_pct"] = gpu[FIRST_EPOCH].mean_pct
-    provision = tabulate_provision(story.provision)
-    metrics.update({f"{row.phase}_s": row.seconds for row in provision})
-    scores = story.scores
-    return Breakdown(
-        run=story.run_dir.name,
-        config=story.config.name,
-        config_hash=story.config_hash,
-        start_mode=os.environ.get("UPS_STARTED", "in process"),
+    return break_down(
+        story,
+        spans,
         triggered_at=triggered_at,
-        ttfs_s=until_s if story.first_step_at else None,
-        until_s=until_s,
-        unaccounted_s=phases[-1].seconds,
-        cost_usd=cost,
-        cache_reused=story.cache_reused,
-        changed=tuple(
-            line for c in story.entries.values() if not c.is_reused for line in c.entry.changed
-        ),
-        tasks=_tasks(story),
-        failed=None if story.failure is None else _describe(story.failure),
-        phases=(*provision, *phases),
-        provision=tuple(story.provision),
-        phase_bytes=_phase_bytes(story),
-        spans=tuple(spans),
-        metrics=metrics,
-        gpu=gpu or None,
-        gpu_note=story.gpu.note,
-        nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
-        nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
+        start_mode=os.environ.get("UPS_STARTED", "in process"),
+        bounds=_bounds(states),
     )
-
-
-def _tasks(story: Story) -> dict[str, TaskFigures]:
-    """Of each task, where there are several."""
-    names = [task.name for task in story.config.data.tasks]
-    if len(names) == 1:
-        return {}
-    scores = story.scores.tasks if story.scores else {}
-    hashes = dict(zip(names, story.config_hashes, strict=False))  # fewer in a run that failed
-    return {
-        name: TaskFigures(
-            config_hash=hashes.get(name),
-            cache_reused=story.entries[name].is_reused if name in story.entries else None,
-            nrmse_rollout=scores[name].rollout["nRMSE"] if name in scores else None,
-            nrmse_persistence=scores[name].persistence_rollout["nRMSE"] if name in scores else None,
-        )
-        for name in names
-    }
-
-
-def _gpu_use(story: Story, spans: Sequence[Span]) -> dict[str, GpuUse]:
-    stretches = [(span.phase, span.start, span.end) for span in spans]
-    if story.result is not None and story.result.first_epoch is not None:
-        stretches.append((FIRST_EPOCH, *story.result.first_epoch))
-    return by_phase(story.gpu.samples, stretches)
 
 
 def _flow_run_states(flow_run_id: UUID) -> tuple[list[State], datetime | None]:
@@ -194,90 +125,19 @@ def _process_start(states: Sequence[State], triggered_at: float) -> float:
     return max(triggered_at, running[-1]) if running else triggered_at
 
 
-def _with_first_step(spans: Sequence[Span], first_step_at: float | None) -> list[Span]:
-    """The training task cut in two at the end of the first step."""
-    cut = []
-    for span in spans:
-        if span.phase != "train" or first_step_at is None:
-            cut.append(span)
-            continue
-        first = {"phase": "first step", "name": "4 first step", "end": first_step_at}
-        first["state"] = "Completed"  # whatever became of the training after it
-        cut.append(span.model_copy(update=first))
-        cut.append(span.model_copy(update={"start": first_step_at}))
-    return cut
-
-
-def _bounds(story: Story, states: Sequence[State]) -> dict[str, str]:
+def _bounds(states: Sequence[State]) -> dict[str, str]:
     waited = any(state.name == "AwaitingConcurrencySlot" for state in states)
-    bounds = {
+    return {
         "queue": "another run of this deployment, which ran first"
         if waited
         else "worker notices the run, starts a process",
-        "download": "nothing was staged",
         "boot": BOOT_BOUNDS[os.environ.get("UPS_STARTED", "in process")],
-        "validate": "config, memory, disk and device; no network, no data",
         "warm-up": "import torch where it is not yet, build and warm the model",
-        "first step": "one optimizer step",
     }
-    files = {s.path: s for s in story.files()}.values()
-    if files:
-        fetched = sum(s.fetched_bytes for s in story.files())
-        total = sum(s.num_bytes for s in files)
-        seconds = max(s.seconds for s in files)
-        bounds["download"] = (
-            f"network: {_size(fetched)}, {fetched / 1e6 / max(seconds, 1e-3):,.0f} MB/s"
-            if fetched
-            else f"{_size(total)} found verified, nothing fetched"
-        )
-    if story.entries:
-        bounds["cache"] = _bound_of_cache(list(story.entries.values()))
-    if story.latents is not None:
-        latents = story.latents
-        rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
-        bounds["load"] = f"into {latents.tier}: {_size(latents.num_bytes)}" + (
-            f", {rate:,.0f} MB/s" if latents.num_bytes else ""
-        )
-    return bounds
-
-
-def _bound_of_cache(entries: Sequence[Cached]) -> str:
-    built = [cached.entry for cached in entries if not cached.is_reused]
-    reused = sum(cached.entry.num_bytes for cached in entries if cached.is_reused)
-    parts = []
-    if built:
-        count = sum(entry.num_trajectories for entry in built)
-        rate = count / max(sum(entry.seconds for entry in built), 1e-3)
-        parts.append(f"read, encode, write: {count} trajectories, {rate:,.0f}/s")
-    if reused or not built:
-        parts.append(f"{_size(reused)} reused")
-    return "; ".join(parts)
-
-
-def _phase_bytes(story: Story) -> dict[str, int]:
-    moved = {
-        "download": sum(s.fetched_bytes for s in story.files()),
-        "cache": sum(c.entry.num_bytes for c in story.entries.values() if not c.is_reused),
-        "load": 0 if story.latents is None else story.latents.num_bytes,
-    }
-    return {phase: num_bytes for phase, num_bytes in moved.items() if num_bytes}
-
-
-def _headline(breakdown: Breakdown) -> str:
-    if breakdown.ttfs_s is None and breakdown.failed is None:
-        return f"{breakdown.config}: all steps were taken before, none was left to take"
-    if breakdown.ttfs_s is None:
-        ended = "stopped" if breakdown.failed == STOPPED else "failed"
-        return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
-    cache = "reused" if breakdown.cache_reused else "built"
-    return (
-        f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s, cache {cache}, "
-        f"${breakdown.cost_usd:.4f}"
-    )
 
 
 def _markdown(breakdown: Breakdown, gantt: bytes, pictures: Mapping[str, Path]) -> str:
-    lines = [f"## {_headline(breakdown)}", ""]
+    lines = [f"## {headline(breakdown)}", ""]
     if breakdown.failed:
         label = "Stopped" if breakdown.failed == STOPPED else "Failed"
         lines += [f"**{label}:** {breakdown.failed}", ""]
@@ -347,13 +207,3 @@ def _cache_story(breakdown: Breakdown) -> str:
 
 def _image(text: str, png: bytes) -> str:
     return f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, TerminationSignal):
-        return STOPPED
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -248,7 +248,9 @@ def read_wandb() -> Callable[[Path], SimpleNamespace]:
     def read(run_dir: Path) -> SimpleNamespace:
         (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
         found = SimpleNamespace(history=[], config={}, summary={}, exit_code=None, path=path)
+        found.num_stats = 0
         for record in records(path):
+            found.num_stats += record.HasField("stats")
             for item in record.run.config.update:
                 found.config[item.key] = json.loads(item.value_json)
             for item in record.summary.update:

@@ -98,6 +98,15 @@ def test_the_directory_is_given_by_place_option_or_config_and_only_once(
     assert listed() == (0, "0 entries, 0 B in data/latent_cache")
 
 
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["prune"], ["show", "a"], ["rm", "a"]])
+def test_a_directory_that_is_named_has_to_be_one(cache_dir, tmp_path, command):
+    (tmp_path / "file").touch()
+    for name, what in (("file", "is a file"), ("mistyped", "is not there")):
+        result = CliRunner().invoke(app, ["cache", *command, "--dir", str(tmp_path / name)])
+        assert result.exit_code == 1
+        assert f"error: {tmp_path / name} {what}, expected the directory" in result.stderr
+
+
 def test_show_tells_what_the_key_is_made_of_and_the_files(ups, old):
     code, output, _ = ups("show", old.config_hash[:6])
     assert code == 0
@@ -149,6 +158,9 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(ups, cache_dir, old):
     assert old.config_hash in output
     assert "not used for 40 d" in output
     assert f"would be removed: 1 entry, {format_size(old.num_bytes)}" in output
+    newer = entries(cache_dir)[0]
+    left = f"would be left in {cache_dir}: 1 entry, {format_size(newer.num_bytes)}, 0 in use"
+    assert output.splitlines()[-1] == left
     assert sorted(cache_dir.rglob("*")) == before
 
 

@@ -5,12 +5,14 @@ import re
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from ups.cli import app
 from ups.cli_options import parse_settings
 from ups.errors import ConfigError
 from ups.telemetry.metrics_file import read_metrics
+from ups.telemetry.phases import Breakdown
 
 PLAN = {
     "startup/ttfs_s",
@@ -66,6 +68,32 @@ def test_train_ends_with_the_score_and_resumes_by_its_name(ups, tmp_path):
     name = "test/nrmse_rollout"
     assert again["metrics"][name] == read_metrics(run_dir).summary[name] == first.summary[name]
     assert len(list((tmp_path / "runs").glob("*-mine"))) == 1
+
+
+def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
+    on = ("--set", "logging.tensorboard.enabled=true")
+    code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, *on, "--json")
+    assert code == 0, output
+    metrics = json.loads(output)["metrics"]
+    (run_dir,) = (tmp_path / "runs").glob("*-mine")
+    assert (run_dir / "gantt.png").read_bytes()[1:4] == b"PNG"
+    breakdown = Breakdown.model_validate_json((run_dir / "breakdown.json").read_text())
+    phases = {row.phase: row.seconds for row in breakdown.phases}
+    ended = ["boot", "validate", "download", "warm-up", "cache", "load", "first step"]
+    assert list(phases) == [*ended, "unaccounted"]
+    assert phases["unaccounted"] < 0.5
+    assert sum(phases.values()) == pytest.approx(breakdown.ttfs_s)  # one after the other
+    assert breakdown.metrics.items() <= metrics.items()
+    assert metrics["startup/ttfs_s"] == breakdown.ttfs_s
+    assert metrics["startup/cache_precompute_time_min"] * 60 == pytest.approx(phases["cache"])
+    assert (breakdown.cache_reused, breakdown.failed) == (False, None)
+    assert breakdown.nrmse_rollout == metrics["test/nrmse_rollout"]
+    assert breakdown.gpu or breakdown.gpu_note
+
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    table = events.Tensors("startup/breakdown")[0].tensor_proto.string_val[0].decode()
+    assert "| first step | " in table
+    assert {"pictures/gantt", "pictures/prediction"} == set(events.Tags()["images"])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,10 @@ def test_names_of_commands_configs_keys_runs_and_benchmarks_are_completed(comple
     assert complete("ups cac") == ["cache"]
     assert complete("ups train smo") == ["smoke", "smoke_mixed"]
     assert complete("ups run -c train_burgers_p") == ["train_burgers_pdebench"]
+    for command in ("launch", "onstart"):
+        assert complete(f"ups vast {command} --config train_burgers_p") == [
+            "train_burgers_pdebench"
+        ]
     assert complete("ups train smoke --set latent.d") == ["latent.dim="]
     assert complete("ups train smoke --set stages.operator.optimizer.") == [
         "stages.operator.optimizer.betas=",

@@ -1,6 +1,7 @@
 """`ups runs` on folders that `ups train` left."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -50,7 +51,8 @@ def test_runs_are_listed_shown_and_compared(ups, trained):
 
     code, output = ups("runs", "show", "fir", "--dir", trained)
     assert code == 0, output
-    for expected in ("completed", "commit", "test nRMSE", "checkpoints", "run.log", "processor"):
+    for expected in ("completed", "commit", "test nRMSE", "checkpoints", "run.log", "processor",
+                     "GPU", "s to the first step", "build the model, take one"):  # fmt: skip
         assert expected in output, output
     _, output = ups("runs", "show", "second", "--dir", trained, "--json")
     second = json.loads(output)
@@ -63,7 +65,7 @@ def test_runs_are_listed_shown_and_compared(ups, trained):
     assert code == 0, output
     assert "stages.operator.epochs" in output
     assert "training.seed" not in output
-    assert "neither run left a breakdown" in output
+    assert re.search(r"cache +\d.*first step +\d", output, re.DOTALL), output
     _, output = ups("runs", "compare", "first", "second", "--dir", trained, "--json")
     found = json.loads(output)
     assert found["config"] == {"stages.operator.epochs": {"before": 1, "after": 2}}
@@ -96,6 +98,14 @@ def test_the_startup_is_shown_and_compared_by_phase(ups, tmp_path):
     assert "the configs are the same" in output
     assert output.count("-0.50 s") == 2  # the whole, and its one phase
     assert "0.2500 → 0.2500 (+0.0000)" in output
+
+
+def test_runs_without_a_breakdown_are_compared_all_the_same(ups, tmp_path):
+    for name in ("aa", "bb"):
+        (tmp_path / f"20260101-120000-smoke-{name}").mkdir()
+    code, output = ups("runs", "compare", "aa", "bb", "--dir", str(tmp_path))
+    assert code == 0
+    assert "neither run left a breakdown of its startup" in output
 
 
 def test_an_unknown_run_is_one_message_and_exit_code_1(ups, tmp_path):

@@ -121,6 +121,57 @@ def test_half_written_files_are_left_out_and_logged(make_run, caplog):
     assert "metrics.jsonl is left out" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "a: ["),
+        ("config.yaml", "- 1"),
+        ("config.yaml", "\0"),
+        ("run.json", "[]"),
+        ("breakdown.json", "[1]"),
+        ("breakdown.json", '{"ttfs_s": "soon"}'),
+        ("scores.json", '{"rollout": 1}'),
+        ("metrics.jsonl", '{"epoch": "last"}'),
+    ],
+)
+def test_a_broken_file_spoils_neither_the_list_nor_a_comparison(make_run, caplog, name, text):
+    broken, whole = make_run("broken", 1), make_run("whole", 2)
+    (broken / name).write_text(text)
+    assert [run.id for run in find_runs(broken.parent)] == ["whole", "broken"]
+    assert str(broken) in caplog.text
+    assert compare(broken, whole).after.ttfs_s == 2.0
+
+
+def test_a_file_that_is_a_folder_or_no_text_is_left_out(make_run):
+    folder = make_run("odd")
+    for name in ("config.yaml", "run.json", "breakdown.json", "metrics.jsonl"):
+        (folder / name).unlink()
+    (folder / "config.yaml").mkdir()
+    for name in ("run.json", "breakdown.json", "metrics.jsonl"):
+        (folder / name).write_bytes(b"\xff\xfe{")
+    (run,) = find_runs(folder.parent)
+    assert (run.id, run.state) == ("odd", "unknown")
+
+
+def test_a_folder_whose_date_is_none_is_no_runs_folder(make_run):
+    folder = make_run("abcd")
+    (folder.parent / "99999999-999999-x-cc").mkdir()
+    assert [run.id for run in find_runs(folder.parent)] == ["abcd"]
+
+
+def test_the_config_of_a_run_is_never_half_there(tiny_config, monkeypatch):
+    folder = open_run_dir(tiny_config(), "a")
+    before = (folder / "config.yaml").read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt("while it was written")
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KeyboardInterrupt, match="while"):
+        open_run_dir(tiny_config(training__seed=7), "a")
+    assert (folder / "config.yaml").read_text() == before
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id_or_folder(make_run):
     first, second = make_run("abcd", 1), make_run("abxy", 2)
     runs_dir = first.parent

@@ -172,9 +172,9 @@ def prune(
             print_table([cache_rows.removal_row(removal) for removal in gone], right=("size",))
         left = [e for e in found if e not in [removal.entry for removal in gone]]
         in_use = sum(entry.in_use for entry in left)
-        verb = "would be removed" if dry_run else "removed"
-        typer.echo(f"{verb}: {cache_rows.count([removal.entry for removal in gone])}")
-        typer.echo(f"left in {cache_dir}: {cache_rows.count(left)}, {in_use} in use")
+        would = "would be " if dry_run else ""
+        typer.echo(f"{would}removed: {cache_rows.count([removal.entry for removal in gone])}")
+        typer.echo(f"{would}left in {cache_dir}: {cache_rows.count(left)}, {in_use} in use")
 
 
 @app.command(epilog="Example: ups cache rm 3fa9 b07c")
@@ -247,4 +247,9 @@ def _cache_dir(config: str | None, *given: Path | None) -> Path:
 
     if config is not None:
         return load_config(config).training.latent_cache_dir
-    return places[0] if places else Training().latent_cache_dir
+    if not places:
+        return Training().latent_cache_dir
+    if not places[0].is_dir():  # the default one may be yet to come; a name is a typing mistake
+        what = "is a file" if places[0].exists() else "is not there"
+        raise CacheError(f"{places[0]} {what}, expected the directory of a latent cache")
+    return places[0]

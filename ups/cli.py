@@ -70,23 +70,21 @@ def train(
     """Train and score the operator in this process: download, cache, load, train, evaluate."""
     with errors_shown():
         from ups.config import read_config
-        from ups.local_run import open_local_run, run_locally
+        from ups.local_run import LocalRun
 
-        resolved, run_dir = open_local_run(
-            read_config(config, parse_settings(settings)), run_id, resume
-        )
-        typer.echo(f"run folder {run_dir}", err=as_json)
+        run = LocalRun(read_config(config, parse_settings(settings)), run_id, resume)
+        typer.echo(f"run folder {run.run_dir}", err=as_json)
         command = shlex.join(["ups", *sys.argv[1:]])
         with progress_shown() as show:
-            metrics = run_locally(resolved, run_dir, show, command=command, resume=resume)
+            metrics = run.run(show, command)
         if as_json:
-            print_json({"folder": str(run_dir), "metrics": metrics})
+            print_json({"folder": str(run.run_dir), "metrics": metrics})
             return
         if (ttfs_s := metrics.get("startup/ttfs_s")) is not None:
             typer.echo(f"first optimizer step {ttfs_s:.2f} s after start")
-        of_tasks = {f"test/{task.name}": f"  {task.name}" for task in resolved.data.tasks}
+        of_tasks = {f"test/{task.name}": f"  {task.name}" for task in run.config.data.tasks}
         for prefix, name in {"test": "test", **of_tasks}.items():
             if (nrmse := metrics.get(f"{prefix}/nrmse_rollout")) is not None:
                 persistence = metrics[f"{prefix}/nrmse_persistence_rollout"]
                 typer.echo(f"{name} rollout nRMSE {nrmse:.4f}, persistence {persistence:.4f}")
-        typer.echo(f"see {run_dir}")
+        typer.echo(f"see {run.run_dir}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Sequence
@@ -15,83 +16,135 @@ from ups.data.sources import Staged, open_store, stage
 from ups.pipeline import SourcesByTask, build_cache, load_latents
 from ups.progress import Show
 from ups.runs import open_run_dir, recorded
-from ups.telemetry.gpu import GpuWatch, summary
-from ups.telemetry.metrics_file import add_to_summary
-from ups.telemetry.phases import plan_metrics
+from ups.telemetry.breakdown import break_down, leave
+from ups.telemetry.metrics_file import begin_summary
+from ups.telemetry.phases import Breakdown, Span
 from ups.telemetry.process import process_started_at
-from ups.tracking import tracked
+from ups.telemetry.story import Cached, Story
+from ups.telemetry.timeline import Timeline
+from ups.tracking import Trackers, tracked
 from ups.validate.head import require_valid
 
 if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
-    from ups.training.loop import TrainResult
+
+log = logging.getLogger(__name__)
 
 MOST_DOWNLOADS = 8  # objects at once, each over several connections
+BOUNDS = {
+    "boot": "a new interpreter imports what reads the config",
+    "validate": "config, memory, disk and device, for which torch is imported",
+    "warm-up": "import what trains and scores",
+    "first step": "build the model, take one optimizer step",
+}
 
 
-def open_local_run(
-    parsed: Parsed, run_id: str | None, resume: Path | None
-) -> tuple[RunConfig, Path]:
-    """The config, and the folder of a new run, or of the interrupted one of this id.
+class LocalRun:
+    """A run of this process; what starts it is the start of the process."""
 
-    Args:
-        resume: a checkpoint of another run to go on from.
-    Raises:
-        ValidationFailed: the config, or this machine, has faults; a line for each.
-    """
-    require_valid(parsed, resume, ask_torch=True)
-    config = parsed.valid()
-    return config, open_run_dir(config, run_id or secrets.token_hex(4))
+    def __init__(self, parsed: Parsed, run_id: str | None, resume: Path | None) -> None:
+        """Check the config, and open the folder of a new run, or of the interrupted one of this id.
 
+        Args:
+            resume: a checkpoint of another run to go on from.
+        Raises:
+            ValidationFailed: the config, or this machine, has faults; a line for each.
+        """
+        self._started_at = process_started_at()
+        self._timeline, self._resume = Timeline(), resume
+        with self._timeline.phase("validate"):
+            require_valid(parsed, resume, ask_torch=True)
+        self.config = parsed.valid()
+        self.run_dir = open_run_dir(self.config, run_id or secrets.token_hex(4))
+        self._story = Story(self.config, self.run_dir)
 
-def run_locally(
-    config: RunConfig,
-    run_dir: Path,
-    show: Show,
-    *,
-    command: str | None = None,
-    resume: Path | None = None,
-) -> dict[str, float]:
-    """
-    Args:
-        show: makes the callbacks that are told how far each phase has got.
-        command: as typed in a shell, for the run's record.
-        resume: a checkpoint of another run to go on from.
-    Returns:
-        The metrics of this run, as they stand in the last line of `metrics.jsonl`.
-    """
-    from ups.training.evaluate import evaluate
-    from ups.training.loop import train
+    def run(self, show: Show, command: str | None = None) -> dict[str, float]:
+        """
+        Args:
+            show: makes the callbacks that are told how far each phase has got.
+            command: as typed in a shell, for the run's record.
+        Returns:
+            The metrics of this run, as they stand in the last line of `metrics.jsonl`.
+        """
+        story = self._story
+        with (
+            recorded(self.run_dir, command=command),
+            tracked(story.config, self.run_dir) as trackers,
+        ):
+            try:
+                with story.gpu:
+                    self._run_phases(show, trackers)
+            except BaseException as error:
+                story.failure = error
+                raise
+            finally:
+                if story.latents is not None:
+                    story.latents.close()
+                metrics = self._report()
+        assert story.scores is not None, "the run was completed"
+        return {**metrics, **story.scores.metrics()}
 
-    with (
-        recorded(run_dir, command=command),
-        tracked(config, run_dir) as trackers,
-        GpuWatch() as gpu,
-    ):
-        staged = stage_splits(config, SPLITS, show)
+    def _run_phases(self, show: Show, trackers: Trackers) -> None:
+        story, config, phase = self._story, self._story.config, self._timeline.phase
+        with phase("warm-up"):
+            from ups.training.evaluate import evaluate
+            from ups.training.loop import train
+        with phase("download"):
+            staged = stage_splits(config, SPLITS, show)
+            for name, splits in staged.items():
+                story.staged.update({(name, split): splits[split] for split in SPLITS})
         entries = None
         if config.features.preload != "off":
-            overwrite = not config.features.reuse_cache
-            entries = build_caches(config, staged, show, overwrite=overwrite)
-        latents = load_latents(config, staged, entries)
-        try:
-            result = train(
+            with phase("cache"):
+                overwrite = not config.features.reuse_cache
+                entries = build_caches(config, staged, show, overwrite=overwrite)
+            for name, entry in entries.items():
+                story.entries[name] = Cached(entry, entry.reused)
+                story.config_hashes.append(entry.config_hash)
+        with phase("load"):
+            story.latents = load_latents(config, staged, entries)
+
+        def note_first_step(at: float) -> None:
+            story.first_step_at = at
+            trackers.start()
+            so_far = self._break_down()  # whoever ends the process later, this is known
+            so_far.save(self.run_dir)
+            begin_summary(self.run_dir, so_far.metrics)
+
+        with phase("train"):
+            story.result = train(
                 config,
-                latents,
-                run_dir,
-                resume=resume,
-                on_first_step=lambda _at: trackers.start(),
+                story.latents,
+                self.run_dir,
+                resume=self._resume,
+                on_first_step=note_first_step,
                 progress=show("trained", "steps"),
             )
-            metrics = _startup(config, list((entries or {}).values()), result)
-            if use := result.first_epoch and summary(gpu.samples, *result.first_epoch):
-                metrics["training/gpu_utilization_pct"] = use.mean_pct
-            add_to_summary(run_dir, metrics)
+        with phase("evaluate"):
             test = {name: splits["test"] for name, splits in staged.items()}
-            scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)
-        finally:
-            latents.close()
-    return {**metrics, **scores.metrics()}
+            checkpoint, encoders = story.result.checkpoint, story.latents.encoders
+            story.scores = evaluate(config, checkpoint, test, encoders, self.run_dir)
+
+    def _break_down(self) -> Breakdown:
+        spans = self._timeline.spans
+        boot = Span(phase="boot", name="boot", start=self._started_at, end=spans[0].start)
+        return break_down(
+            self._story,
+            [boot, *spans],
+            triggered_at=self._started_at,
+            start_mode="cold",
+            bounds=BOUNDS,
+        )
+
+    def _report(self) -> dict[str, float]:
+        """Leave the breakdown. What a run came to does not change because that fails."""
+        try:
+            breakdown = self._break_down()
+            leave(breakdown, self.run_dir)
+        except Exception as error:  # noqa: BLE001 (the disk, a picture: the run counts)
+            log.warning("the startup's breakdown could not be written: %s", error)
+            return {}
+        return breakdown.metrics
 
 
 def stage_splits(
@@ -133,20 +186,3 @@ def build_caches(
             progress=show(config.data.label(task, "encoded"), "trajectories"),
         )
     return entries
-
-
-def _startup(
-    config: RunConfig, entries: Sequence[CacheEntry], result: TrainResult
-) -> dict[str, float]:
-    """The plan's metrics; what starts this run is the start of its process."""
-    metrics = {"training/epoch_time_sec": result.epoch_time_s}
-    if result.first_step_at is None:  # every step was taken before: no startup to speak of
-        return metrics
-    startup_s = result.first_step_at - process_started_at()
-    return metrics | plan_metrics(
-        cache_s=sum(entry.seconds for entry in entries if not entry.reused),
-        cache_reused=bool(entries) and all(entry.reused for entry in entries),
-        startup_s=startup_s,
-        ttfs_s=startup_s,
-        cost_usd=startup_s / 3600 * config.startup.price_per_hour,
-    )

@@ -27,7 +27,7 @@ from ups.telemetry.process import process_started_at
 
 log = logging.getLogger(__name__)
 
-RUN_JSON, RUN_LOG = "run.json", "run.log"
+CONFIG, RUN_JSON, RUN_LOG = "config.yaml", "run.json", "run.log"
 CHECKPOINTS, LAST, BEST = "checkpoints", "last.pt", "best.pt"
 STAMP = "%Y%m%d-%H%M%S"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -78,7 +78,13 @@ class FolderName(NamedTuple):
 def parse_folder_name(text: str) -> FolderName | None:
     """`20261123-205537-smoke-136ff0b8` in its parts; None if no run's folder is called so."""
     parts = re.fullmatch(r"(\d{8}-\d{6})-([A-Za-z0-9_.-]+)-([A-Za-z0-9_.]+)", text)
-    return FolderName(*parts.groups()) if parts else None
+    if parts is None:
+        return None
+    try:
+        time.strptime(parts[1], STAMP)
+    except ValueError:  # digits, but no moment
+        return None
+    return FolderName(*parts.groups())
 
 
 def check_id(run_id: str) -> None:
@@ -94,8 +100,8 @@ def read_info(run_dir: Path) -> RunInfo | None:
     """What `run.json` holds; None where it is missing or, which is logged, not as expected."""
     path = run_dir / RUN_JSON
     try:
-        return RunInfo.model_validate_json(path.read_text()) if path.exists() else None
-    except ValidationError as error:
+        return RunInfo.model_validate_json(path.read_bytes()) if path.exists() else None
+    except (OSError, ValidationError) as error:
         log.warning("%s is left out: %s", path, error)
         return None
 
@@ -111,7 +117,7 @@ def open_run_dir(config: RunConfig, run_id: str) -> Path:
     stamp = time.strftime(STAMP)
     run_dir = existing[0] if existing else config.runs_dir / f"{stamp}-{config.name}-{run_id}"
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(dump_config(config))
+    write_atomically(run_dir / CONFIG, dump_config(config).encode(), durable=False)
     return run_dir
 
 

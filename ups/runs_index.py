@@ -6,16 +6,17 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from ups.config import Model
 from ups.errors import ConfigError
-from ups.runs import STAMP, FolderName, RunInfo, parse_folder_name, read_info
+from ups.runs import CONFIG, STAMP, FolderName, RunInfo, parse_folder_name, read_info
 from ups.telemetry.metrics_file import read_metrics
 from ups.telemetry.phases import STARTUP_PHASES, STOPPED
 from ups.telemetry.process import is_running
@@ -43,10 +44,10 @@ class RunSummary(Model):
     name: str
     started_at: float
     state: State
-    ttfs_s: float | None
-    cache_reused: bool | None
-    num_epochs: int
-    nrmse_rollout: float | None
+    ttfs_s: float | None = None
+    cache_reused: bool | None = None
+    num_epochs: int = 0
+    nrmse_rollout: float | None = None
     commit: str | None
 
 
@@ -93,23 +94,34 @@ class RunFiles:
     metrics: dict[str, Any]  # of the whole run, by their names
 
     def summary(self) -> RunSummary:
+        try:
+            return RunSummary(**self._identity(), **self._figures())
+        except (AttributeError, TypeError, ValidationError) as error:
+            log.warning("the figures in %s are left out: %s", self.folder, error)
+            return RunSummary(**self._identity())
+
+    def _identity(self) -> dict[str, Any]:
         named = _name_of(self.folder)
         stamp = time.mktime(time.strptime(named.stamp, STAMP))
+        return {
+            "id": named.id,
+            "folder": self.folder,
+            "name": named.name,
+            "started_at": self.info.started_at if self.info else stamp,
+            "state": self._state(),
+            "commit": self.info.commit if self.info else None,
+        }
+
+    def _figures(self) -> dict[str, Any]:
         rollout = self.scores.get("rollout", {}).get("nRMSE")
         metric = self.metrics.get("startup/cache_reused")
         reused = None if metric is None else bool(metric)
-        return RunSummary(
-            id=named.id,
-            folder=self.folder,
-            name=named.name,
-            started_at=self.info.started_at if self.info else stamp,
-            state=self._state(),
-            ttfs_s=self.breakdown.get("ttfs_s", self.metrics.get("startup/ttfs_s")),
-            cache_reused=self.breakdown.get("cache_reused", reused),
-            num_epochs=self.epochs[-1]["epoch"] if self.epochs else 0,
-            nrmse_rollout=self.breakdown.get("nrmse_rollout") if rollout is None else rollout,
-            commit=self.info.commit if self.info else None,
-        )
+        return {
+            "ttfs_s": self.breakdown.get("ttfs_s", self.metrics.get("startup/ttfs_s")),
+            "cache_reused": self.breakdown.get("cache_reused", reused),
+            "num_epochs": self.epochs[-1]["epoch"] if self.epochs else 0,
+            "nrmse_rollout": self.breakdown.get("nrmse_rollout") if rollout is None else rollout,
+        }
 
     def nrmse_of_tasks(self) -> dict[str, tuple[float, float]]:
         """Name → nRMSE and persistence's, of the rollouts; empty where one task is the whole."""
@@ -162,13 +174,13 @@ def find_run(runs_dir: Path, text: str) -> Path:
 
 def read_run(folder: Path) -> RunFiles:
     """What there is; a file that is broken or half written counts as missing, and is logged."""
-    config, metrics = folder / "config.yaml", read_metrics(folder)
+    metrics = read_metrics(folder)
     return RunFiles(
         folder=folder,
-        config=(yaml.safe_load(config.read_text()) if config.exists() else None) or {},
+        config=_read_tree(folder / CONFIG, yaml.safe_load),
         info=read_info(folder),
-        breakdown=_read_json(folder / "breakdown.json"),
-        scores=_read_json(folder / "scores.json"),
+        breakdown=_read_tree(folder / "breakdown.json", json.loads),
+        scores=_read_tree(folder / "scores.json", json.loads),
         epochs=metrics.epochs,
         metrics={name: value for name, value in metrics.summary.items() if name != "time"},
     )
@@ -180,7 +192,7 @@ def compare(before: Path, after: Path) -> RunComparison:
     first, second = a.summary(), b.summary()
     flat_a, flat_b = dict(_flatten(a.config)), dict(_flatten(b.config))
     keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
-    seconds_a, seconds_b = _startup_s(a.breakdown), _startup_s(b.breakdown)
+    seconds_a, seconds_b = _startup_s(a, first.ttfs_s), _startup_s(b, second.ttfs_s)
     phases = [p for p in (TTFS, *STARTUP_PHASES, "unaccounted") if p in seconds_a or p in seconds_b]
     return RunComparison(
         before=first,
@@ -224,15 +236,17 @@ def _begins(folder: Path, text: str) -> bool:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_tree(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = parse(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"found {type(found).__name__}, expected names with values")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         log.warning("%s is left out: %s", path, error)
         return {}
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 def _flatten(tree: dict[str, Any], parents: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,7 +260,6 @@ def _flatten(tree: dict[str, Any], parents: str = "") -> Iterator[tuple[str, Any
             yield f"{parents}{key}", value
 
 
-def _startup_s(breakdown: dict[str, Any]) -> dict[str, float]:
-    seconds = {row["phase"]: row["seconds"] for row in breakdown.get("phases", [])}
-    total = breakdown.get("ttfs_s")
-    return seconds if total is None else {TTFS: total, **seconds}
+def _startup_s(files: RunFiles, ttfs_s: float | None) -> dict[str, float]:
+    seconds = {row["phase"]: row["seconds"] for row in files.breakdown.get("phases", [])}
+    return seconds if ttfs_s is None else {TTFS: ttfs_s, **seconds}

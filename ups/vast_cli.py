@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -28,6 +27,7 @@ from ups.vast.options import (
     GpuRamOption,
     HoursOption,
     InetOption,
+    LabelOption,
     MountOption,
     PriceOption,
     ReliabilityOption,
@@ -35,9 +35,11 @@ from ups.vast.options import (
     ShutdownOption,
     StallOption,
     WorkOption,
+    limits,
 )
 
 if TYPE_CHECKING:
+    from ups.validate.check import Check
     from ups.vast.offers import Offer, Wishes
     from ups.vast.onstart import Onstart
 
@@ -79,7 +81,7 @@ def launch(
     config: ConfigOption,
     settings: SetOption = None,
     offer: Annotated[
-        int | None, typer.Option(help="Id of an offer (default: the cheapest that fits).")
+        int | None, typer.Option(min=1, help="Id of an offer (default: the cheapest that fits).")
     ] = None,
     gpu: GpuOption = None,
     gpu_ram: GpuRamOption = defaults.GPU_RAM_GB,
@@ -91,11 +93,9 @@ def launch(
     image: Annotated[
         str | None, typer.Option(help="Docker image (default: PyTorch's with the locked torch).")
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Of the instance (default: ups- and the config's name).")
-    ] = None,
+    label: LabelOption = None,
     volume: Annotated[
-        int | None, typer.Option(help="Id of a volume of yours to mount at --mount.")
+        int | None, typer.Option(min=1, help="Id of a volume of yours to mount at --mount.")
     ] = None,
     repo: RepoOption = None,
     commit: CommitOption = "HEAD",
@@ -103,8 +103,12 @@ def launch(
     mount: MountOption = defaults.MOUNT,
     workdir: WorkOption = defaults.WORK,
     auto_shutdown: ShutdownOption = False,
-    max_hours: HoursOption = defaults.MAX_HOURS,
-    max_stall_hours: StallOption = defaults.MAX_STALL_HOURS,
+    max_hours: HoursOption = None,
+    max_stall_hours: StallOption = None,
+    no_validate: Annotated[
+        bool,
+        typer.Option("--no-validate", help="Do not check config and objects before renting."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Write .vast/onstart.sh, print the command, rent nothing."),
@@ -113,6 +117,7 @@ def launch(
 ) -> None:
     """Rent a machine that trains once: clone, install, worker, run.
 
+    Config and commit are checked before, and the config's objects where this shell has the keys.
     Without --auto-shutdown the instance goes on, and is paid for, until you stop it.
     """
     with errors_shown():
@@ -129,15 +134,12 @@ def launch(
             mount=mount,
             work=workdir,
             auto_shutdown=auto_shutdown,
-            max_hours=max_hours,
-            max_stall_hours=max_stall_hours,
+            **limits(auto_shutdown, max_hours, max_stall_hours),
         )
+        checks = [] if no_validate else _checks(config, onstart, rents=not dry_run)
         wishes = _wishes(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
-        chosen = None
-        if not (dry_run or offer):
-            if not (found := offers.search(wishes, 1)):
-                raise VastError(f"no offer fits: {wishes.query()}")
-            chosen = found[0]
+        chosen = None if dry_run else _choose(offer, wishes)
+        if chosen is not None:
             onstart = vast.at_price(onstart, chosen.dph_total)
         number = offer or (chosen.id if chosen else None)
         command = vast.create_command(
@@ -156,11 +158,14 @@ def launch(
                     "instance": instance,
                     "offer": chosen.model_dump() if chosen else number,
                     "commit": onstart.commit,
+                    "checks": [check.model_dump(mode="json") for check in checks],
                     "command": ["vastai", *command],
                     "onstart": str(vast.FOLDER / vast.SCRIPT),
                 }
             )
             return
+        for check in checks:
+            typer.echo(f"checked  {check.group}, {check.name}: {check.text}")
         typer.echo(f"onstart  {vast.FOLDER / vast.SCRIPT}, commit {onstart.commit[:12]}")
         if number is None:
             typer.echo(f"search   {_command(wishes.command(1))}")
@@ -193,8 +198,8 @@ def onstart(
     mount: MountOption = defaults.MOUNT,
     workdir: WorkOption = defaults.WORK,
     auto_shutdown: ShutdownOption = False,
-    max_hours: HoursOption = defaults.MAX_HOURS,
-    max_stall_hours: StallOption = defaults.MAX_STALL_HOURS,
+    max_hours: HoursOption = None,
+    max_stall_hours: StallOption = None,
 ) -> None:
     """Print the script that a launched machine runs whenever it starts."""
     with errors_shown():
@@ -207,8 +212,7 @@ def onstart(
             mount=mount,
             work=workdir,
             auto_shutdown=auto_shutdown,
-            max_hours=max_hours,
-            max_stall_hours=max_stall_hours,
+            **limits(auto_shutdown, max_hours, max_stall_hours),
         )
         typer.echo(planned.script(), nl=False)
 
@@ -284,15 +288,51 @@ def _plan(config: str, settings: list[str] | None, rents: bool = False, **given:
     return onstart
 
 
+def _checks(config: str, onstart: Onstart, rents: bool) -> list[Check]:
+    """
+    Args:
+        rents: a fault is an error, since it would be paid for.
+    """
+    from ups.vast.check import check
+
+    checks = check(config, onstart.parameters["overrides"], onstart.mount)
+    faults = [f"{c.group}, {c.name}: {c.text}" for c in checks if c.status == "fault"]
+    if faults and rents:
+        raise VastError(
+            "\n".join(["nothing was rented, since (--no-validate skips this):", *faults])
+        )
+    if faults:
+        typer.echo("\n".join(["warning: this would not be rented:", *faults]), err=True)
+    return checks
+
+
+def _choose(number: int | None, wishes: Wishes) -> Offer | None:
+    """The offer that was asked for, or the cheapest that fits; None if the former is not shown."""
+    from ups.vast import offers
+
+    if number is None:
+        if not (found := offers.search(wishes, 1)):
+            raise VastError(f"no offer fits: {wishes.query()}")
+        return found[0]
+    chosen = offers.find(number, wishes.disk_gb)
+    if chosen is None:
+        typer.echo(
+            f"warning: Vast shows no offer {number}, so its price is not known: the breakdown "
+            "counts in startup.price_per_hour of the config",
+            err=True,
+        )
+    return chosen
+
+
 def _hints(onstart: Onstart, instance: int | None) -> None:
     """What the user has to do for the run to start, and for the machine to stop."""
+    from ups.vast.server import tunnel
+
     if onstart.api_url is None:
         typer.echo("server   as PREFECT_API_URL of the account says (`ups vast setup-env`)")
-    elif urlsplit(onstart.api_url).hostname in ("127.0.0.1", "localhost"):
-        port = urlsplit(onstart.api_url).port
+    elif options := tunnel(onstart.api_url):
         typer.echo(
-            f"server   yours, by a tunnel: ssh -N -R {port}:127.0.0.1:{port} "
-            f"$(vastai ssh-url {instance or 'INSTANCE'})"
+            f"server   yours, by a tunnel: ssh {options} $(vastai ssh-url {instance or 'INSTANCE'})"
         )
     if not onstart.auto_shutdown:
         typer.echo(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,7 +21,8 @@ from deployments.rented import Heartbeat, Job, RentedError, Stopped, patiently
 def heart(tmp_path, monkeypatch):
     monkeypatch.setattr(rented, "LOOK_S", 0.0)
     (tmp_path / "data").mkdir()
-    return Heartbeat(tmp_path / "beat", (tmp_path / "data", tmp_path / "nowhere"))
+    stores = (tmp_path / "data", tmp_path / "nowhere")
+    return Heartbeat(tmp_path / "beat", stores, tmp_path / "runs")
 
 
 def beats(heart):
@@ -42,9 +44,36 @@ def test_bytes_that_arrive_are_progress_and_silence_is_none(heart, tmp_path):
 
 
 def test_the_disk_is_looked_at_now_and_then_only(tmp_path):
-    heart = Heartbeat(tmp_path / "beat", (tmp_path,))
+    heart = Heartbeat(tmp_path / "beat", (tmp_path,), tmp_path / "runs")
     (tmp_path / "file").touch()
     assert not beats(heart)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_progress"),
+    [
+        ("run.log", True),
+        ("metrics.jsonl", True),
+        ("checkpoints/last.pt", True),
+        ("wandb/offline-run-1/run-1.wandb", False),
+        ("tensorboard/events.out.tfevents.1", False),
+    ],
+)
+def test_in_a_runs_folder_only_what_the_run_itself_writes_is_progress(
+    heart, tmp_path, name, is_progress
+):
+    file = tmp_path / "runs" / "20260101-120000-smoke-aa" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"1")
+    assert beats(heart) == is_progress
+
+
+def test_the_folders_are_those_that_the_run_was_given(tmp_path):
+    job = Job({}, state=tmp_path, since=0.0, mount=tmp_path, keep=False)
+    assert job._stores == (tmp_path / "data",)
+    overrides = {"runs_dir": "/a", "training.latent_cache_dir": "/b"}
+    job.parameters = {"overrides": overrides}
+    assert (job._runs_dir, job._stores) == (Path("/a"), (tmp_path / "data", Path("/b")))
 
 
 @pytest.fixture
@@ -77,6 +106,33 @@ def test_a_run_that_the_watchdog_ends_is_crashed_on_the_server_with_the_reason(j
     state = api.read_run(job.client, job.run_id)["state"]
     assert state["type"] == "CRASHED"
     assert state["message"] == "the machine is stopped: no progress for 1800 s"
+
+
+def test_a_run_of_which_the_server_shows_nothing_new_gives_no_beat(job, monkeypatch):
+    class Watched:
+        """Says eight times that the worker runs."""
+
+        looks = 0
+
+        def running(self, _name):
+            self.looks += 1
+            return self.looks <= 8
+
+        def log_tail(self, _name):
+            return ""
+
+        def log_path(self, _name):
+            return ""
+
+    beats = []
+    monkeypatch.setattr(rented, "POLL_S", 0.01)
+    monkeypatch.setattr(Heartbeat, "beat", lambda _: beats.append(job.processes.looks))
+    job.processes = Watched()
+    run_id = running_flow_run(job.client)
+    with pytest.raises(RentedError, match="the worker ended before the run"):
+        job._follow(run_id)
+    assert job.processes.looks > 8
+    assert beats == [0]  # that it is Running
 
 
 def test_a_run_that_has_ended_stays_as_it_is(job):

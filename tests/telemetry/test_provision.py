@@ -54,18 +54,28 @@ def test_a_folder_that_cannot_be_written_costs_the_phases_alone(noted, tmp_path,
     assert "are left out" in caplog.text
 
 
-def test_the_rows_have_a_sum_and_no_share_of_the_time_to_the_first_step():
+def test_phases_that_overlap_are_noted_as_they_end_and_read_by_their_start(noted, runs):
+    note(noted, "deploy", 1795475041, 1795475048)
+    note(noted, "worker", 1795475040, 1795475050)
+    assert [span.name for span in claim(runs[0])] == ["clone", "install", "worker", "deploy"]
+
+
+def test_the_rows_have_what_all_cover_and_no_share_of_the_time_to_the_first_step():
     spans = [
         Span(phase="provision/clone", name="clone", start=0, end=2),
         Span(phase="provision/worker", name="worker", start=2, end=7),
+        Span(phase="provision/deploy", name="deploy", start=3, end=9),
     ]
     rows = tabulate_provision(spans)
     assert [(row.phase, row.seconds, row.share) for row in rows] == [
         ("provision/clone", 2, None),
         ("provision/worker", 5, None),
-        ("provision", 7, None),
+        ("provision/deploy", 6, None),
+        ("provision", 9, None),
     ]
     assert tabulate_provision(()) == ()
+    last = tabulate_provision(spans, first_step_at=12.5)[-1]
+    assert (last.phase, last.seconds, last.share) == ("provision/to_first_step", 12.5, None)
 
 
 def test_the_picture_grows_by_the_phases_before_the_trigger():

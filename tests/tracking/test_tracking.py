@@ -127,6 +127,21 @@ def test_a_server_that_does_not_answer_costs_the_training_nothing_and_the_run_is
         assert not (path.is_file() and KEY.encode() in path.read_bytes()), path
 
 
+def test_wandb_writes_nothing_of_its_own_while_the_run_is_silent(
+    start, no_wandb_key, read_wandb, monkeypatch
+):
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.1")
+    config, run_dir = start(wandb=True)
+    with tracked(config, run_dir) as trackers:
+        trackers.start()
+        deadline = time.monotonic() + 30
+        while not list(run_dir.glob("wandb/offline-run-*/*.wandb")):
+            assert time.monotonic() < deadline, "wandb did not start"
+            time.sleep(0.05)
+        time.sleep(1)
+    assert read_wandb(run_dir).num_stats == 0
+
+
 class silent_server:
     """A server on loopback that accepts connections, and never says a word."""
 

@@ -55,11 +55,24 @@ def test_a_commit_that_was_not_pushed_and_files_that_differ_are_told(clone):
         ((None, "HEAD", "/etc/passwd"), "--config: found '/etc/passwd', expected a name"),
         ((None, "HEAD~1", "tiny"), "tiny.yaml is not in commit"),
         (("https://token@example.org/r", "HEAD", "tiny"), "--repo: holds a login"),
+        (("HTTPS://me:tok@e.org/r.git", "HEAD", "tiny"), "--repo: holds a login"),
+        (("https://me:tok@[::1]/r.git", "HEAD", "tiny"), "--repo: holds a login"),
+        (("http::https://tok@e.org/r.git", "HEAD", "tiny"), "--repo: holds a login"),
+        (("ssh://git:pw@e.org/r.git", "HEAD", "tiny"), "--repo: holds a login"),
+        (("ftp://me:pw@e.org/r.git", "HEAD", "tiny"), "--repo: holds a login"),
+        (("https://me:pw@[::1/r.git", "HEAD", "tiny"), "--repo: holds a login"),
     ],
 )
 def test_what_the_machine_would_not_find_is_refused(clone, given, message):
     with pytest.raises(ConfigError, match=message):
         find_source(*given, clone)
+
+
+@pytest.mark.parametrize(
+    "address", ["ssh://git@e.org/r.git", "git@e.org:me/r.git", "https://[::1]/r.git", "/a@b:c/r"]
+)
+def test_an_address_without_a_secret_is_taken_as_it_is(clone, address):
+    assert find_source(address, "HEAD", "tiny", clone)[0].repo == address
 
 
 def test_a_config_that_differs_from_the_commit_is_refused(clone):

@@ -32,7 +32,7 @@ def ups(tmp_path, monkeypatch, vastai, checkout):
 
     def call(*arguments):
         result = CliRunner().invoke(app, ["vast", *map(str, arguments)])
-        assert "Traceback" not in result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
         return result.exit_code, result.output
 
     return call
@@ -130,6 +130,27 @@ def test_a_dry_run_writes_the_script_prints_the_command_and_asks_nobody(ups, vas
     assert (tmp_path / ".vast" / "onstart.packed.sh").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("http://localhost:4200/api", "-N -R 4200:127.0.0.1:4200"),
+        ("http://127.0.0.1/api", "-N -R 80:127.0.0.1:80"),
+        ("https://127.0.0.1/api", "-N -R 443:127.0.0.1:443"),
+        ("http://[::1]:4200/api", "-N -R '4200:[::1]:4200'"),
+        ("https://prefect.example.org/api", None),
+        ("http://10.0.0.1:4200/api", None),
+    ],
+)
+def test_a_server_of_this_machine_is_reached_by_a_tunnel(ups, vastai, url, options):
+    vastai.answers("search offers", json.dumps(OFFERS[:1]))
+    vastai.answers("create instance", '{"success": true, "new_contract": 777}')
+    code, output = ups("launch", "-c", "smoke", "--offer", "11", "--api-url", url)
+    assert code == 0, output
+    assert ("by a tunnel" in output) == (options is not None)
+    if options:
+        assert f"tunnel: ssh {options} $(vastai ssh-url 777)\n" in output
+
+
 def test_launch_gives_its_figures_as_json(ups, vastai):
     vastai.answers("search offers", json.dumps(OFFERS[1:]))
     vastai.answers("create instance", '{"success": true, "new_contract": 778}')
@@ -156,6 +177,10 @@ def test_onstart_prints_what_launch_writes(ups, tmp_path):
         (["launch", "-c", "smoke", "--set", "latent.tokens=7"], "latent.tokens: found 7"),
         (["launch", "-c", "smoke", "--mount", "data"], "mount: found 'data'"),
         (["launch", "-c", "smoke", "--api-url", "http://u:geheim@h/api"], "api_url: found"),
+        (
+            ["launch", "-c", "smoke", "--offer", "9", "--api-url", "http://[::1]:99999/api"],
+            "api_url: ",
+        ),
         (["search", "--gpu", "x y>=3;"], "gpu_name: found 'x y>=3;'"),
         (["search", "--reliability", "98"], "reliability: found 98"),
         (["setup-env", "--name", "A B"], "--name: found 'A B'"),
@@ -166,6 +191,7 @@ def test_what_is_wrong_is_one_message_and_nothing_is_rented(ups, vastai, argumen
     code, output = ups(*arguments)
     assert code == 1
     assert message in output
+    assert "Value error" not in output  # pydantic's own words
     assert "geheim" not in output
     assert not [c for c in vastai.calls if c["argv"][0] in ("create", "start")]
 
@@ -188,10 +214,87 @@ def test_a_missing_key_is_said_though_the_tool_ends_with_0(ups, vastai):
 
 
 def test_an_offer_that_is_gone_is_said(ups, vastai):
+    vastai.answers("search offers", "[]")
     vastai.answers("create instance", '{"success": false, "msg": "no_such_ask"}')
     code, output = ups("launch", "-c", "smoke", "--offer", "9")
     assert code == 1
+    assert "warning: Vast shows no offer 9, so its price is not known" in output
     assert "the offer 9 could not be rented: no_such_ask" in output
+
+
+def test_an_offer_that_is_named_keeps_its_price(ups, vastai, tmp_path):
+    vastai.answers("search offers", json.dumps(OFFERS[1:]))
+    vastai.answers("create instance", '{"success": true, "new_contract": 779}')
+    code, output = ups("launch", "-c", "smoke", "--offer", "12", "--disk", "80")
+    assert code == 0, output
+    assert "rented   instance 779, $1.900/h, H100 SXM" in output
+    search, create = (call["argv"] for call in vastai.calls)
+    asked = ["id=12", "--no-default", "--limit", "1", "--storage", "80", "--raw"]
+    assert search == ["search", "offers", *asked]
+    assert create[2] == "12"
+    parameters = json.loads(head(tmp_path / ".vast" / "onstart.sh")["PARAMETERS"])
+    assert parameters["overrides"]["startup.price_per_hour"] == 1.9
+
+
+@pytest.fixture
+def tiny(checkout, s3, bucket, monkeypatch):
+    """The path of a config whose objects lie in the store that this environment names."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return checkout / "deployments" / "configs" / "tiny.yaml"
+
+
+ELSEWHERE = (
+    "data.sources={train: [{key: gone/train.h5, bucket: tiny}], "
+    "val: [{key: gone/val.h5, bucket: tiny}], test: [{key: gone/test.h5, bucket: tiny}]}"
+)
+
+
+def test_objects_that_are_missing_are_not_paid_for(ups, vastai, tiny):
+    vastai.answers("search offers", json.dumps(OFFERS[:1]))
+    vastai.answers("create instance", '{"success": true, "new_contract": 777}')
+    code, output = ups("launch", "-c", tiny, "--set", ELSEWHERE)
+    assert code == 1
+    assert "error: nothing was rented, since (--no-validate skips this):" in output
+    assert re.search(r"^data, train object: .*gone/train\.h5", output, re.MULTILINE)
+    assert output.count("gone/") == 3
+    assert vastai.calls == []
+    code, output = ups("launch", "-c", tiny, "--set", ELSEWHERE, "--dry-run")
+    assert (code, "warning: this would not be rented:" in output) == (0, True)
+    code, output = ups("launch", "-c", tiny, "--set", ELSEWHERE, "--no-validate")
+    assert (code, "checked" in output, "instance 777" in output) == (0, False, True), output
+
+
+def test_a_dry_run_says_what_was_checked_and_what_was_not(ups, tiny, monkeypatch):
+    code, output = ups("launch", "-c", tiny, "--dry-run")
+    assert code == 0
+    assert "checked  config, " in output
+    for split in ("train", "val", "test"):
+        uri = f"s3://tiny/burgers1d/burgers1d_{split}.h5"
+        assert re.search(rf"^checked  data, {split} object: {uri}: .*to be fetched", output, re.M)
+    _, output = ups("launch", "-c", tiny, "--dry-run", "--json")
+    assert [c["status"] for c in json.loads(output)["checks"]].count("ok") >= 4
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    _, output = ups("launch", "-c", tiny, "--dry-run")
+    reason = "not checked: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set here"
+    assert f"checked  data, objects: {reason}" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch", "-c", "smoke", "--max-hours", "3"], "--max-hours: nothing stops the instance"),
+        (["onstart", "-c", "smoke", "--max-stall-hours", "1"], "--max-stall-hours: nothing stops"),
+        (["launch", "-c", "smoke", "--offer", "-3"], "'--offer': Input should be greater"),
+        (["launch", "-c", "smoke", "--volume", "-3"], "'--volume': Input should be greater"),
+        (["launch", "-c", "smoke", "--label", "a\nb"], "'a\\nb', expected one line"),
+    ],
+)
+def test_a_wrong_command_line_does_nothing_and_ends_with_2(ups, vastai, arguments, message):
+    code, output = ups(*arguments)
+    assert code == 2
+    assert message in " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
+    assert vastai.calls == []
 
 
 def test_a_commit_that_was_not_pushed_is_warned_of_and_not_paid_for(

@@ -4,14 +4,49 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 SECOND = 1 / 3600
 STOP = ["stop", "instance", "4711"]
+# The real job follows a run that the server calls Running for ever; beside it, a tracker writes.
+HUNG = """
+import sys, threading, time
+from pathlib import Path
+import httpx
+from deployments import rented
+
+rented.POLL_S = rented.LOOK_S = 0.05
+RUN = {"id": "r", "expected_start_time": "2026-01-01T00:00:00+00:00", "total_run_time": 0,
+       "state": {"type": "RUNNING", "name": "Running", "timestamp": "2026-01-01T00:00:01+00:00"}}
+
+class Processes:
+    def running(self, name):
+        return True
+
+def answer(request):
+    return httpx.Response(200, json=RUN if request.method == "GET" else [])
+
+def track(folder):
+    folder.mkdir(parents=True)
+    while True:
+        (folder / "run.wandb").write_text(str(time.time()))
+        time.sleep(0.05)
+
+state, mount = map(Path, sys.argv[1:])
+folder = mount / "runs" / "20260101-120000-smoke-aa" / "wandb"
+threading.Thread(target=track, args=(folder,), daemon=True).start()
+job = rented.Job({"overrides": {"runs_dir": str(mount / "runs")}}, state, 0.0, mount, False)
+job.processes = Processes()
+job.client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x")
+job._follow("r")
+"""
 
 
 @pytest.fixture
@@ -56,6 +91,33 @@ def test_a_script_that_makes_no_progress_is_stopped(machine, vastai, hanging):
     machine.wait_for(lambda: vastai.stops)
     assert process.poll() is None, "it hangs"
     assert "stopping the instance: no progress for 1 s" in machine.log
+
+
+def test_a_run_that_hangs_is_stopped_though_a_tracker_goes_on_writing(
+    machine, vastai, tmp_path, git
+):
+    tree = tmp_path / "tree"
+    (tree / "ups" / "vast").mkdir(parents=True)
+    (tree / "job.py").write_text(HUNG)
+    (tree / "ups" / "vast" / "provision.sh").write_text(
+        f'export PYTHONPATH={ROOT}\n{sys.executable} job.py "$STATE" "$MOUNT"\n'
+    )
+    git(tree, "init", "-q")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-qm", "a job")
+    onstart = machine.onstart(
+        repo=str(tree),
+        commit=git(tree, "rev-parse", "HEAD"),
+        auto_shutdown=True,
+        max_stall_hours=3 * SECOND,
+    )
+    process = machine.start(onstart)
+    machine.wait_for(lambda: vastai.stops)
+    assert "flow run " in machine.log, "the job did not get as far as the run"
+    assert "stopping the instance: no progress for 3 s" in machine.log
+    assert process.poll() is None, "it hangs"
+    (tracked,) = (machine.mount / "runs").glob("*/wandb/run.wandb")
+    assert time.time() - tracked.stat().st_mtime < 3 + 5
 
 
 def test_a_script_that_takes_too_long_is_stopped_though_it_gets_on(machine, vastai, hanging):

@@ -54,17 +54,42 @@ def test_the_script_clones_installs_trains_and_stops_the_instance(rented, s3, pr
 
     breakdown = json.loads((run_dir / "breakdown.json").read_text())
     rows = {row["phase"]: row for row in breakdown["phases"]}
-    names = ["provision/clone", "provision/install", "provision/worker", "provision"]
-    assert [row["phase"] for row in breakdown["phases"]][:4] == names
-    assert rows["provision"]["seconds"] == pytest.approx(
-        sum(rows[name]["seconds"] for name in names[:3])
-    )
+    names = ["provision/clone", "provision/install", "provision/worker", "provision/deploy"]
+    names_of_sums = ["provision", "provision/to_first_step"]
+    assert [row["phase"] for row in breakdown["phases"]][:6] == [*names, *names_of_sums]
+    # The worker starts while `prefect deploy` registers the flow.
+    spans = {span["phase"]: span for span in breakdown["provision"]}
+    worker, deploy = spans["provision/worker"], spans["provision/deploy"]
+    assert worker["start"] < deploy["start"] < min(worker["end"], deploy["end"])
+    covered = max(worker["end"], deploy["end"]) - spans["provision/clone"]["start"]
+    assert rows["provision"]["seconds"] == pytest.approx(covered, abs=0.01)
     assert rows["provision"]["share"] is None
     assert rows["provision/install"]["seconds"] > 0.1
-    begin, end = breakdown["provision"][0]["start"], breakdown["provision"][-1]["end"]
+    begin = breakdown["provision"][0]["start"]
+    end = max(span["end"] for span in breakdown["provision"])
     assert rented.began < begin < end < breakdown["triggered_at"]
     assert breakdown["metrics"]["provision/clone_s"] == rows["provision/clone"]["seconds"]
     assert breakdown["start_mode"] == "warm"
+
+    # What is paid for begins before the trigger.
+    launched_s = rows["provision"]["seconds"] + breakdown["ttfs_s"]
+    total_min = breakdown["metrics"]["startup/total_startup_time_min"]
+    assert total_min * 60 == pytest.approx(launched_s)
+    assert breakdown["cost_usd"] == pytest.approx(launched_s / 3600 * 1.89)
+    assert breakdown["metrics"]["startup/cost_usd"] == breakdown["cost_usd"]
+    assert f"(${breakdown['cost_usd']:.4f} with its provisioning at the config's price" in log
+
+    # Script start to the end of the first optimizer step; printed with `pytest -s`.
+    to_first_step_s = breakdown["metrics"]["provision/to_first_step_s"]
+    first_step_at = breakdown["triggered_at"] + breakdown["ttfs_s"]
+    assert to_first_step_s == rows["provision/to_first_step"]["seconds"]
+    assert to_first_step_s == pytest.approx(first_step_at - begin)
+    metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["provision/to_first_step_s"] == to_first_step_s
+    assert f"of a rented machine {to_first_step_s:.2f} s from its script's start" in log
+    parts = ", ".join(f"{name} {rows[name]['seconds']:.2f}" for name in names)
+    print(f"\nscript start → first step {to_first_step_s:.2f} s: {parts}, "
+          f"then trigger → first step {breakdown['ttfs_s']:.2f}")  # fmt: skip
 
     with httpx.Client(base_url=prefect_server) as client:
         only = {"flow_runs": {"deployment_id": {"any_": [record["deployment"]]}}}

@@ -26,6 +26,7 @@ COLOURS = {
     "provision/clone": "#b0a08e",
     "provision/install": "#8d7966",
     "provision/worker": "#b3694a",
+    "provision/deploy": "#a89a3c",
 }
 TAIL_SHARE = 0.06  # what is drawn after the end, as a share of the startup
 FONT_PT = 11  # readable where the UI scales the picture down to 700 pixels

@@ -21,7 +21,7 @@ class Metrics(NamedTuple):
     """
     Attributes:
         epochs: in their order; each has `epoch`, `step` and `time`.
-        summary: of the whole run, such as `startup/ttfs_s`; empty while it goes on.
+        summary: of the whole run, such as `startup/ttfs_s`, as far as it has got.
     """
 
     epochs: list[dict[str, Any]]
@@ -42,7 +42,7 @@ def read_metrics(run_dir: Path) -> Metrics:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:
         rows = []
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         log.warning("%s is left out: %s", path, error)
         rows = []
     rows = [row for row in rows if isinstance(row, dict)]
@@ -55,6 +55,17 @@ def write_rows(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file: a reader sees the old lines or the new."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(run_dir / METRICS, lines.encode(), durable=False)
+
+
+def write_epochs(run_dir: Path, epochs: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the lines of the epochs; the line that sums the run up stays behind them."""
+    summary = read_metrics(run_dir).summary
+    write_rows(run_dir, [*epochs, *([summary] if summary else [])])
+
+
+def begin_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
+    """Sum the run up anew: what an earlier attempt had come to goes."""
+    write_rows(run_dir, [*read_metrics(run_dir).epochs, {**metrics, "time": time.time()}])
 
 
 def add_to_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:

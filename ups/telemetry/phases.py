@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from ups.config import Model
+from ups.files import write_atomically
 from ups.telemetry.gpu import GpuUse
 
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
@@ -24,10 +25,12 @@ STARTUP_PHASES = (
     "first step",
 )
 PROVISION = "provision"
+TO_FIRST_STEP = f"{PROVISION}/to_first_step"
 PROVISION_BOUNDS = {
     "clone": "network: one commit",
     "install": "network: locked packages that the image lacks",
     "worker": "worker and warm process import Prefect and torch",
+    "deploy": "`prefect deploy`, once per server: it imports Prefect and the flow",
 }
 
 
@@ -77,6 +80,7 @@ class Breakdown(Model):
         until_s: trigger to the end of the startup: the first step, else the failure.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
         unaccounted_s: the part of that which no span covers.
+        cost_usd: of the startup and, since it is paid for too, of what came before the trigger.
         phase_bytes: phase → the bytes that it moved: fetched, written, read.
         changed: the fields of the cache key that differ from the nearest entry's, on a miss.
         gpu: phase → what the GPU did in it, `first epoch` among them; None without samples.
@@ -109,7 +113,8 @@ class Breakdown(Model):
 
     def save(self, run_dir: Path) -> Path:
         path = run_dir / "breakdown.json"
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1))
+        text = json.dumps(self.model_dump(mode="json"), indent=1)
+        write_atomically(path, text.encode(), durable=False)
         return path
 
 
@@ -147,12 +152,29 @@ def tabulate(
     )
 
 
-def tabulate_provision(spans: Sequence[Span]) -> tuple[Phase, ...]:
-    """A row per phase before the trigger, then their sum; none of them is part of the TTFS."""
+def provision_s(spans: Sequence[Span]) -> float:
+    """Seconds that the phases before the trigger cover."""
+    if not spans:
+        return 0.0
+    return covered(spans, min(span.start for span in spans), max(span.end for span in spans))
+
+
+def tabulate_provision(
+    spans: Sequence[Span], first_step_at: float | None = None
+) -> tuple[Phase, ...]:
+    """A row per phase before the trigger, then what all cover; none of them is part of the TTFS.
+
+    The last row leads to the first step, if it was taken at that Unix time.
+    """
     if not spans:
         return ()
     rows = [(span.phase, span.seconds, PROVISION_BOUNDS.get(span.name, "")) for span in spans]
-    rows.append((PROVISION, sum(span.seconds for span in spans), "all before the trigger"))
+    rows.append(
+        (PROVISION, provision_s(spans), "all before the trigger; worker and deploy overlap")
+    )
+    if first_step_at is not None:
+        to_first_step_s = first_step_at - min(span.start for span in spans)
+        rows.append((TO_FIRST_STEP, to_first_step_s, "from the script's start to the first step"))
     return tuple(
         Phase(phase=name, seconds=seconds, share=None, bound=bound) for name, seconds, bound in rows
     )
@@ -161,7 +183,11 @@ def tabulate_provision(spans: Sequence[Span]) -> tuple[Phase, ...]:
 def plan_metrics(
     *, cache_s: float, cache_reused: bool, startup_s: float, ttfs_s: float | None, cost_usd: float
 ) -> dict[str, float]:
-    """The plan's metrics, under the plan's names and in its units, and the two that we add."""
+    """The plan's metrics, under the plan's names and in its units, and the two that we add.
+
+    Args:
+        startup_s: from the launch on; `ttfs_s` counts from the trigger.
+    """
     metrics: dict[str, Any] = {
         "startup/cache_precompute_time_min": cache_s / 60,
         "startup/cache_reused": float(cache_reused),

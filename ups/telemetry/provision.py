@@ -1,4 +1,4 @@
-"""What a rented machine did before its first run was triggered: clone, install, start a worker.
+"""What a rented machine did before its first run was triggered: clone, install, worker, deploy.
 
 `UPS_PROVISION` names a file with a line for each phase, `clone 1795475000.25 1795475004.5`: name,
 start and end as Unix times in seconds. The first run that starts on the machine takes the file into
@@ -27,7 +27,7 @@ def note(path: Path, phase: str, start: float, end: float) -> None:
 
 
 def claim(run_dir: Path) -> tuple[Span, ...]:
-    """The phases that this run is the first after, in order; none where there are none.
+    """The phases that this run is the first after, by their start; none where there are none.
 
     A fault is logged: the run goes on without them.
     """
@@ -60,4 +60,4 @@ def _read(path: Path) -> tuple[Span, ...]:
         except ValueError:
             raise ValueError(f"{path}: found {line!r}, expected `phase start end`") from None
         spans.append(span)
-    return tuple(spans)
+    return tuple(sorted(spans, key=lambda span: span.start))

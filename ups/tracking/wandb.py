@@ -72,7 +72,13 @@ def has_key() -> bool:
 
 def _start(files: RunFiles, offline: bool) -> Any:
     wanted = files.config["logging"]["wandb"]
-    settings = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+    settings = wandb.Settings(
+        console="off",
+        silent=True,
+        save_code=False,
+        disable_git=True,
+        x_disable_stats=True,  # it samples every GPU of the host; a run samples its own
+    )
     if "WANDB_INIT_TIMEOUT" not in os.environ:
         settings.init_timeout = INIT_TIMEOUT_S
     return wandb.init(

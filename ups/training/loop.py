@@ -20,7 +20,7 @@ from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
 from ups.runs import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.signals import DeferredSignals
-from ups.telemetry.metrics_file import by_task, write_rows
+from ups.telemetry.metrics_file import by_task, write_epochs
 from ups.training import checkpoint
 from ups.training.step import TrainStep, rollout
 
@@ -212,7 +212,7 @@ class _Loop:
             "time": trained_at,
         }
         position.history.append(metrics)
-        write_rows(self.run_dir, position.history)
+        write_epochs(self.run_dir, position.history)
         if is_best:
             self.save(BEST)
         if position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done():

@@ -94,10 +94,15 @@ def checked(model: type[M], **values: Any) -> M:
         return model(**values)
     except ValidationError as error:
         faults = [
-            f"{'.'.join(map(str, e['loc']))}: found {_shown(e['input'])}; {e['msg']}"
+            f"{'.'.join(map(str, e['loc']))}: found {_shown(e['input'])}; {_said(e['msg'])}"
             for e in error.errors()
         ]
         raise ConfigError("\n".join(faults)) from None
+
+
+def _said(message: str) -> str:
+    """Without what pydantic puts before the words of a validator."""
+    return message.removeprefix("Value error, ")
 
 
 def _shown(value: object) -> str:

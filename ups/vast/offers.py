@@ -87,7 +87,22 @@ def search(wishes: Wishes, limit: int) -> list[Offer]:
     Raises:
         VastError: the tool is missing or fails, or its answer is not a list of offers.
     """
-    found: Any = tool.ask(*wishes.command(limit))
+    return _offers(tool.ask(*wishes.command(limit)))
+
+
+def find(number: int, disk_gb: float) -> Offer | None:
+    """The offer of this id, at its price with that disk; None if Vast shows it no more.
+
+    Raises:
+        VastError: as for `search`.
+    """
+    # No defaults: whoever names an offer may want a machine that is not verified.
+    command = ["search", "offers", f"id={number}", "--no-default", "--limit", "1"]
+    found = _offers(tool.ask(*command, "--storage", f"{disk_gb:g}"))
+    return next((offer for offer in found if offer.id == number), None)
+
+
+def _offers(found: Any) -> list[Offer]:
     try:
         if not isinstance(found, list):
             raise TypeError(f"found {type(found).__name__}, expected a list")

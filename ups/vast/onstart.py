@@ -13,13 +13,13 @@ import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from ups.config import Model
 from ups.errors import VastError
 from ups.vast import defaults
+from ups.vast.server import check_url
 
 HERE = Path(__file__).parent
 # https://docs.vast.ai/api-reference: "`onstart` field is limited to 4048 characters".
@@ -71,13 +71,9 @@ class Onstart(Model):
 
     @field_validator("api_url")
     @classmethod
-    def _no_login(cls, url: str | None) -> str | None:
+    def _usable_as_an_address(cls, url: str | None) -> str | None:
         if url is not None:
-            parts = urlsplit(url)
-            if parts.username is not None or parts.password is not None:
-                raise ValueError("holds a login: send PREFECT_API_AUTH_STRING with `setup-env`")
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("expected an address such as https://prefect.example.org/api")
+            check_url(url)
         return url
 
     def script(self) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from ups import completion
+from ups.cli_options import checked
+from ups.errors import ConfigError
+from ups.vast.defaults import MAX_HOURS, MAX_STALL_HOURS
 
 GpuOption = Annotated[str | None, typer.Option(help="GPU, as Vast names it, such as 'RTX 4090'.")]
 GpuRamOption = Annotated[float, typer.Option(help="GPU memory in GB, at least.")]
@@ -18,7 +23,13 @@ CudaOption = Annotated[
 ]
 
 ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", help="A name in deployments/configs, or a committed file.")
+    str,
+    typer.Option(
+        "--config",
+        "-c",
+        help="A name in deployments/configs, or a committed file.",
+        autocompletion=completion.configs,
+    ),
 ]
 RepoOption = Annotated[
     str | None,
@@ -42,5 +53,45 @@ ShutdownOption = Annotated[
         "--auto-shutdown", help="Stop the instance when the run is done, has failed or hangs."
     ),
 ]
-HoursOption = Annotated[float, typer.Option(help="Then stop it, whatever it does.")]
-StallOption = Annotated[float, typer.Option(help="Without progress for so long: it hangs.")]
+HoursOption = Annotated[
+    float | None,
+    typer.Option(
+        help=f"With --auto-shutdown: then stop it, whatever it does (default: {MAX_HOURS:g})."
+    ),
+]
+StallOption = Annotated[
+    float | None,
+    typer.Option(
+        help="With --auto-shutdown: without progress for so long, it hangs "
+        f"(default: {MAX_STALL_HOURS:g})."
+    ),
+]
+
+
+def limits(
+    auto_shutdown: bool, max_hours: float | None, max_stall_hours: float | None
+) -> dict[str, Any]:
+    """Those that are given.
+
+    Raises:
+        BadParameter: one is given, and nobody would keep to it.
+    """
+    given = {"max_hours": max_hours, "max_stall_hours": max_stall_hours}
+    set_ = {name: hours for name, hours in given.items() if hours is not None}
+    if set_ and not auto_shutdown:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in set_)
+        raise typer.BadParameter(f"{names}: nothing stops the instance without --auto-shutdown")
+    return set_
+
+
+def _one_line(text: str) -> None:
+    if not text.isprintable():
+        raise ConfigError(f"found {text!r}, expected one line")
+
+
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the instance (default: ups- and the config's name).", callback=checked(_one_line)
+    ),
+]

@@ -54,12 +54,22 @@ def find_source(
     differs = _git(project_dir, "diff", "--quiet", found, "--") is None
     pushed = bool(repo or _git(project_dir, "branch", "--remotes", "--contains", found))
     repo = repo or _origin(project_dir)
-    if repo.startswith("http") and urlsplit(repo).username is not None:
+    if _holds_login(repo):
         raise ConfigError(
             "--repo: holds a login, which would stand in the script: leave it out, and let "
             "`ups vast setup-env --name GIT_CONFIG_COUNT …` send git what it needs"
         )
     return Source(repo, found, differs, pushed), known
+
+
+def _holds_login(repo: str) -> bool:
+    """A password, or the user of an address by http, which is where tokens stand."""
+    try:
+        parts = urlsplit(re.sub(r"^\w+::", "", repo))  # git's transport::address
+    except ValueError:  # it is no address, and git will say so: better a refusal than a leak
+        return "@" in repo
+    by_http = parts.scheme in ("http", "https")  # in lower case, however it was written
+    return parts.password is not None or (by_http and parts.username is not None)
 
 
 def _config_in_clone(config: str, commit: str, project_dir: Path) -> str:

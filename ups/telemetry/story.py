@@ -1,4 +1,4 @@
-"""What a run of the flow has learned about itself, for its report."""
+"""What a run has learned about itself, for its breakdown, however it was started."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
 
 from ups.config import RunConfig, Split
 from ups.config_data import Task
@@ -33,7 +32,7 @@ class Cached(NamedTuple):
 
 @dataclass(slots=True)
 class Story:
-    """What the flow has learned about its run so far; None or empty where it has not got there.
+    """What a run has learned about itself so far; None or empty where it has not got there.
 
     Attributes:
         staged: the files of each part.
@@ -41,7 +40,6 @@ class Story:
     """
 
     config: RunConfig
-    flow_run_id: UUID
     run_dir: Path
     gpu: GpuWatch = field(default_factory=GpuWatch)
     staged: dict[Part, Sequence[Staged]] = field(default_factory=dict)
@@ -52,7 +50,6 @@ class Story:
     scores: Scores | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
-    build_after: float | None = None  # Unix time: an older cache entry is built again
     provision: Sequence[Span] = ()  # before the trigger, on a machine rented for this run
 
     @property
