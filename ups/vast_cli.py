@@ -6,16 +6,13 @@ Exit code 1: a value is wrong, `vastai` is missing or has no key, or Vast refuse
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ups.cli_options import JsonOption, SetOption, parse_settings
+from ups.cli_options import JsonOption, SetOption
 from ups.console import errors_shown, print_json, print_table
-from ups.errors import VastError
 from ups.vast import defaults
 from ups.vast.options import (
     ApiOption,
@@ -39,9 +36,7 @@ from ups.vast.options import (
 )
 
 if TYPE_CHECKING:
-    from ups.validate.check import Check
-    from ups.vast.offers import Offer, Wishes
-    from ups.vast.onstart import Onstart
+    from ups.vast.offers import Offer
 
 app = typer.Typer(no_args_is_help=True, help="GPUs rented from Vast.ai.")
 
@@ -60,9 +55,9 @@ def search(
 ) -> None:
     """List offers with one GPU that fit, the cheapest first."""
     with errors_shown():
-        from ups.vast import offers
+        from ups.vast import offers, steps
 
-        wishes = _wishes(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
+        wishes = steps.wishes_of(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
         found = offers.search(wishes, limit)
         if as_json:
             print_json([offer.model_dump() for offer in found])
@@ -122,9 +117,9 @@ def launch(
     """
     with errors_shown():
         from ups.vast import launch as vast
-        from ups.vast import offers
+        from ups.vast import offers, steps
 
-        onstart = _plan(
+        onstart = steps.plan(
             config,
             settings,
             rents=not dry_run,
@@ -136,9 +131,9 @@ def launch(
             auto_shutdown=auto_shutdown,
             **limits(auto_shutdown, max_hours, max_stall_hours),
         )
-        checks = [] if no_validate else _checks(config, onstart, rents=not dry_run)
-        wishes = _wishes(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
-        chosen = None if dry_run else _choose(offer, wishes)
+        checks = [] if no_validate else steps.checks_of(config, onstart, rents=not dry_run)
+        wishes = steps.wishes_of(gpu, gpu_ram, disk, max_price, reliability, inet, cuda)
+        chosen = None if dry_run else steps.choose(offer, wishes)
         if chosen is not None:
             onstart = vast.at_price(onstart, chosen.dph_total)
         number = offer or (chosen.id if chosen else None)
@@ -168,12 +163,12 @@ def launch(
             typer.echo(f"checked  {check.group}, {check.name}: {check.text}")
         typer.echo(f"onstart  {vast.FOLDER / vast.SCRIPT}, commit {onstart.commit[:12]}")
         if number is None:
-            typer.echo(f"search   {_command(wishes.command(1))}")
-        typer.echo(f"command  {_command(command)}")
+            typer.echo(f"search   {steps.command_line(wishes.command(1))}")
+        typer.echo(f"command  {steps.command_line(command)}")
         if instance is not None:
             price = f", ${chosen.dph_total:.3f}/h, {chosen.gpu_name}" if chosen else ""
             typer.echo(f"rented   instance {instance}{price}; its log: vastai logs {instance}")
-        _hints(onstart, instance)
+        steps.hint(onstart, instance)
 
 
 @app.command(epilog="Example: ups vast resume ups-train_burgers_32dim")
@@ -203,7 +198,9 @@ def onstart(
 ) -> None:
     """Print the script that a launched machine runs whenever it starts."""
     with errors_shown():
-        planned = _plan(
+        from ups.vast import steps
+
+        planned = steps.plan(
             config,
             settings,
             repo=repo,
@@ -231,114 +228,18 @@ def setup_env(
     """
     with errors_shown():
         from ups.vast import launch as vast
-        from ups.vast import tool
+        from ups.vast import steps, tool
 
         found, missing = vast.variables(os.environ, name or [])
         known = [] if dry_run else vast.known_variables()
         for variable, value in found.items():
             if dry_run:
-                typer.echo(_command(vast.send_command(variable, "*****")))
+                typer.echo(steps.command_line(vast.send_command(variable, "*****")))
             else:
                 tool.tell(*vast.send_command(variable, value, known), secrets=[value])
                 typer.echo(f"sent     {variable}")
         if missing:
             typer.echo(f"not set  {', '.join(missing)}")
-
-
-def _wishes(
-    gpu: str | None,
-    gpu_ram_gb: float,
-    disk_gb: float,
-    max_price: float | None,
-    reliability: float,
-    inet_mbps: float,
-    cuda: str | None,
-) -> Wishes:
-    from ups.vast import launch as vast
-    from ups.vast import offers
-    from ups.vast.offers import Wishes
-
-    return vast.checked(
-        Wishes,
-        gpu_name=gpu,
-        gpu_ram_gb=gpu_ram_gb,
-        disk_gb=disk_gb,
-        max_price=max_price,
-        reliability=reliability,
-        inet_mbps=inet_mbps,
-        cuda=cuda or offers.default_cuda(),
-    )
-
-
-def _plan(config: str, settings: list[str] | None, rents: bool = False, **given: Any) -> Onstart:
-    """
-    Args:
-        rents: a fault of the commit is an error, since it would be paid for.
-    """
-    from ups.vast import launch as vast
-
-    onstart, source = vast.plan(config, parse_settings(settings), **given)
-    if source.differs:
-        typer.echo("warning: files here are not as in the commit that the machine gets", err=True)
-    if not source.pushed:
-        fault = f"commit {source.commit[:12]} is in no branch of the remote: push it first"
-        if rents:
-            raise VastError(f"{fault}, or name a repository that has it with --repo")
-        typer.echo(f"warning: {fault}", err=True)
-    return onstart
-
-
-def _checks(config: str, onstart: Onstart, rents: bool) -> list[Check]:
-    """
-    Args:
-        rents: a fault is an error, since it would be paid for.
-    """
-    from ups.vast.check import check
-
-    checks = check(config, onstart.parameters["overrides"], onstart.mount)
-    faults = [f"{c.group}, {c.name}: {c.text}" for c in checks if c.status == "fault"]
-    if faults and rents:
-        raise VastError(
-            "\n".join(["nothing was rented, since (--no-validate skips this):", *faults])
-        )
-    if faults:
-        typer.echo("\n".join(["warning: this would not be rented:", *faults]), err=True)
-    return checks
-
-
-def _choose(number: int | None, wishes: Wishes) -> Offer | None:
-    """The offer that was asked for, or the cheapest that fits; None if the former is not shown."""
-    from ups.vast import offers
-
-    if number is None:
-        if not (found := offers.search(wishes, 1)):
-            raise VastError(f"no offer fits: {wishes.query()}")
-        return found[0]
-    chosen = offers.find(number, wishes.disk_gb)
-    if chosen is None:
-        typer.echo(
-            f"warning: Vast shows no offer {number}, so its price is not known: the breakdown "
-            "counts in startup.price_per_hour of the config",
-            err=True,
-        )
-    return chosen
-
-
-def _hints(onstart: Onstart, instance: int | None) -> None:
-    """What the user has to do for the run to start, and for the machine to stop."""
-    from ups.vast.server import tunnel
-
-    if onstart.api_url is None:
-        typer.echo("server   as PREFECT_API_URL of the account says (`ups vast setup-env`)")
-    elif options := tunnel(onstart.api_url):
-        typer.echo(
-            f"server   yours, by a tunnel: ssh {options} $(vastai ssh-url {instance or 'INSTANCE'})"
-        )
-    if not onstart.auto_shutdown:
-        typer.echo(
-            "billing  goes on until you stop it: "
-            f"vastai stop instance {instance or 'INSTANCE'} (or launch with --auto-shutdown)"
-        )
 
 
 def _row(offer: Offer) -> dict[str, str]:
@@ -356,7 +257,3 @@ def _row(offer: Offer) -> dict[str, str]:
         "CUDA": number(offer.cuda_max_good, 1),
         "where": offer.geolocation or "",
     }
-
-
-def _command(arguments: Sequence[str]) -> str:
-    return shlex.join(["vastai", *arguments])
