@@ -8,6 +8,7 @@ from rich.console import Console
 from ups.startup import wording
 from ups.startup.compare import Spread, TrendPoint, compare, diff
 from ups.startup.criteria import Criterion
+from ups.startup.critical_path import Step
 from ups.startup.markdown import to_markdown
 from ups.startup.stats import Difference, Ratio
 from ups.startup.tables import show, show_changes
@@ -117,6 +118,12 @@ def test_each_scenario_has_its_phases_bounds_and_critical_path(render):
     assert (
         "- **Work on next** download: 7.00 s of the critical path, 5.50 s above its bound of 1.50 s"
     ) in markdown
+
+
+def test_what_is_brief_is_left_out_of_the_text_of_a_path():
+    lasting = [("boot", 0.0, 2.0), ("download", 2.0, 2.019), ("cache", 2.019, 3.0)]
+    steps = [Step(phase=name, name=name, start=start, end=end) for name, start, end in lasting]
+    assert wording.path(steps) == "boot 2.00 s → cache 0.981 s"
 
 
 def test_columns_that_say_nothing_are_left_out(render, benchmark):

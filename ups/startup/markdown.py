@@ -25,7 +25,7 @@ NOTES = """\
 - Times are medians, [smallest–largest] beside them; intervals of ratios and differences are 95 % \
 bootstrap intervals. *legacy takes*: how many times as long.
 - Phases overlap. *On the critical path* counts only what the first step waited for, in the run or \
-the two runs around the median, and adds up to the time to first step; gaps below 1 % of it are \
+the two runs around the median, and adds up to the time to first step; what is below 1 % of it is \
 left out of the path's text.
 - *Bound*: the least time that this machine needs for the phase's bytes, and how many times that \
 the phase took."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ups.startup.compare import Comparison, PhaseSummary, ScenarioSummary, Spread
-from ups.startup.critical_path import UNACCOUNTED, Step
+from ups.startup.critical_path import Step
 from ups.startup.stats import Difference, Ratio
 from ups.startup.verdict import Verdict
 
@@ -16,7 +16,7 @@ MINUS = "−"
 NOTHING = "–"
 DIGITS_BELOW = ((0.00995, 4), (0.9995, 3), (9.995, 2), (99.95, 1))
 NAMED = 3  # scenarios that a headline names; of more it says how many
-BRIEF = 0.01  # of a critical path: gaps shorter than that are left out
+BRIEF = 0.01  # of a critical path: what is shorter than that is left out
 
 
 def figure(seconds: float) -> str:
@@ -84,9 +84,9 @@ def bound(phase: PhaseSummary) -> str:
 
 
 def path(steps: Sequence[Step]) -> str:
-    """`queue 0.395 s → boot 0.614 s → …`, in order of time, without gaps that are brief."""
+    """`queue 0.395 s → boot 0.614 s → …`, in order of time, without what is brief."""
     least = BRIEF * sum(step.seconds for step in steps)
-    told = [step for step in steps if step.phase != UNACCOUNTED or step.seconds >= least]
+    told = [step for step in steps if step.seconds >= least]
     return " → ".join(f"{step.name} {seconds(step.seconds)}" for step in told)
 
 
