@@ -26,10 +26,11 @@ from ups.startup.bounds import Rates
 from ups.startup.compare import Comparison, compare
 from ups.startup.criteria import check
 from ups.startup.history import History
+from ups.startup.limits import Thresholds
 from ups.startup.page_cache import PageCache
 from ups.startup.records import BenchmarkRecord, RunRecord
 from ups.startup.scenarios import BASES, Scenario, choose, overrides_of
-from ups.startup.verdict import Thresholds, judge
+from ups.startup.verdict import judge
 from ups.startup.wording import headline
 from ups.telemetry import machine
 
@@ -146,7 +147,12 @@ class _Bench:
 def _conclude(record: BenchmarkRecord, history: History, thresholds: Thresholds) -> Comparison:
     names = list(dict.fromkeys(run.scenario for run in record.runs))
     verdicts = [
-        judge(name, record.runs, history.runs_before(record, name, thresholds.window), thresholds)
+        judge(
+            name,
+            record.runs,
+            history.benchmarks_before(record, name, thresholds.window),
+            thresholds,
+        )
         for name in names
     ]
     history.finish(record.id, verdicts)

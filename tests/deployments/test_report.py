@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from deployments.cli import app
 from ups.startup.benchmark import HISTORY
 from ups.startup.history import History
+from ups.startup.limits import Thresholds
 from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.startup.verdict import Thresholds, judge
+from ups.startup.verdict import judge
 
 
 def record(number, ttfs_s):
@@ -47,7 +48,7 @@ def report(tmp_path):
         for run in one.runs:
             history.add_run(one.id, run)
         history.finish(one.id, [judge("cold", one.runs, earlier, Thresholds())])
-        earlier += one.runs
+        earlier.append(one.runs)
 
     def run(*arguments, code=0):
         done = CliRunner().invoke(app, ["report", "--folder", str(tmp_path), *arguments])

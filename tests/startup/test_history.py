@@ -179,26 +179,30 @@ def test_an_unknown_benchmark_is_answered_with_the_latest_ones(history):
         {"started_at": 200.0},
     ],
 )
-def test_runs_of_another_machine_other_settings_or_later_are_not_runs_before(history, other):
+def test_another_machine_other_settings_or_later_is_no_benchmark_before(history, other):
     with_runs(history, benchmark_of(**{"id": "other", "started_at": 100.0, **other}), [run_of()])
-    assert history.runs_before(benchmark_of("now", 200.0), "cold", 10) == ()
+    assert history.benchmarks_before(benchmark_of("now", 200.0), "cold", 10) == ()
 
 
-def test_runs_before_come_newest_first_whatever_the_order_of_the_settings(history):
+def test_benchmarks_before_come_newest_first_whatever_the_order_of_the_settings(history):
     reordered = {"page_cache": "dropped", "num_trajectories": 64}
-    for night in 1, 2:
+    for night in 1, 2, 3:
         runs = [run_of(repeat, triggered_at=100.0 * night + repeat) for repeat in range(3)]
         runs.append(run_of(0, scenario="warm"))
         with_runs(history, benchmark_of(f"b{night}", 100.0 * night, settings=reordered), runs)
-    now = with_runs(history, benchmark_of("now", 300.0), [run_of(triggered_at=300.0)])
-    found = history.runs_before(now, "cold", 4)
-    assert [run.triggered_at for run in found] == [202.0, 201.0, 200.0, 102.0]
-    assert found[0] == run_of(2, triggered_at=202.0)
+    with_runs(history, benchmark_of("other", 350.0), [run_of(0, scenario="warm")])
+    now = with_runs(history, benchmark_of("now", 400.0), [run_of(triggered_at=400.0)])
+    found = history.benchmarks_before(now, "cold", 2)
+    assert [[run.triggered_at for run in runs] for runs in found] == [
+        [300.0, 301.0, 302.0],
+        [200.0, 201.0, 202.0],
+    ]
+    assert found[0][2] == run_of(2, triggered_at=302.0)
 
 
 def test_the_runs_of_a_benchmark_that_was_cut_short_count(history):
     with_runs(history, benchmark_of("cut", 1.0), [run_of()])
-    assert history.runs_before(benchmark_of("now", 2.0), "cold", 10) == (run_of(),)
+    assert history.benchmarks_before(benchmark_of("now", 2.0), "cold", 10) == ((run_of(),),)
 
 
 def test_the_trend_has_a_point_per_benchmark_and_marks_what_was_worse(history):

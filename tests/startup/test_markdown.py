@@ -9,10 +9,11 @@ from ups.startup import wording
 from ups.startup.compare import Spread, TrendPoint, compare, diff
 from ups.startup.criteria import Criterion
 from ups.startup.critical_path import Step
+from ups.startup.limits import Thresholds
 from ups.startup.markdown import to_markdown
 from ups.startup.stats import Difference, Ratio
 from ups.startup.tables import show, show_changes
-from ups.startup.verdict import Thresholds, Verdict, judge
+from ups.startup.verdict import Verdict, judge
 
 
 def link(flow_run_id):
@@ -43,7 +44,8 @@ def table_after(markdown, heading):
 def worse(benchmark):
     """`cold` as it is, after twenty runs that took 4.75 s."""
     before = benchmark({"cold": (2.0, 2.0) * 10}).runs
-    return judge("cold", benchmark().runs, before, Thresholds(least_s=0, relative=0))
+    strict = Thresholds(least_s=0, relative=0, between=0)
+    return judge("cold", benchmark().runs, [before], strict)
 
 
 def too_few(scenario, num_before=2):
@@ -51,14 +53,17 @@ def too_few(scenario, num_before=2):
 
 
 def unchanged(scenario):
-    return Verdict(scenario=scenario, kind="unchanged", num_before=9, num_now=3)
+    times = {"before_s": 9.5, "after_s": 9.75, "limit_s": 15.2}
+    return Verdict(scenario=scenario, kind="unchanged", num_before=9, num_now=3, **times)
 
 
 def test_what_got_worse_and_by_how_much_stands_first(render, benchmark):
     verdict = worse(benchmark)
     markdown = render(verdicts=[unchanged("legacy"), verdict])
     first, _, second = markdown.splitlines()[:3]
-    assert first == "# Worse: cold +5 % (4.75 s → 5.00 s); unchanged: legacy"
+    assert first == (
+        "# Worse: cold +5 % (4.75 s → 5.00 s); unchanged: legacy (worse beyond 15.2 s)"
+    )
     assert second == f"- {verdict.message}"
     assert "download 2.00 -> 2.25 s" in second
 
@@ -74,7 +79,29 @@ def test_a_headline_counts_what_it_cannot_name(render):
     assert render(verdicts=verdicts).splitlines()[0] == (
         "# No verdict yet: 4 scenarios (2 runs before)"
     )
+    assert render(verdicts=[unchanged(name) for name in "abcd"]).splitlines()[0] == (
+        "# Unchanged: 4 scenarios (worse beyond +60 %)"
+    )
+    other = unchanged("e").model_copy(update={"limit_s": 19.0})
+    verdicts = [other, *(unchanged(name) for name in "abcd")]
+    assert render(verdicts=verdicts).splitlines()[0] == (
+        "# Unchanged: 5 scenarios (worse beyond +60 % to +100 %)"
+    )
     assert render().splitlines()[0] == "# Not compared with the history"
+
+
+def test_a_verdict_says_beyond_what_whichever_way_it_went(benchmark, bases):
+    told = {
+        "worse": "worse beyond 5.00 s",
+        "improved": "improved below 5.00 s",
+        "unchanged": "unchanged, worse beyond 5.00 s",
+    }
+    for kind, text in told.items():
+        verdict = Verdict(scenario="cold", kind=kind, limit_s=5.0, num_before=9, num_now=3)
+        assert wording.verdict(compare(benchmark(), bases), "cold") == "–"
+        times = {"before_s": 4.0, "after_s": 4.0}
+        comparison = compare(benchmark(), bases, [verdict.model_copy(update=times)])
+        assert wording.verdict(comparison, "cold") == text
 
 
 def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
@@ -88,7 +115,13 @@ def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
         "work on next",
         "runs",
     ]
-    assert rows[0][:5] == ["legacy", "9.75 s [8.75–11.8]", "–", "unchanged", "download"]
+    assert rows[0][:5] == [
+        "legacy",
+        "9.75 s [8.75–11.8]",
+        "–",
+        "unchanged, worse beyond 15.2 s",
+        "download",
+    ]
     assert rows[1][:2] == ["cold", "5.00 s [4.75–5.25]"]
     assert re.fullmatch(r"1\.95× \[1\.\d\d–2\.\d\d\]", rows[1][2])
     assert rows[1][3] == "no verdict yet: 2 of 5 runs before"
@@ -221,7 +254,7 @@ def test_a_terminal_shows_the_same_comparison(benchmark, bases, console):
     assert text.startswith("Worse: cold +5 % (4.75 s → 5.00 s)\n")
     assert verdict.message in text
     for cells in (
-        ["cold", "5.00 s [4.75–5.25]", "worse", "boot"],
+        ["cold", "5.00 s [4.75–5.25]", "worse beyond 4.75 s", "boot"],
         ["download", "2.25 s [2.00–2.50]", "1.50 s, taken 1.50×", "network: 420 MB"],
         ["no-parallel_downloads", "cold", "+1.50 s", "+30 %", "saves time"],
     ):

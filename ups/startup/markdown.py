@@ -22,6 +22,9 @@ from ups.startup.rows import (
 Link = Callable[[str], str]  # flow run id → its address in the UI
 
 NOTES = """\
+- *Against history*: the median against those of earlier benchmarks on this machine with these \
+settings. What counts as worse depends on how much benchmarks scattered; while there are few, a \
+scatter is assumed (`thresholds.between`), and only a large change can be told.
 - Times are medians, [smallest–largest] beside them; intervals of ratios and differences are 95 % \
 bootstrap intervals. *legacy takes*: how many times as long.
 - Phases overlap. *On the critical path* counts only what the first step waited for, in the run or \

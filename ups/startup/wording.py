@@ -104,7 +104,7 @@ def next_phase(scenario: ScenarioSummary) -> str:
 def headline(comparison: Comparison) -> str:
     """What a person must know first, in one line: what got worse and by how much, before all else.
 
-    `Worse: cold +65 % (4.05 s → 6.70 s); unchanged: legacy, warm`
+    `Worse: cold +65 % (4.05 s → 6.70 s); unchanged: legacy (worse beyond 7.10 s)`
     """
     parts = []
     for kind in ("worse", "improved", "no verdict yet", "unchanged"):
@@ -113,10 +113,11 @@ def headline(comparison: Comparison) -> str:
             continue
         if kind in ("worse", "improved"):
             text = ", ".join(_by_how_much(verdict) for verdict in told)
+        elif kind == "unchanged":
+            text = _unchanged(told)
         else:
             names = [verdict.scenario for verdict in told]
             text = ", ".join(names) if len(names) <= NAMED else f"{len(names)} scenarios"
-        if kind == "no verdict yet":
             text += f" ({_runs_before(told, comparison.least_runs)})"
         parts.append(f"{kind}: {text}")
     line = "; ".join(parts) or "not compared with the history"
@@ -128,6 +129,21 @@ def _by_how_much(verdict: Verdict) -> str:
     assert verdict.after_s is not None
     by = percent(100 * (verdict.after_s / verdict.before_s - 1))
     return f"{verdict.scenario} {by} ({seconds(verdict.before_s)} → {seconds(verdict.after_s)})"
+
+
+def _unchanged(verdicts: Sequence[Verdict]) -> str:
+    """With the limits, which say how much the verdicts can have told."""
+    if len(verdicts) <= NAMED:
+        return ", ".join(f"{v.scenario} (worse beyond {_limit(v)})" for v in verdicts)
+    beyond = [v.limit_s / v.before_s for v in verdicts if v.limit_s and v.before_s]
+    least, most = (percent(100 * (times - 1)) for times in (min(beyond), max(beyond)))
+    reach = least if least == most else f"{least} to {most}"
+    return f"{len(verdicts)} scenarios (worse beyond {reach})"
+
+
+def _limit(verdict: Verdict) -> str:
+    assert verdict.limit_s is not None
+    return seconds(verdict.limit_s)
 
 
 def _runs_before(verdicts: Sequence[Verdict], least_runs: int | None) -> str:
@@ -143,7 +159,9 @@ def verdict(comparison: Comparison, scenario: str) -> str:
         if told.scenario == scenario:
             if told.kind == "no verdict yet":
                 return f"{told.kind}: {_runs_before([told], comparison.least_runs)}"
-            return told.kind
+            side = "below" if told.kind == "improved" else "beyond"
+            kind = f"{told.kind}, worse" if told.kind == "unchanged" else told.kind
+            return f"{kind} {side} {_limit(told)}"
     return NOTHING
 
 
