@@ -20,13 +20,14 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from prefect.utilities.urls import url_for
+from pydantic_core import to_json
 
 from ups.config import RunConfig
 from ups.errors import BenchmarkError
 from ups.startup import page_cache
 from ups.startup.bounds import Rates, measure
 from ups.startup.compare import Comparison
-from ups.startup.criteria import Criterion, criteria_rows
+from ups.startup.criteria import Criterion, as_data, criteria_rows
 from ups.startup.markdown import to_markdown
 from ups.startup.pictures import draw
 from ups.startup.prepare import prepare
@@ -172,7 +173,8 @@ def publish(comparison: Comparison, criteria: tuple[Criterion, ...], folder: Pat
     pictures = draw(comparison)
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1))
+    data = as_data(comparison, criteria)
+    (folder / "comparison.json").write_bytes(to_json(data, indent=1, inf_nan_mode="null"))
     markdown = to_markdown(comparison, pictures, link, criteria)
     (folder / "comparison.md").write_text(markdown)
     title = headline(comparison)
