@@ -29,7 +29,7 @@ from ups.startup.history import History
 from ups.startup.limits import Thresholds
 from ups.startup.page_cache import PageCache
 from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.startup.scenarios import BASES, Scenario, choose, overrides_of
+from ups.startup.scenarios import BASES, Scenario, choose, in_turn, overrides_of
 from ups.startup.verdict import judge
 from ups.startup.wording import headline
 from ups.telemetry import machine
@@ -79,9 +79,7 @@ def benchmark_startup(
         history.begin(record)
         bench = _Bench(config, num_trajectories, page_cache, folder, rates, stop)
         for repeat in range(1, repeats + 1):
-            # Whoever comes first in a round is another one each time.
-            first = (repeat - 1) % len(chosen)
-            for scenario in (*chosen[first:], *chosen[:first]):
+            for scenario in in_turn(chosen, repeat):
                 run = bench.run(scenario, repeat)
                 history.add_run(record.id, run)
                 record = record.model_copy(update={"runs": (*record.runs, run)})
