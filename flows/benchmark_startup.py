@@ -76,7 +76,7 @@ def benchmark_startup(
     with exclusive_lock(folder / ".lock", stop):
         inputs = load_config(config, overrides_of(chosen[0], folder, num_trajectories))
         make_inputs(inputs)
-        rates = measure_bounds(inputs, folder)
+        rates = measure_bounds(inputs, folder, page_cache)
         history.begin(record)
         bench = _Bench(config, num_trajectories, page_cache, folder, rates, stop)
         for repeat in range(1, repeats + 1):

@@ -55,8 +55,8 @@ def make_inputs(config: RunConfig) -> None:
 
 
 @task(task_run_name="2 bounds", **PLAIN)
-def measure_bounds(config: RunConfig, folder: Path) -> Rates:
-    rates = measure(config, folder)
+def measure_bounds(config: RunConfig, folder: Path, cache: page_cache.PageCache) -> Rates:
+    rates = measure(config, folder, cache)
     log.info(
         "bounds: store %.0f MB/s, write + fsync %.0f MB/s, read %.0f MB/s",
         rates.store / 1e6,
@@ -73,7 +73,8 @@ def prepare_scenario(
     """Have what the run is to find; returns whether all is there."""
     is_there = prepare(scenario, config, stop)
     if cache == "dropped":
-        log.info("page cache dropped: %s", page_cache.drop(config.data_root, config.runs_dir))
+        found = (config.data_root, config.training.latent_cache_dir)
+        log.info("page cache dropped: %s", page_cache.drop(*found))
     else:
         page_cache.settle()
     return is_there

@@ -3,6 +3,7 @@
 import pytest
 
 from ups.config import Latent, RunConfig, Training, load_config
+from ups.startup import page_cache
 from ups.startup.benchmark import config_digest, estimate, new_record
 
 
@@ -73,6 +74,16 @@ def test_the_settings_tell_benchmarks_apart_that_cannot_be_compared(tmp_path):
     assert few.id != many.id
     assert {"torch", "prefect", "Python"} <= few.versions.keys()
     assert few.machine["cores"] >= 1
+
+
+def test_ways_of_dropping_the_page_cache_share_no_history(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
+    ours = new_record("benchmark", 64, "dropped", tmp_path, None).settings
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not" / "ours")
+    theirs = new_record("benchmark", 64, "dropped", tmp_path, None).settings
+    assert ours["page cache"] == f"dropped by {tmp_path}/drop_caches"
+    assert theirs["page cache"] == "dropped by posix_fadvise(DONTNEED) on the files"
+    assert new_record("benchmark", 64, "kept", tmp_path, None).settings["page cache"] == "kept"
 
 
 def test_an_estimate_needs_an_earlier_benchmark(benchmark):

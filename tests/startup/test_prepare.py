@@ -1,13 +1,20 @@
 """Before a run, a scenario's folder holds what it is to find, and nothing else."""
 
+import ctypes
+import mmap
+import os
+import threading
+
 import pytest
 
+from tasks import benchmark
 from ups.config import SPLITS
 from ups.data.objectstore import ObjectStore
 from ups.data.sources import open_store, stage
 from ups.errors import ConfigError
 from ups.latents import store
 from ups.latents.build import ensure
+from ups.startup import bounds, page_cache
 from ups.startup.bounds import Rates, measure
 from ups.startup.prepare import prepare
 from ups.startup.scenarios import BY_NAME
@@ -76,9 +83,50 @@ def test_a_warm_run_waits_until_a_run_has_built_its_cache(config):
 
 def test_the_machines_rates_are_measured_and_leave_no_file(config, tmp_path):
     folder = tmp_path / "bounds"
-    rates = measure(config, folder)
+    rates = measure(config, folder, "kept")
     assert min(rates.store, rates.write, rates.read) > 1e6
     assert list(folder.iterdir()) == []
+
+
+def test_where_the_page_cache_is_dropped_reading_is_measured_from_the_disk(
+    config, tmp_path, monkeypatch
+):
+    in_memory = []
+
+    def read(path, buffer):
+        in_memory.append(num_resident(path))
+
+    monkeypatch.setattr(bounds, "_read", read)
+    measure(config, tmp_path / "bounds", "dropped")
+    assert in_memory == [0] * bounds.TRIALS
+    measure(config, tmp_path / "bounds", "kept")
+    assert min(in_memory[bounds.TRIALS :]) > 0
+
+
+def test_what_a_run_reads_is_dropped_from_memory_latents_too(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not" / "ours")
+    monkeypatch.setattr(benchmark, "prepare", lambda *_: True)
+    build(config)
+    found = page_cache.files_in([config.data_root, config.training.latent_cache_dir])
+    assert {path.suffix for path in found} >= {".h5", ".safetensors"}
+    assert sum(num_resident(path) for path in found) > 0
+    assert benchmark.prepare_scenario.fn(BY_NAME["warm"], config, "dropped", threading.Event())
+    assert {path: num for path in found if (num := num_resident(path))} == {}
+
+
+def num_resident(path):
+    """Pages of a file that the kernel has in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return 0
+        with mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE) as view:
+            pages = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+            at = ctypes.byref(ctypes.c_char.from_buffer(view))
+            assert libc.mincore(at, ctypes.c_size_t(size), pages) == 0
+            del at
+    return sum(page & 1 for page in pages)
 
 
 def test_only_phases_that_moved_bytes_have_a_bound():

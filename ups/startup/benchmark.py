@@ -12,7 +12,7 @@ from typing import Any
 
 from ups.config import RunConfig, load_config
 from ups.startup.history import canonical
-from ups.startup.page_cache import PageCache
+from ups.startup.page_cache import PageCache, setting
 from ups.startup.records import BenchmarkRecord
 from ups.telemetry import machine
 
@@ -47,7 +47,7 @@ def new_record(
             "config": config,
             "config digest": config_digest(load_config(config)),
             "num_trajectories": num_trajectories,
-            "page cache": page_cache,
+            "page cache": setting(page_cache),
         },
     )
 
