@@ -1,6 +1,7 @@
 """Before a run, a scenario's folder holds what it is to find, and nothing else."""
 
 import ctypes
+import errno
 import mmap
 import os
 import threading
@@ -11,7 +12,7 @@ from tasks import benchmark
 from ups.config import SPLITS
 from ups.data.objectstore import ObjectStore
 from ups.data.sources import open_store, stage
-from ups.errors import ConfigError
+from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.build import ensure
 from ups.startup import bounds, page_cache
@@ -51,6 +52,19 @@ def test_nothing_is_left_before_a_cold_run(config):
     assert prepare(BY_NAME["cold"], config)
     assert not config.data_root.exists()
     assert not config.training.latent_cache_dir.exists()
+
+
+@pytest.mark.parametrize("name", ["cold", "changed-config"])
+def test_what_cannot_be_removed_ends_the_benchmark(config, monkeypatch, name):
+    """No run is called cold that finds what an earlier one left."""
+    build(config)
+
+    def unlink(path, **others):
+        raise PermissionError(errno.EPERM, "not permitted", path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(BenchmarkError, match=r"cannot be removed: .*not permitted.*by hand"):
+        prepare(BY_NAME[name], config)
 
 
 @pytest.mark.parametrize("name", ["cold", "changed-config", "warm"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
+from pathlib import Path
 
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import Staged, open_store, stage
-from ups.errors import ConfigError
+from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.key import compute_cache_hash
 from ups.startup.scenarios import Scenario
@@ -19,6 +20,7 @@ def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None 
     Returns: whether all is there. A missing cache is left to a run of the scenario that does not
         count, so that Prefect's own record of the entry is there, too.
     Raises:
+        BenchmarkError: what must not be there cannot be removed.
         ConfigError: PDEBENCH_ROOT leads to data that are not the benchmark's.
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: as downloads do.
     """
@@ -30,7 +32,7 @@ def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None 
     cache_dir = config.training.latent_cache_dir
     if scenario.before == "nothing":
         for folder in (config.data_root, cache_dir):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         return True
     objects = open_store(config)
     try:
@@ -42,6 +44,23 @@ def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None 
             objects.close()
     key = compute_cache_hash(config, staged)
     if scenario.before == "data":
-        shutil.rmtree(store.entry_dir(cache_dir, key), ignore_errors=True)
+        _remove(store.entry_dir(cache_dir, key))
         return True
     return store.check_cache_valid(cache_dir, key)
+
+
+def _remove(folder: Path) -> None:
+    """
+    Raises:
+        BenchmarkError: it is still there afterwards.
+    """
+    why = "something was written into it meanwhile"
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        why = str(error)
+    if folder.exists():
+        raise BenchmarkError(
+            f"{folder} cannot be removed: {why}. The run would find what must not be there; end "
+            "what uses it, or remove it by hand"
+        )
