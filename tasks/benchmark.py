@@ -30,7 +30,7 @@ from ups.startup.compare import Comparison
 from ups.startup.criteria import Criterion, as_data, criteria_rows
 from ups.startup.markdown import to_markdown
 from ups.startup.pictures import draw
-from ups.startup.prepare import prepare
+from ups.startup.prepare import prepare, tidy
 from ups.startup.records import RunRecord
 from ups.startup.rows import comparison_rows, share_rows
 from ups.startup.scenarios import Scenario
@@ -136,7 +136,7 @@ def _wait(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 def read_record(
     scenario: Scenario, repeat: int, run: FlowRun, config: RunConfig, rates: Rates
 ) -> RunRecord:
-    """What the run's `breakdown.json` says.
+    """What the run's `breakdown.json` says; what of earlier runs nobody needs is removed.
 
     Raises:
         BenchmarkError: it left none, or took no step.
@@ -149,6 +149,7 @@ def read_record(
             "worker of its pool must be on the machine of the benchmark"
         )
     breakdown = Breakdown.model_validate(json.loads(found[-1].read_text()))
+    tidy(config.runs_dir)
     if breakdown.ttfs_s is None:
         raise BenchmarkError(f"{scenario.name}: {link(run_id)} took no optimizer step")
     first_step_at = breakdown.triggered_at + breakdown.ttfs_s

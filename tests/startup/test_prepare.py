@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,10 +16,12 @@ from ups.data.sources import open_store, stage
 from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.build import ensure
+from ups.runs import CHECKPOINTS
 from ups.startup import bounds, page_cache
 from ups.startup.bounds import Rates, measure
-from ups.startup.prepare import prepare
+from ups.startup.prepare import KEPT_RUNS, prepare
 from ups.startup.scenarios import BY_NAME
+from ups.telemetry.phases import Breakdown
 
 
 @pytest.fixture
@@ -147,3 +150,38 @@ def test_only_phases_that_moved_bytes_have_a_bound():
     rates = Rates(store=100e6, write=50e6, read=1e9)
     moved = {"download": 200_000_000, "cache": 0, "load": 500_000_000, "boot": 7}
     assert rates.bounds_s(moved) == {"download": 2.0, "load": 0.5}
+
+
+def run_folder(runs_dir, number):
+    folder = runs_dir / f"20261125-03{number:04d}-cold-{number:08x}"
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / CHECKPOINTS / "last.pt").write_bytes(bytes(1000))
+    breakdown = Breakdown(
+        run=folder.name,
+        config="cold",
+        config_hash=None,
+        start_mode="warm",
+        triggered_at=1.0,
+        ttfs_s=2.0,
+        until_s=2.0,
+        unaccounted_s=0.0,
+        cost_usd=0.0,
+        cache_reused=False,
+        phases=(),
+        spans=(),
+        metrics={},
+    )
+    breakdown.save(folder)
+    return folder
+
+
+def test_of_a_scenarios_runs_the_last_folders_are_kept_without_checkpoints(tiny_config, tmp_path):
+    config = tiny_config(runs_dir=str(tmp_path / "runs"))
+    folders = [run_folder(config.runs_dir, number) for number in range(KEPT_RUNS + 3)]
+    (config.runs_dir / "mine").mkdir()
+    run = SimpleNamespace(id=f"{KEPT_RUNS + 2:08x}-1111-2222-3333-444444444444")
+    rates = Rates(store=1.0, write=1.0, read=1.0)
+    record = benchmark.read_record(BY_NAME["cold"], 1, run, config, rates)
+    assert record.ttfs_s == 2.0
+    assert sorted(config.runs_dir.iterdir()) == [*folders[3:], config.runs_dir / "mine"]
+    assert {p.name for p in config.runs_dir.rglob("*.*")} == {"breakdown.json"}

@@ -11,7 +11,10 @@ from ups.data.sources import Staged, open_store, stage
 from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.key import compute_cache_hash
+from ups.runs import CHECKPOINTS, parse_folder_name
 from ups.startup.scenarios import Scenario
+
+KEPT_RUNS = 20  # of each scenario: four nights at the default of 5 repeats
 
 
 def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None = None) -> bool:
@@ -47,6 +50,17 @@ def prepare(scenario: Scenario, config: RunConfig, stop: threading.Event | None 
         _remove(store.entry_dir(cache_dir, key))
         return True
     return store.check_cache_valid(cache_dir, key)
+
+
+def tidy(runs_dir: Path) -> None:
+    """Of a scenario's ended runs keep the last folders, without their checkpoints.
+
+    What counts of them is in the history; whoever follows a link finds config, log and breakdown.
+    """
+    runs = sorted(d for d in runs_dir.glob("*") if parse_folder_name(d.name))
+    for run_dir in runs:
+        gone = run_dir if run_dir in runs[:-KEPT_RUNS] else run_dir / CHECKPOINTS
+        shutil.rmtree(gone, ignore_errors=True)  # in the way of nothing; the next one tries again
 
 
 def _remove(folder: Path) -> None:
