@@ -39,6 +39,9 @@ log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
 
+LOOK_S = 0.5  # at what else the machine does, before each run
+
+
 def _name() -> str:
     parameters = runtime.flow_run.parameters
     return f"{', '.join(parameters['scenarios'])} × {parameters['repeats']}"
@@ -140,8 +143,9 @@ class _Bench:
                     f"{config.training.latent_cache_dir} has no valid entry of its key after it. "
                     f"See that run's log; removing {self.folder / scenario.name} starts it afresh"
                 )
+        busy_cores = machine.busy_cores(LOOK_S)
         run = run_scenario(scenario, f"4 {scenario.name} {repeat}", self.config, overrides)
-        record = read_record(scenario, repeat, run, config, self.rates)
+        record = read_record(scenario, repeat, run, config, self.rates, busy_cores)
         wanted = scenario.env.get("UPS_START_MODE", "warm")
         if record.start_mode != wanted and self._is_started_as_wanted:
             self._is_started_as_wanted = False

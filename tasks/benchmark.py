@@ -134,7 +134,12 @@ def _wait(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 
 
 def read_record(
-    scenario: Scenario, repeat: int, run: FlowRun, config: RunConfig, rates: Rates
+    scenario: Scenario,
+    repeat: int,
+    run: FlowRun,
+    config: RunConfig,
+    rates: Rates,
+    busy_cores: float,
 ) -> RunRecord:
     """What the run's `breakdown.json` says; what of earlier runs nobody needs is removed.
 
@@ -163,6 +168,7 @@ def read_record(
         bounds={phase.phase: phase.bound for phase in breakdown.phases},
         bounds_s=rates.bounds_s(breakdown.phase_bytes),
         spans=tuple(span for span in breakdown.spans if span.start < first_step_at),
+        busy_cores=busy_cores,
         start_mode=breakdown.start_mode,
         cache_reused=breakdown.cache_reused,
     )

@@ -40,6 +40,7 @@ def bench(monkeypatch, tmp_path):
         monkeypatch.setattr(
             benchmark_startup, "prepare_scenario", lambda *_: there.pop(0) if there else True
         )
+        monkeypatch.setattr(benchmark_startup, "LOOK_S", 0.0)
         monkeypatch.setattr(benchmark_startup, "run_scenario", run_scenario)
         monkeypatch.setattr(benchmark_startup, "read_record", read_record)
         rates = Rates(store=1.0, write=1.0, read=1.0)

@@ -104,6 +104,7 @@ def test_what_was_added_comes_back_to_the_last_digit(history):
         bounds={"download": "the network"},
         bounds_s={"download": 0.1 + 0.2},
         spans=(Span(phase="boot", name="boot", start=100.1, end=101.2, state="Failed"),),
+        busy_cores=0.1 + 0.7,
         start_mode="cold",
         cache_reused=False,
     )
@@ -360,9 +361,24 @@ def test_an_older_file_is_migrated_and_keeps_what_it_holds(history, monkeypatch)
     newer = History(history.path)
     assert newer.benchmark("b1").runs == (run_of(),)
     with newer._connection() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 3
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
         assert [row["note"] for row in connection.execute("SELECT note FROM runs")] == ["seen"]
     History(history.path)  # and is not migrated twice
+
+
+def test_a_file_of_the_first_version_keeps_its_runs(tmp_path, monkeypatch):
+    path = tmp_path / "history.sqlite"
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        old = History(path)
+        old.begin(benchmark_of())
+        with old._transaction() as connection:
+            connection.execute(
+                "INSERT INTO runs VALUES (1, 'b1', 'cold', 0, 'flow-0', 100.0, 4.1, 'warm', NULL, "
+                "'{}', '{}', '[]')"
+            )
+    (run,) = History(path).benchmark("b1").runs
+    assert (run.ttfs_s, run.busy_cores) == (4.1, None)
 
 
 def test_a_table_can_be_rebuilt_without_losing_what_refers_to_it(history, monkeypatch):
@@ -387,7 +403,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(history, monkeypatch):
     assert same.benchmark("b1").runs == (run_of(),)
     with same._connection() as connection:
         columns = [row["name"] for row in connection.execute("PRAGMA table_info(runs)")]
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     assert "note" not in columns
 
 
@@ -396,7 +412,7 @@ def test_a_file_of_newer_code_is_refused_and_left_alone(history, monkeypatch):
     History(history.path)
     monkeypatch.undo()
     before = history.path.read_bytes()
-    with pytest.raises(HistoryError, match=r"version 2, .* up to 1: update the code, or name"):
+    with pytest.raises(HistoryError, match=r"version \d+, .* up to \d+: update the code, or name"):
         History(history.path)
     assert history.path.read_bytes() == before
 

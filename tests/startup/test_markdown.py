@@ -264,6 +264,17 @@ def test_a_terminal_shows_the_same_comparison(benchmark, bases, console):
     assert "machine    processor AMD EPYC, cores 2, GPU not known" in text
 
 
+def test_artifact_and_terminal_warn_where_something_else_was_running(benchmark, bases, console):
+    record = benchmark({"cold": (2.0, 2.5)})
+    busy = record.runs[0].model_copy(update={"busy_cores": 1.31})
+    comparison = compare(record.model_copy(update={"runs": (busy, record.runs[1])}), bases)
+    warning = "Something else was running before 1 of 2 runs (up to 1.3 cores): these times may "
+    assert f"**{warning}" in to_markdown(comparison, {}, link).split("|")[0]
+    show(comparison, console)
+    assert warning in console.export_text()
+    assert "Something else" not in to_markdown(compare(record, bases), {}, link)
+
+
 def test_a_terminal_shows_what_changed_and_why_it_may_mean_nothing(benchmark, console):
     after = benchmark({"cold": (4.0, 4.5, 4.25)}, id="b2", machine_id="m2")
     show_changes(diff(benchmark({"cold": (2.0, 2.5, 2.25)}), after), console)

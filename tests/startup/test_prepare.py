@@ -181,7 +181,7 @@ def test_of_a_scenarios_runs_the_last_folders_are_kept_without_checkpoints(tiny_
     (config.runs_dir / "mine").mkdir()
     run = SimpleNamespace(id=f"{KEPT_RUNS + 2:08x}-1111-2222-3333-444444444444")
     rates = Rates(store=1.0, write=1.0, read=1.0)
-    record = benchmark.read_record(BY_NAME["cold"], 1, run, config, rates)
-    assert record.ttfs_s == 2.0
+    record = benchmark.read_record(BY_NAME["cold"], 1, run, config, rates, 0.25)
+    assert (record.ttfs_s, record.busy_cores) == (2.0, 0.25)
     assert sorted(config.runs_dir.iterdir()) == [*folders[3:], config.runs_dir / "mine"]
     assert {p.name for p in config.runs_dir.rglob("*.*")} == {"breakdown.json"}

@@ -28,7 +28,10 @@ NUM_SUGGESTED = 5
 
 _BENCHMARK = ("id", "started_at", "flow_run_id", "machine_id", "commit")
 _BENCHMARK_JSON = ("machine", "versions", "settings")
-_RUN = ("scenario", "repeat", "flow_run_id", "triggered_at", "ttfs_s", "start_mode", "cache_reused")
+_RUN = (
+    *("scenario", "repeat", "flow_run_id", "triggered_at", "ttfs_s"),
+    *("busy_cores", "start_mode", "cache_reused"),
+)
 _RUN_JSON = ("bounds", "bounds_s", "spans")
 
 

@@ -46,6 +46,8 @@ def to_markdown(
         pictures: name → PNG, as `pictures.draw` gives them.
     """
     parts = [f"# {wording.headline(comparison)}"]
+    if warning := wording.other_load(comparison):
+        parts.append(f"**{warning}.**")
     parts.append("\n".join(f"- {line}" for line in wording.news(comparison)))
     parts.append(_table(_linked(comparison, link)))
     parts.append(_image("Phases of the time to first step", pictures.get("phases")))

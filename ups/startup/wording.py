@@ -165,6 +165,17 @@ def verdict(comparison: Comparison, scenario: str) -> str:
     return NOTHING
 
 
+def other_load(comparison: Comparison) -> str:
+    """What a reader of the times must know of the machine; empty where it was left alone."""
+    found = comparison.other_load
+    if found is None:
+        return ""
+    return (
+        f"Something else was running before {found.num_runs} of {found.of_runs} runs (up to "
+        f"{found.most_cores:.1f} cores): these times may be longer than they are alone"
+    )
+
+
 def news(comparison: Comparison) -> list[str]:
     """A line for each scenario in which something moved, TTFS or a phase."""
     return [
