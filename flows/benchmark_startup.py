@@ -171,7 +171,7 @@ def _conclude(record: BenchmarkRecord, history: History, thresholds: Thresholds)
     trend = [
         point for name in names for point in history.trend(record.machine_id, record.settings, name)
     ]
-    return compare(record, BASES, verdicts, trend, thresholds.least_runs)
+    return compare(record, BASES, verdicts, trend)
 
 
 def _run_id() -> str | None:

@@ -72,7 +72,7 @@ def test_json_has_the_comparison_and_what_is_asked_of_it(report):
 
 
 def test_one_is_found_by_its_id(report):
-    assert "No verdict yet: cold" in report("b1")
+    assert "No verdict yet: cold (0 of 5 runs before)" in report("b1")
 
 
 def test_two_are_shown_beside_each_other_by_phase(report):

@@ -49,7 +49,9 @@ def worse(benchmark):
 
 
 def too_few(scenario, num_before=2):
-    return Verdict(scenario=scenario, kind="no verdict yet", num_before=num_before, num_now=3)
+    return Verdict(
+        scenario=scenario, kind="no verdict yet", num_before=num_before, num_now=3, least_runs=5
+    )
 
 
 def unchanged(scenario):
@@ -70,14 +72,14 @@ def test_what_got_worse_and_by_how_much_stands_first(render, benchmark):
 
 def test_too_little_history_says_how_many_runs_of_how_many(render):
     verdicts = [too_few("legacy", 3), too_few("cold", 2)]
-    headline = render(verdicts=verdicts, least_runs=5).splitlines()[0]
+    headline = render(verdicts=verdicts).splitlines()[0]
     assert headline == "# No verdict yet: legacy, cold (2 of 5 runs before)"
 
 
 def test_a_headline_counts_what_it_cannot_name(render):
     verdicts = [too_few(name) for name in "abcd"]
     assert render(verdicts=verdicts).splitlines()[0] == (
-        "# No verdict yet: 4 scenarios (2 runs before)"
+        "# No verdict yet: 4 scenarios (2 of 5 runs before)"
     )
     assert render(verdicts=[unchanged(name) for name in "abcd"]).splitlines()[0] == (
         "# Unchanged: 4 scenarios (worse beyond +60 %)"
@@ -105,7 +107,7 @@ def test_a_verdict_says_beyond_what_whichever_way_it_went(benchmark, bases):
 
 
 def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
-    markdown = render(verdicts=[unchanged("legacy"), too_few("cold")], least_runs=5)
+    markdown = render(verdicts=[unchanged("legacy"), too_few("cold")])
     names, rows = table_after(markdown, "# No verdict yet")
     assert names == [
         "scenario",

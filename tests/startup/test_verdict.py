@@ -302,7 +302,7 @@ def test_an_empty_history_is_no_verdict_yet():
     assert (verdict.before_s, verdict.limit_s, verdict.num_before) == (None, None, 0)
     assert str(verdict) == (
         f"cold: no verdict yet: TTFS {verdict.after_s:.2f} s (0 runs of 0 benchmarks before, "
-        "fewer than least_runs)"
+        "fewer than 5)"
     )
 
 

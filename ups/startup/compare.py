@@ -134,7 +134,6 @@ class Comparison(Model):
     Attributes:
         record: the benchmark; its runs are not kept twice, `scenarios` has what is shown of them.
         verdicts: one per scenario, against the history.
-        least_runs: in the history, below which there is no verdict; None where not known.
         trend: in order of time.
         other_load: where it was enough to matter.
     """
@@ -143,7 +142,6 @@ class Comparison(Model):
     scenarios: tuple[ScenarioSummary, ...]
     shares: tuple[Share, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    least_runs: int | None = None
     trend: tuple[TrendPoint, ...] = ()
     other_load: OtherLoad | None = None
 
@@ -179,7 +177,6 @@ def compare(
     bases: Mapping[str, str | None],
     verdicts: Sequence[Verdict] = (),
     trend: Sequence[TrendPoint] = (),
-    least_runs: int | None = None,
 ) -> Comparison:
     """Summarise a benchmark; of the scenarios in `bases`, those that ran.
 
@@ -199,7 +196,6 @@ def compare(
         scenarios=tuple(_summary(name, found, baseline) for name, found in runs.items()),
         shares=tuple(shares),
         verdicts=tuple(verdicts),
-        least_runs=least_runs,
         trend=tuple(sorted(trend, key=lambda point: point.at)),
         other_load=_other_load(record.runs),
     )

@@ -39,8 +39,9 @@ class Verdict(Model):
             where no phase moved that way (they overlap less or more than they did).
         limit_s: the TTFS beyond which it would count as worse, or counts as changed.
         reference: the part of the window that `before_s` is of.
-        num_before, num_benchmarks: the runs of that part, and the benchmarks that they are of; of
-            the latter a verdict of an earlier version says nothing.
+        num_before, num_benchmarks: the runs of that part, and the benchmarks that they are of.
+        least_runs: before, below which there is no verdict. Verdicts of an earlier version have
+            neither this nor `num_benchmarks`.
         moved_phases: beyond limits of their own, also where others make up for them.
     """
 
@@ -56,6 +57,7 @@ class Verdict(Model):
     num_before: int
     num_benchmarks: int | None = None
     num_now: int
+    least_runs: int | None = None
     moved_phases: tuple[MovedPhase, ...] = ()
 
     @property
@@ -64,7 +66,7 @@ class Verdict(Model):
         if self.limit_s is None:
             if self.after_s is None:
                 return f"{self.scenario}: {self.kind}: no run to judge"
-            few = f"{self._runs_before}, fewer than least_runs"
+            few = f"{self._runs_before}, fewer than {self.least_runs or 'least_runs'}"
             return f"{self.scenario}: {self.kind}: TTFS {self.after_s:.2f} s ({few})"
         cause = note = ""
         if self.kind == "unchanged":
@@ -119,6 +121,7 @@ def judge(
             num_before=num_before,
             num_benchmarks=len(window),
             num_now=len(now),
+            least_runs=thresholds.least_runs,
         )
 
     shift = measure_shift([[r.ttfs_s for r in runs] for runs in window], now_s, thresholds)
@@ -137,6 +140,7 @@ def judge(
         num_before=len(reference),
         num_benchmarks=len(window[shift.part]),
         num_now=len(now),
+        least_runs=thresholds.least_runs,
         moved_phases=_moved_phases(window, now, thresholds),
     )
 

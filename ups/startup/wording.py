@@ -118,7 +118,7 @@ def headline(comparison: Comparison) -> str:
         else:
             names = [verdict.scenario for verdict in told]
             text = ", ".join(names) if len(names) <= NAMED else f"{len(names)} scenarios"
-            text += f" ({_runs_before(told, comparison.least_runs)})"
+            text += f" ({_runs_before(told)})"
         parts.append(f"{kind}: {text}")
     line = "; ".join(parts) or "not compared with the history"
     return line[0].upper() + line[1:]
@@ -146,11 +146,11 @@ def _limit(verdict: Verdict) -> str:
     return seconds(verdict.limit_s)
 
 
-def _runs_before(verdicts: Sequence[Verdict], least_runs: int | None) -> str:
+def _runs_before(verdicts: Sequence[Verdict]) -> str:
     """`2 of 5 runs before`, of the one with the fewest."""
-    fewest = min(verdict.num_before for verdict in verdicts)
-    needed = "" if least_runs is None else f" of {least_runs}"
-    return f"{fewest}{needed} runs before"
+    fewest = min(verdicts, key=lambda verdict: verdict.num_before)
+    needed = "" if fewest.least_runs is None else f" of {fewest.least_runs}"
+    return f"{fewest.num_before}{needed} runs before"
 
 
 def verdict(comparison: Comparison, scenario: str) -> str:
@@ -158,7 +158,7 @@ def verdict(comparison: Comparison, scenario: str) -> str:
     for told in comparison.verdicts:
         if told.scenario == scenario:
             if told.kind == "no verdict yet":
-                return f"{told.kind}: {_runs_before([told], comparison.least_runs)}"
+                return f"{told.kind}: {_runs_before([told])}"
             side = "below" if told.kind == "improved" else "beyond"
             kind = f"{told.kind}, worse" if told.kind == "unchanged" else told.kind
             return f"{kind} {side} {_limit(told)}"
