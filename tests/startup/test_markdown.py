@@ -192,7 +192,10 @@ def test_pictures_are_embedded_byte_by_byte(render):
     found = re.findall(r"!\[([^]]+)\]\(data:image/png;base64,([^)]+)\)", markdown)
     assert {base64.b64decode(data) for _, data in found} == set(pictures.values())
     assert "<svg" not in markdown
-    assert "![" not in render()
+    assert "## Trend" in markdown
+    without = render(trend=[point])
+    assert "![" not in without
+    assert "## Trend" not in without
 
 
 def test_one_run_has_neither_spread_nor_interval(render, benchmark):

@@ -50,16 +50,17 @@ def to_markdown(
         parts.append(f"**{warning}.**")
     parts.append("\n".join(f"- {line}" for line in wording.news(comparison)))
     parts.append(_table(_linked(comparison, link)))
-    parts.append(_image("Phases of the time to first step", pictures.get("phases")))
+    if phases := pictures.get("phases"):
+        parts.append(_image("Phases of the time to first step", phases))
     if comparison.shares:
         parts.append("## What each optimisation is worth")
-        parts.append(_image("Seconds that each optimisation is worth", pictures.get("shares")))
+        if shares := pictures.get("shares"):
+            parts.append(_image("Seconds that each optimisation is worth", shares))
         parts.append(_table(share_rows(comparison)))
     if criteria:
         parts += ["## What is asked of it", _table(criteria_rows(criteria))]
-    if comparison.trend:
-        parts.append("## Trend")
-        parts.append(_image("Time to first step over time", pictures.get("trend")))
+    if trend := pictures.get("trend"):
+        parts += ["## Trend", _image("Time to first step over time", trend)]
     parts.append("## Where the time goes")
     parts += [_breakdown(scenario, link) for scenario in comparison.scenarios]
     parts.append("## How it was measured")
@@ -119,7 +120,5 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _image(text: str, png: bytes | None) -> str:
-    return (
-        "" if png is None else f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"
-    )
+def _image(text: str, png: bytes) -> str:
+    return f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"

@@ -43,7 +43,7 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
     figures = {}
     if comparison.scenarios:
         figures["phases"] = phases_figure(comparison.scenarios)
-    if comparison.trend:
+    if len({point.at for point in comparison.trend}) > 1:
         names = [scenario.name for scenario in comparison.scenarios]
         figures["trend"] = trend_figure(comparison.trend, names)
     if comparison.shares:
