@@ -102,6 +102,11 @@ class Share(Model):
     percent: float
 
     @property
+    def optimisation(self) -> str:
+        """What the scenario goes without: `warm_up` of `no-warm_up`."""
+        return self.scenario.removeprefix("no-")
+
+    @property
     def effect(self) -> Literal["saves time", "costs time", "within the noise", "one run only"]:
         """What to make of it; `within the noise` where the interval holds 0."""
         if math.isnan(self.seconds.low):

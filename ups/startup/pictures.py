@@ -97,7 +97,7 @@ def phases_figure(scenarios: Sequence[ScenarioSummary]) -> Figure:
 
 def shares_figure(shares: Sequence[Share]) -> Figure:
     """A bar per optimisation: the seconds that a run takes longer without it, with interval."""
-    names = [f"{wrapped(share.scenario)}\nagainst {wrapped(share.base)}" for share in shares]
+    names = [f"{wrapped(share.optimisation)}\nin {wrapped(share.base)}" for share in shares]
     figure, axes = sheet_of_rows(names)
     reach = [share.seconds.value for share in shares]
     labels = []
