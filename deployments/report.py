@@ -14,7 +14,7 @@ from ups.errors import HistoryError
 from ups.startup import tables, wording
 from ups.startup.benchmark import FOLDER, HISTORY
 from ups.startup.compare import Comparison, compare, diff
-from ups.startup.criteria import check
+from ups.startup.criteria import as_data, check
 from ups.startup.history import History
 from ups.startup.records import BenchmarkRecord
 from ups.startup.scenarios import BASES
@@ -60,10 +60,11 @@ class Report:
             return
         record = self.history.benchmark(ids[0]) if ids else self._latest()
         comparison = self._compare(record)
+        criteria = check(comparison, record.runs)
         if as_json:
-            self._print_json(comparison)
+            self._print_json(as_data(comparison, criteria))
             return
-        tables.show(comparison, self.console, check(comparison, record.runs))
+        tables.show(comparison, self.console, criteria)
         pictures = self.folder / "reports" / record.id
         if pictures.is_dir():
             self.console.print(f"pictures  {pictures}", markup=False, soft_wrap=True)
@@ -111,4 +112,4 @@ class Report:
         return compare(record, BASES, self.history.verdicts(record.id), trend)
 
     def _print_json(self, value: object) -> None:
-        print(to_json(value, indent=1).decode())
+        print(to_json(value, indent=1, inf_nan_mode="null").decode())

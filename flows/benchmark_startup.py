@@ -11,6 +11,7 @@ from prefect import flow, runtime
 from pydantic import Field
 
 from tasks.benchmark import (
+    link,
     make_inputs,
     measure_bounds,
     prepare_scenario,
@@ -26,15 +27,19 @@ from ups.startup.bounds import Rates
 from ups.startup.compare import Comparison, compare
 from ups.startup.criteria import check
 from ups.startup.history import History
+from ups.startup.limits import Thresholds
 from ups.startup.page_cache import PageCache
 from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.startup.scenarios import BASES, Scenario, choose, overrides_of
-from ups.startup.verdict import Thresholds, judge
+from ups.startup.scenarios import BASES, Scenario, choose, in_turn, overrides_of
+from ups.startup.verdict import judge
 from ups.startup.wording import headline
 from ups.telemetry import machine
 
 log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
+
+
+LOOK_S = 0.5  # at what else the machine does, before each run
 
 
 def _name() -> str:
@@ -74,13 +79,11 @@ def benchmark_startup(
     with exclusive_lock(folder / ".lock", stop):
         inputs = load_config(config, overrides_of(chosen[0], folder, num_trajectories, config))
         make_inputs(inputs)
-        rates = measure_bounds(inputs, folder)
+        rates = measure_bounds(inputs, folder, page_cache)
         history.begin(record)
         bench = _Bench(config, num_trajectories, page_cache, folder, rates, stop)
         for repeat in range(1, repeats + 1):
-            # Whoever comes first in a round is another one each time.
-            first = (repeat - 1) % len(chosen)
-            for scenario in (*chosen[first:], *chosen[:first]):
+            for scenario in in_turn(chosen, repeat):
                 run = bench.run(scenario, repeat)
                 history.add_run(record.id, run)
                 record = record.model_copy(update={"runs": (*record.runs, run)})
@@ -125,14 +128,24 @@ class _Bench:
 
         A start that came out cold, as the first after a change of the code does, is done again
         once: it would be another scenario.
+
+        Raises:
+            BenchmarkError: a run that built the scenario's cache left none that can be used.
         """
         overrides = overrides_of(scenario, self.folder, self.num_trajectories, self.config)
         config = load_config(self.config, overrides)
-        while not prepare_scenario(scenario, config, self.page_cache, self.stop):
+        if not prepare_scenario(scenario, config, self.page_cache, self.stop):
             log.info("%s: a run that does not count builds its cache", scenario.name)
-            run_scenario(scenario, f"4 {scenario.name}, uncounted", self.config, overrides)
+            run = run_scenario(scenario, f"4 {scenario.name}, uncounted", self.config, overrides)
+            if not prepare_scenario(scenario, config, self.page_cache, self.stop):
+                raise BenchmarkError(
+                    f"{scenario.name}: the run {link(str(run.id))} was to build the cache, and "
+                    f"{config.training.latent_cache_dir} has no valid entry of its key after it. "
+                    f"See that run's log; removing {self.folder / scenario.name} starts it afresh"
+                )
+        busy_cores = machine.busy_cores(LOOK_S)
         run = run_scenario(scenario, f"4 {scenario.name} {repeat}", self.config, overrides)
-        record = read_record(scenario, repeat, run, config, self.rates)
+        record = read_record(scenario, repeat, run, config, self.rates, busy_cores)
         wanted = scenario.env.get("UPS_START_MODE", "warm")
         if record.start_mode != wanted and self._is_started_as_wanted:
             self._is_started_as_wanted = False
@@ -146,14 +159,19 @@ class _Bench:
 def _conclude(record: BenchmarkRecord, history: History, thresholds: Thresholds) -> Comparison:
     names = list(dict.fromkeys(run.scenario for run in record.runs))
     verdicts = [
-        judge(name, record.runs, history.runs_before(record, name, thresholds.window), thresholds)
+        judge(
+            name,
+            record.runs,
+            history.benchmarks_before(record, name, thresholds.window),
+            thresholds,
+        )
         for name in names
     ]
     history.finish(record.id, verdicts)
     trend = [
         point for name in names for point in history.trend(record.machine_id, record.settings, name)
     ]
-    return compare(record, BASES, verdicts, trend, thresholds.least_runs)
+    return compare(record, BASES, verdicts, trend)
 
 
 def _run_id() -> str | None:

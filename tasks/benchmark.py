@@ -20,16 +20,17 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from prefect.utilities.urls import url_for
+from pydantic_core import to_json
 
 from ups.config import RunConfig
 from ups.errors import BenchmarkError
 from ups.startup import page_cache
 from ups.startup.bounds import Rates, measure
 from ups.startup.compare import Comparison
-from ups.startup.criteria import Criterion, criteria_rows
+from ups.startup.criteria import Criterion, as_data, criteria_rows
 from ups.startup.markdown import to_markdown
 from ups.startup.pictures import draw
-from ups.startup.prepare import prepare
+from ups.startup.prepare import prepare, tidy
 from ups.startup.records import RunRecord
 from ups.startup.rows import comparison_rows, share_rows
 from ups.startup.scenarios import Scenario
@@ -54,8 +55,8 @@ def make_inputs(config: RunConfig) -> None:
 
 
 @task(task_run_name="2 bounds", **PLAIN)
-def measure_bounds(config: RunConfig, folder: Path) -> Rates:
-    rates = measure(config, folder)
+def measure_bounds(config: RunConfig, folder: Path, cache: page_cache.PageCache) -> Rates:
+    rates = measure(config, folder, cache)
     log.info(
         "bounds: store %.0f MB/s, write + fsync %.0f MB/s, read %.0f MB/s",
         rates.store / 1e6,
@@ -72,7 +73,8 @@ def prepare_scenario(
     """Have what the run is to find; returns whether all is there."""
     is_there = prepare(scenario, config, stop)
     if cache == "dropped":
-        log.info("page cache dropped: %s", page_cache.drop(config.data_root, config.runs_dir))
+        found = (config.data_root, config.training.latent_cache_dir)
+        log.info("page cache dropped: %s", page_cache.drop(*found))
     else:
         page_cache.settle()
     return is_there
@@ -132,9 +134,14 @@ def _wait(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 
 
 def read_record(
-    scenario: Scenario, repeat: int, run: FlowRun, config: RunConfig, rates: Rates
+    scenario: Scenario,
+    repeat: int,
+    run: FlowRun,
+    config: RunConfig,
+    rates: Rates,
+    busy_cores: float,
 ) -> RunRecord:
-    """What the run's `breakdown.json` says.
+    """What the run's `breakdown.json` says; what of earlier runs nobody needs is removed.
 
     Raises:
         BenchmarkError: it left none, or took no step.
@@ -147,6 +154,7 @@ def read_record(
             "worker of its pool must be on the machine of the benchmark"
         )
     breakdown = Breakdown.model_validate(json.loads(found[-1].read_text()))
+    tidy(config.runs_dir)
     if breakdown.ttfs_s is None:
         raise BenchmarkError(f"{scenario.name}: {link(run_id)} took no optimizer step")
     first_step_at = breakdown.triggered_at + breakdown.ttfs_s
@@ -160,6 +168,7 @@ def read_record(
         bounds={phase.phase: phase.bound for phase in breakdown.phases},
         bounds_s=rates.bounds_s(breakdown.phase_bytes),
         spans=tuple(span for span in breakdown.spans if span.start < first_step_at),
+        busy_cores=busy_cores,
         start_mode=breakdown.start_mode,
         cache_reused=breakdown.cache_reused,
     )
@@ -172,7 +181,8 @@ def publish(comparison: Comparison, criteria: tuple[Criterion, ...], folder: Pat
     pictures = draw(comparison)
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1))
+    data = as_data(comparison, criteria)
+    (folder / "comparison.json").write_bytes(to_json(data, indent=1, inf_nan_mode="null"))
     markdown = to_markdown(comparison, pictures, link, criteria)
     (folder / "comparison.md").write_text(markdown)
     title = headline(comparison)

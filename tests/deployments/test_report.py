@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from deployments.cli import app
 from ups.startup.benchmark import HISTORY
 from ups.startup.history import History
+from ups.startup.limits import Thresholds
 from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.startup.verdict import Thresholds, judge
+from ups.startup.verdict import judge
 
 
 def record(number, ttfs_s):
@@ -47,7 +48,7 @@ def report(tmp_path):
         for run in one.runs:
             history.add_run(one.id, run)
         history.finish(one.id, [judge("cold", one.runs, earlier, Thresholds())])
-        earlier += one.runs
+        earlier.append(one.runs)
 
     def run(*arguments, code=0):
         done = CliRunner().invoke(app, ["report", "--folder", str(tmp_path), *arguments])
@@ -63,8 +64,15 @@ def test_the_latest_is_shown_with_its_verdict(report):
     assert "b2" in output
 
 
+def test_json_has_the_comparison_and_what_is_asked_of_it(report):
+    found = json.loads(report("--json"))
+    assert found["record"]["id"] == "b2"
+    assert found["verdicts"][0]["limit_s"] < 4.0
+    assert [c["asks"] for c in found["criteria"]] == ["a first run builds the cache"]
+
+
 def test_one_is_found_by_its_id(report):
-    assert "No verdict yet: cold" in report("b1")
+    assert "No verdict yet: cold (0 of 5 runs before)" in report("b1")
 
 
 def test_two_are_shown_beside_each_other_by_phase(report):
@@ -72,6 +80,16 @@ def test_two_are_shown_beside_each_other_by_phase(report):
     rows = {row["phase"]: row["seconds"]["value"] for row in changes["rows"]}
     assert rows == {None: pytest.approx(2.0), "boot": 0.0, "download": pytest.approx(2.0)}
     assert "download" in report("b1", "b2")
+
+
+def test_what_is_not_known_of_one_run_a_side_is_null_in_json(report, tmp_path):
+    history = History(tmp_path / HISTORY)
+    for id in "ef":
+        history.begin(record(ord(id), ()).model_copy(update={"id": id}))
+        history.add_run(id, record(9, (2.0,)).runs[0])
+    output = report("e", "f", "--json")
+    assert "NaN" not in output
+    assert json.loads(output)["rows"][0]["seconds"]["low"] is None
 
 
 def test_the_list_has_the_newest_first(report):

@@ -1,6 +1,70 @@
 """A benchmark's record says what its times depend on, and beforehand how long it will take."""
 
-from ups.startup.benchmark import estimate, new_record
+import pytest
+
+from ups.config import Latent, RunConfig, Training, load_config
+from ups.startup import page_cache
+from ups.startup.benchmark import config_digest, estimate, new_record
+
+
+class LaterTraining(Training):
+    added: int = 3
+
+
+class LaterConfig(RunConfig):
+    """As after a change of the code that adds a field, and a section, with defaults."""
+
+    training: LaterTraining = LaterTraining()
+    section: Latent = Latent()
+
+
+def later(**training):
+    tree = load_config("benchmark").model_dump()
+    return LaterConfig.model_validate({**tree, "training": {**tree["training"], **training}})
+
+
+def test_a_field_that_is_added_with_its_default_leaves_the_history_alone():
+    assert config_digest(later()) == config_digest(load_config("benchmark"))
+    assert config_digest(later(added=4)) != config_digest(later())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"name": "other"},
+        {"runs_dir": "elsewhere"},
+        {"logging.wandb.enabled": True},
+        {"logging.tensorboard.enabled": True},
+        {"startup.price_per_hour": 3.5},
+        {"checkpoint.every_epochs": 7},
+        {"data.root": "elsewhere"},
+        {"training.latent_cache_dir": "elsewhere"},
+        {"training.batch_size": 8},  # as it is
+        {"operator.mlp_ratio": 4.0},  # a default that is written out
+    ],
+)
+def test_what_times_do_not_depend_on_leaves_the_history_alone(override):
+    assert config_digest(load_config("benchmark", override)) == config_digest(
+        load_config("benchmark")
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"training.batch_size": 9},
+        {"latent.dim": 16},
+        {"operator.hidden_dim": 128},
+        {"features.warm_up": False},
+        {"encoder.fit_trajectories": 8},
+        {"stages.operator.max_steps": 4},
+        {"data.generate.nu": 0.1},
+    ],
+)
+def test_what_times_depend_on_starts_another_history(override):
+    assert config_digest(load_config("benchmark", override)) != config_digest(
+        load_config("benchmark")
+    )
 
 
 def test_the_settings_tell_benchmarks_apart_that_cannot_be_compared(tmp_path):
@@ -10,6 +74,16 @@ def test_the_settings_tell_benchmarks_apart_that_cannot_be_compared(tmp_path):
     assert few.id != many.id
     assert {"torch", "prefect", "Python"} <= few.versions.keys()
     assert few.machine["cores"] >= 1
+
+
+def test_ways_of_dropping_the_page_cache_share_no_history(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "drop_caches")
+    ours = new_record("benchmark", 64, "dropped", tmp_path, None).settings
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not" / "ours")
+    theirs = new_record("benchmark", 64, "dropped", tmp_path, None).settings
+    assert ours["page cache"] == f"dropped by {tmp_path}/drop_caches"
+    assert theirs["page cache"] == "dropped by posix_fadvise(DONTNEED) on the files"
+    assert new_record("benchmark", 64, "kept", tmp_path, None).settings["page cache"] == "kept"
 
 
 def test_an_estimate_needs_an_earlier_benchmark(benchmark):

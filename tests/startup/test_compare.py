@@ -125,6 +125,19 @@ def test_a_run_without_spans_is_unaccounted(benchmark, bases):
     assert {p.phase: p.critical_s for p in cold.phases if p.critical_s} == {"unaccounted": 4.75}
 
 
+def test_other_load_counts_the_runs_before_which_something_else_was_running(benchmark, bases):
+    record = benchmark({"cold": (2.0, 2.5, 2.25)})
+    runs = [
+        run.model_copy(update={"busy_cores": cores})
+        for run, cores in zip(record.runs, (0.1, 1.25, 0.5), strict=True)
+    ]
+    found = compare(record.model_copy(update={"runs": tuple(runs)}), bases).other_load
+    assert (found.num_runs, found.of_runs, found.most_cores) == (2, 3, 1.25)
+    quiet = record.model_copy(update={"runs": tuple(runs[:1])})
+    assert compare(quiet, bases).other_load is None
+    assert compare(record, bases).other_load is None  # nobody looked
+
+
 def test_a_difference_is_after_less_before(benchmark):
     after = benchmark({"cold": (4.0, 4.5, 4.25)}, id="b2")
     changes = diff(benchmark({"cold": (2.0, 2.5, 2.25)}), after)

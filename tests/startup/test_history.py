@@ -104,6 +104,7 @@ def test_what_was_added_comes_back_to_the_last_digit(history):
         bounds={"download": "the network"},
         bounds_s={"download": 0.1 + 0.2},
         spans=(Span(phase="boot", name="boot", start=100.1, end=101.2, state="Failed"),),
+        busy_cores=0.1 + 0.7,
         start_mode="cold",
         cache_reused=False,
     )
@@ -179,26 +180,30 @@ def test_an_unknown_benchmark_is_answered_with_the_latest_ones(history):
         {"started_at": 200.0},
     ],
 )
-def test_runs_of_another_machine_other_settings_or_later_are_not_runs_before(history, other):
+def test_another_machine_other_settings_or_later_is_no_benchmark_before(history, other):
     with_runs(history, benchmark_of(**{"id": "other", "started_at": 100.0, **other}), [run_of()])
-    assert history.runs_before(benchmark_of("now", 200.0), "cold", 10) == ()
+    assert history.benchmarks_before(benchmark_of("now", 200.0), "cold", 10) == ()
 
 
-def test_runs_before_come_newest_first_whatever_the_order_of_the_settings(history):
+def test_benchmarks_before_come_newest_first_whatever_the_order_of_the_settings(history):
     reordered = {"page_cache": "dropped", "num_trajectories": 64}
-    for night in 1, 2:
+    for night in 1, 2, 3:
         runs = [run_of(repeat, triggered_at=100.0 * night + repeat) for repeat in range(3)]
         runs.append(run_of(0, scenario="warm"))
         with_runs(history, benchmark_of(f"b{night}", 100.0 * night, settings=reordered), runs)
-    now = with_runs(history, benchmark_of("now", 300.0), [run_of(triggered_at=300.0)])
-    found = history.runs_before(now, "cold", 4)
-    assert [run.triggered_at for run in found] == [202.0, 201.0, 200.0, 102.0]
-    assert found[0] == run_of(2, triggered_at=202.0)
+    with_runs(history, benchmark_of("other", 350.0), [run_of(0, scenario="warm")])
+    now = with_runs(history, benchmark_of("now", 400.0), [run_of(triggered_at=400.0)])
+    found = history.benchmarks_before(now, "cold", 2)
+    assert [[run.triggered_at for run in runs] for runs in found] == [
+        [300.0, 301.0, 302.0],
+        [200.0, 201.0, 202.0],
+    ]
+    assert found[0][2] == run_of(2, triggered_at=302.0)
 
 
 def test_the_runs_of_a_benchmark_that_was_cut_short_count(history):
     with_runs(history, benchmark_of("cut", 1.0), [run_of()])
-    assert history.runs_before(benchmark_of("now", 2.0), "cold", 10) == (run_of(),)
+    assert history.benchmarks_before(benchmark_of("now", 2.0), "cold", 10) == ((run_of(),),)
 
 
 def test_the_trend_has_a_point_per_benchmark_and_marks_what_was_worse(history):
@@ -356,9 +361,24 @@ def test_an_older_file_is_migrated_and_keeps_what_it_holds(history, monkeypatch)
     newer = History(history.path)
     assert newer.benchmark("b1").runs == (run_of(),)
     with newer._connection() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 3
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
         assert [row["note"] for row in connection.execute("SELECT note FROM runs")] == ["seen"]
     History(history.path)  # and is not migrated twice
+
+
+def test_a_file_of_the_first_version_keeps_its_runs(tmp_path, monkeypatch):
+    path = tmp_path / "history.sqlite"
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        old = History(path)
+        old.begin(benchmark_of())
+        with old._transaction() as connection:
+            connection.execute(
+                "INSERT INTO runs VALUES (1, 'b1', 'cold', 0, 'flow-0', 100.0, 4.1, 'warm', NULL, "
+                "'{}', '{}', '[]')"
+            )
+    (run,) = History(path).benchmark("b1").runs
+    assert (run.ttfs_s, run.busy_cores) == (4.1, None)
 
 
 def test_a_table_can_be_rebuilt_without_losing_what_refers_to_it(history, monkeypatch):
@@ -383,7 +403,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(history, monkeypatch):
     assert same.benchmark("b1").runs == (run_of(),)
     with same._connection() as connection:
         columns = [row["name"] for row in connection.execute("PRAGMA table_info(runs)")]
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     assert "note" not in columns
 
 
@@ -392,7 +412,7 @@ def test_a_file_of_newer_code_is_refused_and_left_alone(history, monkeypatch):
     History(history.path)
     monkeypatch.undo()
     before = history.path.read_bytes()
-    with pytest.raises(HistoryError, match=r"version 2, .* up to 1: update the code, or name"):
+    with pytest.raises(HistoryError, match=r"version \d+, .* up to \d+: update the code, or name"):
         History(history.path)
     assert history.path.read_bytes() == before
 

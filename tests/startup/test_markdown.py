@@ -8,10 +8,12 @@ from rich.console import Console
 from ups.startup import wording
 from ups.startup.compare import Spread, TrendPoint, compare, diff
 from ups.startup.criteria import Criterion
+from ups.startup.critical_path import Step
+from ups.startup.limits import Thresholds
 from ups.startup.markdown import to_markdown
 from ups.startup.stats import Difference, Ratio
 from ups.startup.tables import show, show_changes
-from ups.startup.verdict import Thresholds, Verdict, judge
+from ups.startup.verdict import Verdict, judge
 
 
 def link(flow_run_id):
@@ -42,42 +44,70 @@ def table_after(markdown, heading):
 def worse(benchmark):
     """`cold` as it is, after twenty runs that took 4.75 s."""
     before = benchmark({"cold": (2.0, 2.0) * 10}).runs
-    return judge("cold", benchmark().runs, before, Thresholds(least_s=0, relative=0))
+    strict = Thresholds(least_s=0, relative=0, between=0)
+    return judge("cold", benchmark().runs, [before], strict)
 
 
 def too_few(scenario, num_before=2):
-    return Verdict(scenario=scenario, kind="no verdict yet", num_before=num_before, num_now=3)
+    return Verdict(
+        scenario=scenario, kind="no verdict yet", num_before=num_before, num_now=3, least_runs=5
+    )
 
 
 def unchanged(scenario):
-    return Verdict(scenario=scenario, kind="unchanged", num_before=9, num_now=3)
+    times = {"before_s": 9.5, "after_s": 9.75, "limit_s": 15.2}
+    return Verdict(scenario=scenario, kind="unchanged", num_before=9, num_now=3, **times)
 
 
 def test_what_got_worse_and_by_how_much_stands_first(render, benchmark):
     verdict = worse(benchmark)
     markdown = render(verdicts=[unchanged("legacy"), verdict])
     first, _, second = markdown.splitlines()[:3]
-    assert first == "# Worse: cold +5 % (4.75 s → 5.00 s); unchanged: legacy"
+    assert first == (
+        "# Worse: cold +5 % (4.75 s → 5.00 s); unchanged: legacy (worse beyond 15.2 s)"
+    )
     assert second == f"- {verdict.message}"
     assert "download 2.00 -> 2.25 s" in second
 
 
 def test_too_little_history_says_how_many_runs_of_how_many(render):
     verdicts = [too_few("legacy", 3), too_few("cold", 2)]
-    headline = render(verdicts=verdicts, least_runs=5).splitlines()[0]
+    headline = render(verdicts=verdicts).splitlines()[0]
     assert headline == "# No verdict yet: legacy, cold (2 of 5 runs before)"
 
 
 def test_a_headline_counts_what_it_cannot_name(render):
     verdicts = [too_few(name) for name in "abcd"]
     assert render(verdicts=verdicts).splitlines()[0] == (
-        "# No verdict yet: 4 scenarios (2 runs before)"
+        "# No verdict yet: 4 scenarios (2 of 5 runs before)"
+    )
+    assert render(verdicts=[unchanged(name) for name in "abcd"]).splitlines()[0] == (
+        "# Unchanged: 4 scenarios (worse beyond +60 %)"
+    )
+    other = unchanged("e").model_copy(update={"limit_s": 19.0})
+    verdicts = [other, *(unchanged(name) for name in "abcd")]
+    assert render(verdicts=verdicts).splitlines()[0] == (
+        "# Unchanged: 5 scenarios (worse beyond +60 % to +100 %)"
     )
     assert render().splitlines()[0] == "# Not compared with the history"
 
 
+def test_a_verdict_says_beyond_what_whichever_way_it_went(benchmark, bases):
+    told = {
+        "worse": "worse beyond 5.00 s",
+        "improved": "improved below 5.00 s",
+        "unchanged": "unchanged, worse beyond 5.00 s",
+    }
+    for kind, text in told.items():
+        verdict = Verdict(scenario="cold", kind=kind, limit_s=5.0, num_before=9, num_now=3)
+        assert wording.verdict(compare(benchmark(), bases), "cold") == "–"
+        times = {"before_s": 4.0, "after_s": 4.0}
+        comparison = compare(benchmark(), bases, [verdict.model_copy(update=times)])
+        assert wording.verdict(comparison, "cold") == text
+
+
 def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
-    markdown = render(verdicts=[unchanged("legacy"), too_few("cold")], least_runs=5)
+    markdown = render(verdicts=[unchanged("legacy"), too_few("cold")])
     names, rows = table_after(markdown, "# No verdict yet")
     assert names == [
         "scenario",
@@ -87,7 +117,13 @@ def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
         "work on next",
         "runs",
     ]
-    assert rows[0][:5] == ["legacy", "9.75 s [8.75–11.8]", "–", "unchanged", "download"]
+    assert rows[0][:5] == [
+        "legacy",
+        "9.75 s [8.75–11.8]",
+        "–",
+        "unchanged, worse beyond 15.2 s",
+        "download",
+    ]
     assert rows[1][:2] == ["cold", "5.00 s [4.75–5.25]"]
     assert re.fullmatch(r"1\.95× \[1\.\d\d–2\.\d\d\]", rows[1][2])
     assert rows[1][3] == "no verdict yet: 2 of 5 runs before"
@@ -119,6 +155,12 @@ def test_each_scenario_has_its_phases_bounds_and_critical_path(render):
     ) in markdown
 
 
+def test_what_is_brief_is_left_out_of_the_text_of_a_path():
+    lasting = [("boot", 0.0, 2.0), ("download", 2.0, 2.019), ("cache", 2.019, 3.0)]
+    steps = [Step(phase=name, name=name, start=start, end=end) for name, start, end in lasting]
+    assert wording.path(steps) == "boot 2.00 s → cache 0.981 s"
+
+
 def test_columns_that_say_nothing_are_left_out(render, benchmark):
     names, _ = table_after(render(), "### legacy")
     assert "legacy takes" not in names
@@ -138,7 +180,14 @@ def test_a_bar_in_a_cell_does_not_split_it(benchmark, bases):
 
 def test_each_optimisation_has_its_share(render):
     names, (row,) = table_after(render(), "## What each optimisation is worth")
-    assert row[:2] == ["no-parallel_downloads", "cold"]
+    assert names == [
+        "optimisation",
+        "in scenario",
+        "without it time to first step grows by",
+        "in percent",
+        "what it does",
+    ]
+    assert row[:2] == ["parallel_downloads", "cold"]
     assert re.fullmatch(r"\+1\.50 s \[\+1\.\d\d to \+[12]\.\d\d\]", row[2])
     assert row[3:] == ["+30 %", "saves time"]
 
@@ -150,7 +199,10 @@ def test_pictures_are_embedded_byte_by_byte(render):
     found = re.findall(r"!\[([^]]+)\]\(data:image/png;base64,([^)]+)\)", markdown)
     assert {base64.b64decode(data) for _, data in found} == set(pictures.values())
     assert "<svg" not in markdown
-    assert "![" not in render()
+    assert "## Trend" in markdown
+    without = render(trend=[point])
+    assert "![" not in without
+    assert "## Trend" not in without
 
 
 def test_one_run_has_neither_spread_nor_interval(render, benchmark):
@@ -214,14 +266,25 @@ def test_a_terminal_shows_the_same_comparison(benchmark, bases, console):
     assert text.startswith("Worse: cold +5 % (4.75 s → 5.00 s)\n")
     assert verdict.message in text
     for cells in (
-        ["cold", "5.00 s [4.75–5.25]", "worse", "boot"],
+        ["cold", "5.00 s [4.75–5.25]", "worse beyond 4.75 s", "boot"],
         ["download", "2.25 s [2.00–2.50]", "1.50 s, taken 1.50×", "network: 420 MB"],
-        ["no-parallel_downloads", "cold", "+1.50 s", "+30 %", "saves time"],
+        ["parallel_downloads", "cold", "+1.50 s", "+30 %", "saves time"],
     ):
         pattern = ".*".join(re.escape(cell) for cell in cells)
         assert re.search(pattern, text), cells
     assert "critical path  boot [x] 1.00 s → download [x] 2.25 s" in text
     assert "machine    processor AMD EPYC, cores 2, GPU not known" in text
+
+
+def test_artifact_and_terminal_warn_where_something_else_was_running(benchmark, bases, console):
+    record = benchmark({"cold": (2.0, 2.5)})
+    busy = record.runs[0].model_copy(update={"busy_cores": 1.31})
+    comparison = compare(record.model_copy(update={"runs": (busy, record.runs[1])}), bases)
+    warning = "Something else was running before 1 of 2 runs (up to 1.3 cores): these times may "
+    assert f"**{warning}" in to_markdown(comparison, {}, link).split("|")[0]
+    show(comparison, console)
+    assert warning in console.export_text()
+    assert "Something else" not in to_markdown(compare(record, bases), {}, link)
 
 
 def test_a_terminal_shows_what_changed_and_why_it_may_mean_nothing(benchmark, console):

@@ -281,8 +281,9 @@ def test_whiskers_are_in_view():
 def test_only_pictures_with_something_to_show_are_drawn(benchmark, bases):
     record = benchmark({"legacy": (6.0,), "cold": (2.0,)})
     assert list(draw(compare(record, bases))) == ["phases"]
-    trend = points(["cold"], [AT])
-    assert list(draw(compare(benchmark(), bases, (), trend))) == ["phases", "trend", "shares"]
+    first, second = points(["cold"], [AT]), points(["cold"], [AT, AT + 60])
+    assert list(draw(compare(benchmark(), bases, (), first))) == ["phases", "shares"]
+    assert list(draw(compare(benchmark(), bases, (), second))) == ["phases", "trend", "shares"]
     assert draw(compare(benchmark({}), bases)) == {}
 
 

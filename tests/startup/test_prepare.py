@@ -1,16 +1,27 @@
 """Before a run, a scenario's folder holds what it is to find, and nothing else."""
 
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from types import SimpleNamespace
+
 import pytest
 
+from tasks import benchmark
 from ups.config import SPLITS
 from ups.data.objectstore import ObjectStore
 from ups.data.sources import open_store, stage
-from ups.errors import ConfigError
+from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.build import ensure
+from ups.runs import CHECKPOINTS
+from ups.startup import bounds, page_cache
 from ups.startup.bounds import Rates, measure
-from ups.startup.prepare import prepare
+from ups.startup.prepare import KEPT_RUNS, prepare
 from ups.startup.scenarios import BY_NAME
+from ups.telemetry.phases import Breakdown
 
 
 @pytest.fixture
@@ -44,6 +55,19 @@ def test_nothing_is_left_before_a_cold_run(config):
     assert prepare(BY_NAME["cold"], config)
     assert not config.data_root.exists()
     assert not config.training.latent_cache_dir.exists()
+
+
+@pytest.mark.parametrize("name", ["cold", "changed-config"])
+def test_what_cannot_be_removed_ends_the_benchmark(config, monkeypatch, name):
+    """No run is called cold that finds what an earlier one left."""
+    build(config)
+
+    def unlink(path, **others):
+        raise PermissionError(errno.EPERM, "not permitted", path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(BenchmarkError, match=r"cannot be removed: .*not permitted.*by hand"):
+        prepare(BY_NAME[name], config)
 
 
 @pytest.mark.parametrize("name", ["cold", "changed-config", "warm"])
@@ -102,12 +126,88 @@ def test_a_warm_run_of_several_tasks_waits_for_the_entries_of_all(
 
 def test_the_machines_rates_are_measured_and_leave_no_file(config, tmp_path):
     folder = tmp_path / "bounds"
-    rates = measure(config, folder)
+    rates = measure(config, folder, "kept")
     assert min(rates.store, rates.write, rates.read) > 1e6
     assert list(folder.iterdir()) == []
+
+
+def test_where_the_page_cache_is_dropped_reading_is_measured_from_the_disk(
+    config, tmp_path, monkeypatch
+):
+    in_memory = []
+
+    def read(path, buffer):
+        in_memory.append(num_resident(path))
+
+    monkeypatch.setattr(bounds, "_read", read)
+    measure(config, tmp_path / "bounds", "dropped")
+    assert in_memory == [0] * bounds.TRIALS
+    measure(config, tmp_path / "bounds", "kept")
+    assert min(in_memory[bounds.TRIALS :]) > 0
+
+
+def test_what_a_run_reads_is_dropped_from_memory_latents_too(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not" / "ours")
+    monkeypatch.setattr(benchmark, "prepare", lambda *_: True)
+    build(config)
+    found = page_cache.files_in([config.data_root, config.training.latent_cache_dir])
+    assert {path.suffix for path in found} >= {".h5", ".safetensors"}
+    assert sum(num_resident(path) for path in found) > 0
+    assert benchmark.prepare_scenario.fn(BY_NAME["warm"], config, "dropped", threading.Event())
+    assert {path: num for path in found if (num := num_resident(path))} == {}
+
+
+def num_resident(path):
+    """Pages of a file that the kernel has in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return 0
+        with mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE) as view:
+            pages = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+            at = ctypes.byref(ctypes.c_char.from_buffer(view))
+            assert libc.mincore(at, ctypes.c_size_t(size), pages) == 0
+            del at
+    return sum(page & 1 for page in pages)
 
 
 def test_only_phases_that_moved_bytes_have_a_bound():
     rates = Rates(store=100e6, write=50e6, read=1e9)
     moved = {"download": 200_000_000, "cache": 0, "load": 500_000_000, "boot": 7}
     assert rates.bounds_s(moved) == {"download": 2.0, "load": 0.5}
+
+
+def run_folder(runs_dir, number):
+    folder = runs_dir / f"20261125-03{number:04d}-cold-{number:08x}"
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / CHECKPOINTS / "last.pt").write_bytes(bytes(1000))
+    breakdown = Breakdown(
+        run=folder.name,
+        config="cold",
+        config_hash=None,
+        start_mode="warm",
+        triggered_at=1.0,
+        ttfs_s=2.0,
+        until_s=2.0,
+        unaccounted_s=0.0,
+        cost_usd=0.0,
+        cache_reused=False,
+        phases=(),
+        spans=(),
+        metrics={},
+    )
+    breakdown.save(folder)
+    return folder
+
+
+def test_of_a_scenarios_runs_the_last_folders_are_kept_without_checkpoints(tiny_config, tmp_path):
+    config = tiny_config(runs_dir=str(tmp_path / "runs"))
+    folders = [run_folder(config.runs_dir, number) for number in range(KEPT_RUNS + 3)]
+    (config.runs_dir / "mine").mkdir()
+    run = SimpleNamespace(id=f"{KEPT_RUNS + 2:08x}-1111-2222-3333-444444444444")
+    rates = Rates(store=1.0, write=1.0, read=1.0)
+    record = benchmark.read_record(BY_NAME["cold"], 1, run, config, rates, 0.25)
+    assert (record.ttfs_s, record.busy_cores) == (2.0, 0.25)
+    assert sorted(config.runs_dir.iterdir()) == [*folders[3:], config.runs_dir / "mine"]
+    assert {p.name for p in config.runs_dir.rglob("*.*")} == {"breakdown.json"}

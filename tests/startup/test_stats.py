@@ -81,6 +81,16 @@ def test_an_interval_holds_the_truth_as_often_as_its_level_says():
     assert 0.42 <= held[0.5] / num <= 0.64
 
 
+@pytest.mark.parametrize(("num", "share"), [(2, 0.67), (3, 0.90)])
+def test_of_few_runs_an_interval_holds_the_truth_less_often(num, share):
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(300):
+        found = bootstrap_difference(rng.normal(size=num), rng.normal(size=num), resamples=400)
+        held += found.low <= 0 <= found.high
+    assert held / 300 == pytest.approx(share, abs=0.06)
+
+
 def test_one_wild_run_does_not_move_the_ratio_but_widens_its_interval():
     calm = bootstrap_ratio([4.0, 4.1, 4.2], [2.0, 2.0, 2.0])
     wild = bootstrap_ratio([4.0, 4.1, 90.0], [2.0, 2.0, 2.0])

@@ -45,7 +45,7 @@ def test_the_comparison_shows_its_table_and_loads_its_pictures(ui, open_artifact
         row = table.get_by_role("row").filter(has_text=scenario)
         expect(row).to_have_count(1)
         expect(row).to_contain_text("0 of 1 runs before")
-    check_pictures(page, 2)
+    check_pictures(page, 1)
     if ui == "v1":
         shoot("benchmark", page.locator(".artifact-data-view"), page.locator(PICTURES).first)
 
@@ -92,7 +92,7 @@ def test_the_pictures_can_be_seen_on_dark_and_on_light_pages(ui, open_artifact, 
         page.goto(f"{UIS[ui]}/settings")
         choose_theme(page, ui, theme)
         open_artifact("benchmark-startup", ui, height=2600)
-        check_pictures(page, 2)
+        check_pictures(page, 1)
         luminance[theme] = page_luminance(page)
         for picture in page.locator(PICTURES).all():
             check_is_seen(picture)

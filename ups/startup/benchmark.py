@@ -8,15 +8,23 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ups.config import dump_config, load_config
-from ups.startup.page_cache import PageCache
+from ups.config import RunConfig, load_config
+from ups.startup.history import canonical
+from ups.startup.page_cache import PageCache, setting
 from ups.startup.records import BenchmarkRecord
 from ups.telemetry import machine
 
 FOLDER = Path("data/benchmarks")
 HISTORY = "history.sqlite"
 MACHINE_FACTS = ("processor", "cores", "RAM", "disk", "GPU", "kernel")
+# Of a config, what the time to the first step does not depend on, or the benchmark sets itself.
+WITHOUT_EFFECT: Any = {
+    **dict.fromkeys(("name", "runs_dir", "checkpoint", "evaluation", "logging", "startup"), True),
+    "data": {"root": True, "sources": True, "generate": {"num_trajectories"}},
+    "training": {"latent_cache_dir": True},
+}
 # Of a run besides its time to first step: preparing, training, scoring, the end of its process.
 BESIDE_S = 5.0
 
@@ -27,7 +35,6 @@ def new_record(
     """Without runs. Its settings are all that times depend on beside machine and code."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = machine.record(folder)
-    text = dump_config(load_config(config))
     return BenchmarkRecord(
         id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
         started_at=time.time(),
@@ -38,11 +45,17 @@ def new_record(
         commit=machine.commit(),
         settings={
             "config": config,
-            "config digest": hashlib.sha256(text.encode()).hexdigest()[:12],
+            "config digest": config_digest(load_config(config)),
             "num_trajectories": num_trajectories,
-            "page cache": page_cache,
+            "page cache": setting(page_cache),
         },
     )
+
+
+def config_digest(config: RunConfig) -> str:
+    """Of what times depend on; a default counts as nothing, so that a new field changes nothing."""
+    told = config.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=True)
+    return hashlib.sha256(canonical(told).encode()).hexdigest()[:12]
 
 
 def estimate(names: Sequence[str], repeats: int, history: Sequence[BenchmarkRecord]) -> str:

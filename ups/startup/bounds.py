@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ups.config import Model, RunConfig
 from ups.data.objectstore import ObjectInfo, ObjectStore
+from ups.startup import page_cache
 
 MIB = 1 << 20
 SAMPLE_BYTES = 256 * MIB
@@ -24,7 +25,8 @@ class Rates(Model):
     Attributes:
         store: from the object store over some connections, kept nowhere.
         write: into a new file of the folder that the cache is in, until the disk has it.
-        read: of a file that is in the page cache, into memory that was touched before.
+        read: of a file, into memory that was touched before; from the page cache where the
+            benchmark keeps it, else from the disk.
     """
 
     store: float
@@ -41,7 +43,7 @@ class Rates(Model):
         }
 
 
-def measure(config: RunConfig, folder: Path) -> Rates:
+def measure(config: RunConfig, folder: Path, cache: page_cache.PageCache) -> Rates:
     """
     Args:
         config: its first training object is read from the store.
@@ -64,15 +66,20 @@ def measure(config: RunConfig, folder: Path) -> Rates:
     buffer = bytearray(os.urandom(MIB) * (SAMPLE_BYTES // MIB // 2))
     try:
         write_rate = _best(len(buffer), lambda: _write(path, buffer))
-        read_rate = _best(len(buffer), lambda: _read(path, buffer))
+        forget = (lambda: page_cache.forget(path)) if cache == "dropped" else None
+        read_rate = _best(len(buffer), lambda: _read(path, buffer), before=forget)
     finally:
         path.unlink(missing_ok=True)
     return Rates(store=store_rate, write=write_rate, read=read_rate)
 
 
-def _best(num_bytes: int, work: Callable[[], None]) -> float:
+def _best(
+    num_bytes: int, work: Callable[[], None], before: Callable[[], None] | None = None
+) -> float:
     seconds = []
     for _ in range(TRIALS):
+        if before is not None:
+            before()
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)

@@ -21,6 +21,7 @@ from ups.startup.stats import Difference, Ratio, bootstrap_difference, bootstrap
 from ups.startup.verdict import Verdict
 
 BASELINE = "legacy"
+BUSY_CORES = 0.5  # more than server, store and worker need while they wait
 
 
 class Spread(Model):
@@ -101,6 +102,11 @@ class Share(Model):
     percent: float
 
     @property
+    def optimisation(self) -> str:
+        """What the scenario goes without: `warm_up` of `no-warm_up`."""
+        return self.scenario.removeprefix("no-")
+
+    @property
     def effect(self) -> Literal["saves time", "costs time", "within the noise", "one run only"]:
         """What to make of it; `within the noise` where the interval holds 0."""
         if math.isnan(self.seconds.low):
@@ -119,22 +125,30 @@ class TrendPoint(Model):
     worse: bool = False
 
 
+class OtherLoad(Model):
+    """What else kept the machine busy: before how many of the runs, and at most how many cores."""
+
+    num_runs: int
+    of_runs: int
+    most_cores: float
+
+
 class Comparison(Model):
     """What a person sees of a benchmark: `markdown`, `tables` and `pictures` show it.
 
     Attributes:
         record: the benchmark; its runs are not kept twice, `scenarios` has what is shown of them.
         verdicts: one per scenario, against the history.
-        least_runs: in the history, below which there is no verdict; None where not known.
         trend: in order of time.
+        other_load: where it was enough to matter.
     """
 
     record: BenchmarkRecord
     scenarios: tuple[ScenarioSummary, ...]
     shares: tuple[Share, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    least_runs: int | None = None
     trend: tuple[TrendPoint, ...] = ()
+    other_load: OtherLoad | None = None
 
 
 class Change(Model):
@@ -168,7 +182,6 @@ def compare(
     bases: Mapping[str, str | None],
     verdicts: Sequence[Verdict] = (),
     trend: Sequence[TrendPoint] = (),
-    least_runs: int | None = None,
 ) -> Comparison:
     """Summarise a benchmark; of the scenarios in `bases`, those that ran.
 
@@ -188,9 +201,15 @@ def compare(
         scenarios=tuple(_summary(name, found, baseline) for name, found in runs.items()),
         shares=tuple(shares),
         verdicts=tuple(verdicts),
-        least_runs=least_runs,
         trend=tuple(sorted(trend, key=lambda point: point.at)),
+        other_load=_other_load(record.runs),
     )
+
+
+def _other_load(runs: Sequence[RunRecord]) -> OtherLoad | None:
+    loads = [run.busy_cores for run in runs if run.busy_cores is not None]
+    busy = [cores for cores in loads if cores >= BUSY_CORES]
+    return OtherLoad(num_runs=len(busy), of_runs=len(runs), most_cores=max(busy)) if busy else None
 
 
 def _runs_by_scenario(

@@ -44,34 +44,35 @@ def critical_path(spans: Iterable[Span], start: float, end: float) -> tuple[Step
     """What was waited for from `start` to `end`, without a gap, in order of time.
 
     Walks back from the end: what a moment waited for is the span that ended last before it.
-    Work beside it held nothing up and is not on the path, nor is what still ran then; time
-    after the last end is `unaccounted`. It knows no dependencies: a span that happened to end
-    just before another began counts as waited for.
+    Where that one ended earlier, the time between is given to the span that ran through most of
+    it, though it ended later: `unaccounted` are only moments that no span covers. It knows no
+    dependencies: a span that happened to end just before another began counts as waited for.
 
     Args:
         start, end: of the startup, Unix times in seconds.
     """
     lasting = [span for span in spans if span.end > max(span.start, start)]
-    ended = sorted(lasting, key=lambda span: (span.end, -span.start))
     steps: list[Step] = []
     at = end
     while at > start:
-        while ended and (ended[-1].end > at + ROUNDING_S or ended[-1].start >= at):
-            ended.pop()
-        if not ended:
-            steps.append(_gap(start, at))
-            break
-        last = ended.pop()
-        stop = last.end if at - last.end > ROUNDING_S else at
-        if stop < at:
-            steps.append(_gap(stop, at))
-        at = max(last.start, start)
-        steps.append(Step(phase=last.phase, name=last.name, start=at, end=stop))
+        begun = [span for span in lasting if span.start < at]
+        ended = [span for span in begun if span.end <= at + ROUNDING_S]
+        last = max(ended, key=lambda span: (span.end, -span.start), default=None)
+        reached = start if last is None else last.end
+        if last is not None and at - reached <= ROUNDING_S:
+            step = _part(last, start, at)
+        elif running := [span for span in begun if span.end > at + ROUNDING_S]:
+            # All of them run up to `at`, so the one that began first covers the most.
+            step = _part(min(running, key=lambda span: (span.start, -span.end)), reached, at)
+        else:
+            step = Step(phase=UNACCOUNTED, name=UNACCOUNTED, start=reached, end=at)
+        steps.append(step)
+        at = step.start
     return tuple(reversed(steps))
 
 
-def _gap(start: float, end: float) -> Step:
-    return Step(phase=UNACCOUNTED, name=UNACCOUNTED, start=start, end=end)
+def _part(span: Span, start: float, end: float) -> Step:
+    return Step(phase=span.phase, name=span.name, start=max(span.start, start), end=end)
 
 
 def seconds_by_phase(path: Sequence[Step]) -> dict[str, float]:

@@ -28,7 +28,10 @@ NUM_SUGGESTED = 5
 
 _BENCHMARK = ("id", "started_at", "flow_run_id", "machine_id", "commit")
 _BENCHMARK_JSON = ("machine", "versions", "settings")
-_RUN = ("scenario", "repeat", "flow_run_id", "triggered_at", "ttfs_s", "start_mode", "cache_reused")
+_RUN = (
+    *("scenario", "repeat", "flow_run_id", "triggered_at", "ttfs_s"),
+    *("busy_cores", "start_mode", "cache_reused"),
+)
 _RUN_JSON = ("bounds", "bounds_s", "spans")
 
 
@@ -121,19 +124,23 @@ class History:
             )
             return tuple(Verdict.model_validate_json(row["verdict"]) for row in found)
 
-    def runs_before(
+    def benchmarks_before(
         self, benchmark: BenchmarkRecord, scenario: str, limit: int
-    ) -> tuple[RunRecord, ...]:
-        """Of earlier benchmarks on the same machine with equal settings, newest first.
+    ) -> tuple[tuple[RunRecord, ...], ...]:
+        """The scenario's runs of each earlier benchmark that has some, the newest benchmark first.
+
+        Only those on the same machine with equal settings.
 
         Args:
             benchmark: need not be in the file.
+            limit: of benchmarks.
         """
         with self._connection() as connection:
             found = connection.execute(
-                "SELECT r.* FROM runs r JOIN benchmarks b ON b.id = r.benchmark "
+                "SELECT b.id FROM benchmarks b "
                 "WHERE b.machine_id = ? AND b.settings = ? AND b.started_at < ? AND b.id != ? "
-                "AND r.scenario = ? ORDER BY r.triggered_at DESC, r.repeat DESC LIMIT ?",
+                "AND EXISTS (SELECT 1 FROM runs r WHERE r.benchmark = b.id AND r.scenario = ?) "
+                "ORDER BY b.started_at DESC, b.rowid DESC LIMIT ?",
                 (
                     benchmark.machine_id,
                     canonical(benchmark.settings),
@@ -143,7 +150,7 @@ class History:
                     limit,
                 ),
             ).fetchall()
-            return tuple(_run(connection, row) for row in found)
+            return tuple(_runs(connection, row["id"], scenario) for row in found)
 
     def trend(
         self, machine_id: str, settings: dict[str, Any], scenario: str
@@ -245,12 +252,22 @@ def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) 
 
 
 def _benchmark(connection: sqlite3.Connection, row: sqlite3.Row) -> BenchmarkRecord:
-    runs = connection.execute("SELECT * FROM runs WHERE benchmark = ? ORDER BY id", (row["id"],))
     return BenchmarkRecord(
         **{name: row[name] for name in _BENCHMARK},
         **{name: json.loads(row[name]) for name in _BENCHMARK_JSON},
-        runs=tuple(_run(connection, run) for run in runs.fetchall()),
+        runs=_runs(connection, row["id"]),
     )
+
+
+def _runs(
+    connection: sqlite3.Connection, benchmark_id: str, scenario: str | None = None
+) -> tuple[RunRecord, ...]:
+    """Of a benchmark, or of a scenario of it, in the order in which they were added."""
+    found = connection.execute(
+        "SELECT * FROM runs WHERE benchmark = ?1 AND (?2 IS NULL OR scenario = ?2) ORDER BY id",
+        (benchmark_id, scenario),
+    )
+    return tuple(_run(connection, row) for row in found.fetchall())
 
 
 def _run(connection: sqlite3.Connection, row: sqlite3.Row) -> RunRecord:

@@ -22,10 +22,14 @@ from ups.startup.rows import (
 Link = Callable[[str], str]  # flow run id → its address in the UI
 
 NOTES = """\
+- *Against history*: the median against those of earlier benchmarks on this machine with these \
+settings. What counts as worse depends on how much benchmarks scattered; while there are few, a \
+scatter is assumed (`thresholds.between`), and only a large change can be told.
 - Times are medians, [smallest–largest] beside them; intervals of ratios and differences are 95 % \
-bootstrap intervals. *legacy takes*: how many times as long.
+bootstrap intervals. Of few runs a side these are too narrow: of 3 they hold the truth in 90 % of \
+cases, of 2 in 67 %. *legacy takes*: how many times as long.
 - Phases overlap. *On the critical path* counts only what the first step waited for, in the run or \
-the two runs around the median, and adds up to the time to first step; gaps below 1 % of it are \
+the two runs around the median, and adds up to the time to first step; what is below 1 % of it is \
 left out of the path's text.
 - *Bound*: the least time that this machine needs for the phase's bytes, and how many times that \
 the phase took."""
@@ -43,18 +47,21 @@ def to_markdown(
         pictures: name → PNG, as `pictures.draw` gives them.
     """
     parts = [f"# {wording.headline(comparison)}"]
+    if warning := wording.other_load(comparison):
+        parts.append(f"**{warning}.**")
     parts.append("\n".join(f"- {line}" for line in wording.news(comparison)))
     parts.append(_table(_linked(comparison, link)))
-    parts.append(_image("Phases of the time to first step", pictures.get("phases")))
+    if phases := pictures.get("phases"):
+        parts.append(_image("Phases of the time to first step", phases))
     if comparison.shares:
         parts.append("## What each optimisation is worth")
-        parts.append(_image("Seconds that each optimisation is worth", pictures.get("shares")))
+        if shares := pictures.get("shares"):
+            parts.append(_image("Seconds that each optimisation is worth", shares))
         parts.append(_table(share_rows(comparison)))
     if criteria:
         parts += ["## What is asked of it", _table(criteria_rows(criteria))]
-    if comparison.trend:
-        parts.append("## Trend")
-        parts.append(_image("Time to first step over time", pictures.get("trend")))
+    if trend := pictures.get("trend"):
+        parts += ["## Trend", _image("Time to first step over time", trend)]
     parts.append("## Where the time goes")
     parts += [_breakdown(scenario, link) for scenario in comparison.scenarios]
     parts.append("## How it was measured")
@@ -114,7 +121,5 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _image(text: str, png: bytes | None) -> str:
-    return (
-        "" if png is None else f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"
-    )
+def _image(text: str, png: bytes) -> str:
+    return f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"

@@ -43,7 +43,7 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
     figures = {}
     if comparison.scenarios:
         figures["phases"] = phases_figure(comparison.scenarios)
-    if comparison.trend:
+    if len({point.at for point in comparison.trend}) > 1:
         names = [scenario.name for scenario in comparison.scenarios]
         figures["trend"] = trend_figure(comparison.trend, names)
     if comparison.shares:
@@ -97,7 +97,7 @@ def phases_figure(scenarios: Sequence[ScenarioSummary]) -> Figure:
 
 def shares_figure(shares: Sequence[Share]) -> Figure:
     """A bar per optimisation: the seconds that a run takes longer without it, with interval."""
-    names = [f"{wrapped(share.scenario)}\nagainst {wrapped(share.base)}" for share in shares]
+    names = [f"{wrapped(share.optimisation)}\nin {wrapped(share.base)}" for share in shares]
     figure, axes = sheet_of_rows(names)
     reach = [share.seconds.value for share in shares]
     labels = []

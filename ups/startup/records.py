@@ -21,6 +21,7 @@ class RunRecord(Model):
         bounds_s: phase → the least seconds that this machine needs for the phase's bytes, where
             that was measured.
         spans: what ran when, up to the first step.
+        busy_cores: that others kept busy just before the trigger; None where nobody looked.
         start_mode: `cold`, `warm` or `in process`.
     """
 
@@ -33,6 +34,7 @@ class RunRecord(Model):
     bounds: dict[str, str] = Field(default_factory=dict)
     bounds_s: dict[str, float] = Field(default_factory=dict)
     spans: tuple[Span, ...] = ()
+    busy_cores: float | None = None
     start_mode: str = "warm"
     cache_reused: bool | None = None
 

@@ -18,8 +18,8 @@ TEXTS = (
     "phase",
     "against history",
     "work on next",
-    "switched off",
-    "against",
+    "optimisation",
+    "in scenario",
     "what it does",
     "asked by",
     "what",
@@ -64,12 +64,12 @@ def _phase_row(phase: PhaseSummary) -> Row:
 
 
 def share_rows(comparison: Comparison) -> list[Row]:
-    """A row per optimisation that was switched off alone."""
+    """A row per optimisation: what its scenario took without it, and what to make of that."""
     return [
         {
-            "switched off": share.scenario,
-            "against": share.base,
-            f"{TTFS} grows by": wording.difference(share.seconds),
+            "optimisation": share.optimisation,
+            "in scenario": share.base,
+            f"without it {TTFS} grows by": wording.difference(share.seconds),
             "in percent": wording.percent(share.percent),
             "what it does": share.effect,
         }

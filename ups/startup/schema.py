@@ -54,6 +54,9 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (benchmark, scenario)
     );
     """,
+    """
+    ALTER TABLE runs ADD COLUMN busy_cores REAL;  -- NULL where nobody looked
+    """,
 )
 
 

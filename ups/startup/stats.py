@@ -61,8 +61,8 @@ def bootstrap_ratio(
 ) -> Ratio:
     """median(a) / median(b) with a percentile bootstrap interval; infinite where b's median is 0.
 
-    The interval cannot be wider than what was seen: of three runs a side it holds the truth less
-    often than `level` says, of one run a side it is not known (NaN).
+    The interval cannot be wider than what was seen: of two or three runs a side it holds the truth
+    less often than `level` says (67 and 90 %, not 95), of one run a side it is not known (NaN).
 
     Raises:
         ShapeError: `a` or `b` has no values.

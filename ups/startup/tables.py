@@ -32,6 +32,8 @@ def show(
     console = console or Console(highlight=False)
     record = comparison.record
     _say(console, wording.headline(comparison))
+    if warning := wording.other_load(comparison):
+        _say(console, warning)
     for line in wording.news(comparison):
         _say(console, f"  {line}")
     _print_table(console, "Startup", comparison_rows(comparison))

@@ -1,51 +1,25 @@
 """Did a scenario's startup get slower than it was on the same machine, and which phase did it?
 
-The median TTFS of the new runs is held against three medians of the window of runs before: of all
-of it, which steps are measured from; of its newest runs, which shows a fall back soon after an
+The new benchmark's median TTFS is held against three medians of the benchmarks before: of all in
+the window, which steps are measured from; of its newest, which shows a fall back soon after an
 improvement; and of its oldest, which a drift too slow for the other two adds up against. It is
-worse if it is worse than one of them. So a slowdown that stays is reported until the runs from
-before it have left the window; a smaller window forgets sooner.
+worse if it is worse than one of them. So a slowdown that stays is reported until the benchmarks
+from before it have left the window; a smaller window forgets sooner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import sqrt
-from typing import Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Literal
 
 from ups.config import Model
+from ups.startup.limits import Reference, Thresholds, measure_shift
 from ups.startup.records import RunRecord
-from ups.startup.stats import mad, median
+from ups.startup.stats import median
 
 Kind = Literal["improved", "unchanged", "worse", "no verdict yet"]
-Reference = Literal["all", "newest", "oldest"]
 
 KINDS: dict[int, Kind] = {-1: "improved", 0: "unchanged", 1: "worse"}
-
-
-class Thresholds(Model):
-    """From when on a change counts: beyond `relative`, `sigmas` and `least_s`, or `certain`."""
-
-    window: int = Field(50, ge=1, description="runs looked back at")
-    least_runs: int = Field(5, ge=1, description="runs before, below which there is no verdict")
-    relative: float = Field(0.15, ge=0, description="share of what it was")
-    sigmas: float = Field(4.0, ge=0, description="multiple of the noise of the runs before")
-    certain: float = Field(
-        2.0, gt=0, description="share of what it was that counts, however noisy the runs before"
-    )
-    least_s: float = Field(0.25, ge=0, description="seconds that nobody cares about")
-
-    @model_validator(mode="after")
-    def _window_holds_enough(self) -> Self:
-        if self.window < self.least_runs:
-            raise ValueError(
-                f"window is {self.window} and least_runs {self.least_runs}: there would never be a "
-                "verdict; raise window or lower least_runs"
-            )
-        return self
 
 
 class MovedPhase(Model):
@@ -63,9 +37,11 @@ class Verdict(Model):
     Attributes:
         phase: that moved most in the direction of the change; None where TTFS is unchanged, or
             where no phase moved that way (they overlap less or more than they did).
-        limit_s: the TTFS beyond which it would count, or counts, as changed.
-        reference: the runs that `before_s` is of: all of the window, its newest or its oldest.
-        num_before: how many those are.
+        limit_s: the TTFS beyond which it would count as worse, or counts as changed.
+        reference: the part of the window that `before_s` is of.
+        num_before, num_benchmarks: the runs of that part, and the benchmarks that they are of.
+        least_runs: before, below which there is no verdict. Verdicts of an earlier version have
+            neither this nor `num_benchmarks`.
         moved_phases: beyond limits of their own, also where others make up for them.
     """
 
@@ -79,7 +55,9 @@ class Verdict(Model):
     limit_s: float | None = None
     reference: Reference = "all"
     num_before: int
+    num_benchmarks: int | None = None
     num_now: int
+    least_runs: int | None = None
     moved_phases: tuple[MovedPhase, ...] = ()
 
     @property
@@ -88,7 +66,7 @@ class Verdict(Model):
         if self.limit_s is None:
             if self.after_s is None:
                 return f"{self.scenario}: {self.kind}: no run to judge"
-            few = f"{self._runs_before}, fewer than least_runs"
+            few = f"{self._runs_before}, fewer than {self.least_runs or 'least_runs'}"
             return f"{self.scenario}: {self.kind}: TTFS {self.after_s:.2f} s ({few})"
         cause = note = ""
         if self.kind == "unchanged":
@@ -105,39 +83,49 @@ class Verdict(Model):
 
     @property
     def _runs_before(self) -> str:
-        if self.reference == "all":
-            return f"{_runs(self.num_before)} before"
-        where = "before" if self.reference == "newest" else "of the window"
-        return f"the {self.num_before} {self.reference} runs {where}"
+        if self.num_benchmarks is None:
+            return f"{_count(self.num_before, 'run')} before"
+        of = f"of {_count(self.num_benchmarks, 'benchmark')}"
+        if self.reference == "oldest":
+            return f"{_count(self.num_before, 'run')} {of}, the oldest of the window"
+        newest = "the newest " if self.reference == "newest" else ""
+        return f"{newest}{_count(self.num_before, 'run')} {of} before"
 
     def __str__(self) -> str:
         return self.message
 
 
 def judge(
-    scenario: str, now: Sequence[RunRecord], before: Sequence[RunRecord], thresholds: Thresholds
+    scenario: str,
+    now: Sequence[RunRecord],
+    before: Iterable[Sequence[RunRecord]],
+    thresholds: Thresholds,
 ) -> Verdict:
-    """Hold the runs of a scenario against earlier ones; neither order matters.
+    """Hold the runs of a scenario against those of earlier benchmarks; no order matters.
 
     Args:
         now: the benchmark's runs; those of other scenarios are left out.
-        before: runs of the same machine and settings, likewise.
+        before: runs of each benchmark of the same machine and settings, likewise.
     """
     now = [run for run in now if run.scenario == scenario]
-    before = _by_time(run for run in before if run.scenario == scenario)[-thresholds.window :]
-    before_s, now_s = [run.ttfs_s for run in before], [run.ttfs_s for run in now]
-    if not now or len(before) < thresholds.least_runs:
+    window = _benchmarks(scenario, before)[-thresholds.window :]
+    num_before = sum(len(runs) for runs in window)
+    now_s = [run.ttfs_s for run in now]
+    if not now or num_before < thresholds.least_runs:
+        runs_s = [run.ttfs_s for runs in window for run in runs]
         return Verdict(
             scenario=scenario,
             kind="no verdict yet",
-            before_s=median(before_s) if before else None,
+            before_s=median(runs_s) if runs_s else None,
             after_s=median(now_s) if now else None,
-            num_before=len(before),
+            num_before=num_before,
+            num_benchmarks=len(window),
             num_now=len(now),
+            least_runs=thresholds.least_runs,
         )
 
-    shift = _shift(before_s, now_s, thresholds)
-    reference = before[shift.part]
+    shift = measure_shift([[r.ttfs_s for r in runs] for runs in window], now_s, thresholds)
+    reference = [run for runs in window[shift.part] for run in runs]
     phase = _phase_that_moved(reference, now, shift.sign)
     return Verdict(
         scenario=scenario,
@@ -150,78 +138,21 @@ def judge(
         limit_s=shift.limit_s,
         reference=shift.reference,
         num_before=len(reference),
+        num_benchmarks=len(window[shift.part]),
         num_now=len(now),
-        moved_phases=_moved_phases(before, now, thresholds),
+        least_runs=thresholds.least_runs,
+        moved_phases=_moved_phases(window, now, thresholds),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Shift:
-    """From the median of a part of the runs before to that of the new ones; seconds."""
-
-    reference: Reference
-    part: slice
-    before_s: float
-    after_s: float
-    margin_s: float
-
-    @property
-    def sign(self) -> int:
-        """1 slower, -1 faster, 0 within the margin."""
-        change_s = self.after_s - self.before_s
-        return 0 if abs(change_s) <= self.margin_s else 1 if change_s > 0 else -1
-
-    @property
-    def limit_s(self) -> float:
-        return self.before_s + (-1 if self.sign < 0 else 1) * self.margin_s
+def _benchmarks(scenario: str, before: Iterable[Sequence[RunRecord]]) -> list[list[RunRecord]]:
+    """Those that ran the scenario, oldest first."""
+    found = [[run for run in runs if run.scenario == scenario] for runs in before]
+    return sorted((runs for runs in found if runs), key=_began)
 
 
-def _shift(before_s: Sequence[float], now_s: Sequence[float], thresholds: Thresholds) -> _Shift:
-    """Against the first reference that makes it slower, else faster, else against all.
-
-    Args:
-        before_s: oldest first.
-    """
-    num, least, num_now = len(before_s), thresholds.least_runs, len(now_s)
-    parts: dict[Reference, slice] = {"all": slice(0, num)}
-    if num >= 2 * least:
-        parts |= {"newest": slice(num - least, num), "oldest": slice(0, least)}
-
-    # The k runs of one benchmark share what that night was like (neighbours, disk, clock rate), and
-    # nights differ by more than runs of a night do. So their median is taken to scatter like one
-    # run, not like 1.25 sigma / sqrt(k), and m runs before to hold m / k nights, not m. The last
-    # factor stands for a sigma that itself is known from n / k nights only.
-    sigma_s = _sigma(before_s, num_now, thresholds) * (1 + 1 / _nights(num, num_now))
-    shifts = []
-    for reference, part in parts.items():
-        old_s = median(before_s[part])
-        noise_s = sigma_s * sqrt(1 + 1.2533**2 / _nights(len(before_s[part]), num_now))
-        margin_s = max(thresholds.relative * old_s, thresholds.sigmas * noise_s)
-        margin_s = max(min(margin_s, thresholds.certain * old_s), thresholds.least_s)
-        shifts.append(_Shift(reference, part, old_s, median(now_s), margin_s))
-    for sign in (1, -1):
-        for shift in shifts:
-            if shift.sign == sign:
-                return shift
-    return shifts[0]
-
-
-def _nights(num_runs: int, num_now: int) -> float:
-    """That so many runs hold, where benchmarks have as many runs each as the new one."""
-    return max(1.0, num_runs / num_now)
-
-
-def _sigma(before_s: Sequence[float], num_now: int, thresholds: Thresholds) -> float:
-    """Noise of one run, from night to night.
-
-    A long history is differenced from each night to the next, so that neither a drift nor a step
-    in it passes for noise; a short one has too few nights for that.
-    """
-    num = len(before_s)
-    if num < 4 * thresholds.least_runs or num <= 2 * num_now:
-        return mad(before_s)
-    nightly = [new - old for old, new in zip(before_s, before_s[num_now:], strict=False)]
-    return mad(nightly) / sqrt(2)
+def _began(runs: Sequence[RunRecord]) -> tuple[float, str]:
+    return min((run.triggered_at, run.flow_run_id) for run in runs)
 
 
 def _phase_that_moved(
@@ -236,11 +167,12 @@ def _phase_that_moved(
 
 
 def _moved_phases(
-    before: Sequence[RunRecord], now: Sequence[RunRecord], thresholds: Thresholds
+    before: Sequence[Sequence[RunRecord]], now: Sequence[RunRecord], thresholds: Thresholds
 ) -> tuple[MovedPhase, ...]:
     moved = []
-    for phase in _phases([*before, *now]):
-        shift = _shift(_seconds(before, phase), _seconds(now, phase), thresholds)
+    for phase in _phases([*(run for runs in before for run in runs), *now]):
+        of_benchmarks = [_seconds(runs, phase) for runs in before]
+        shift = measure_shift(of_benchmarks, _seconds(now, phase), thresholds)
         if shift.sign:
             times = {"before_s": shift.before_s, "after_s": shift.after_s, "limit_s": shift.limit_s}
             moved.append(MovedPhase(phase=phase, **times))
@@ -256,15 +188,11 @@ def _seconds(runs: Sequence[RunRecord], phase: str) -> list[float]:
     return [run.phases.get(phase, 0.0) for run in runs]
 
 
-def _by_time(runs: Iterable[RunRecord]) -> list[RunRecord]:
-    return sorted(runs, key=lambda run: (run.triggered_at, run.repeat, run.flow_run_id))
-
-
 def _change(before_s: float | None, after_s: float | None) -> str:
     assert before_s is not None
     assert after_s is not None
     return f"{before_s:.2f} -> {after_s:.2f} s"
 
 
-def _runs(num: int) -> str:
-    return f"{num} run{'' if num == 1 else 's'}"
+def _count(num: int, what: str) -> str:
+    return f"{num} {what}{'' if num == 1 else 's'}"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ups.startup.compare import Comparison, PhaseSummary, ScenarioSummary, Spread
-from ups.startup.critical_path import UNACCOUNTED, Step
+from ups.startup.critical_path import Step
 from ups.startup.stats import Difference, Ratio
 from ups.startup.verdict import Verdict
 
@@ -16,7 +16,7 @@ MINUS = "−"
 NOTHING = "–"
 DIGITS_BELOW = ((0.00995, 4), (0.9995, 3), (9.995, 2), (99.95, 1))
 NAMED = 3  # scenarios that a headline names; of more it says how many
-BRIEF = 0.01  # of a critical path: gaps shorter than that are left out
+BRIEF = 0.01  # of a critical path: what is shorter than that is left out
 
 
 def figure(seconds: float) -> str:
@@ -84,9 +84,9 @@ def bound(phase: PhaseSummary) -> str:
 
 
 def path(steps: Sequence[Step]) -> str:
-    """`queue 0.395 s → boot 0.614 s → …`, in order of time, without gaps that are brief."""
+    """`queue 0.395 s → boot 0.614 s → …`, in order of time, without what is brief."""
     least = BRIEF * sum(step.seconds for step in steps)
-    told = [step for step in steps if step.phase != UNACCOUNTED or step.seconds >= least]
+    told = [step for step in steps if step.seconds >= least]
     return " → ".join(f"{step.name} {seconds(step.seconds)}" for step in told)
 
 
@@ -104,7 +104,7 @@ def next_phase(scenario: ScenarioSummary) -> str:
 def headline(comparison: Comparison) -> str:
     """What a person must know first, in one line: what got worse and by how much, before all else.
 
-    `Worse: cold +65 % (4.05 s → 6.70 s); unchanged: legacy, warm`
+    `Worse: cold +65 % (4.05 s → 6.70 s); unchanged: legacy (worse beyond 7.10 s)`
     """
     parts = []
     for kind in ("worse", "improved", "no verdict yet", "unchanged"):
@@ -113,11 +113,12 @@ def headline(comparison: Comparison) -> str:
             continue
         if kind in ("worse", "improved"):
             text = ", ".join(_by_how_much(verdict) for verdict in told)
+        elif kind == "unchanged":
+            text = _unchanged(told)
         else:
             names = [verdict.scenario for verdict in told]
             text = ", ".join(names) if len(names) <= NAMED else f"{len(names)} scenarios"
-        if kind == "no verdict yet":
-            text += f" ({_runs_before(told, comparison.least_runs)})"
+            text += f" ({_runs_before(told)})"
         parts.append(f"{kind}: {text}")
     line = "; ".join(parts) or "not compared with the history"
     return line[0].upper() + line[1:]
@@ -130,11 +131,26 @@ def _by_how_much(verdict: Verdict) -> str:
     return f"{verdict.scenario} {by} ({seconds(verdict.before_s)} → {seconds(verdict.after_s)})"
 
 
-def _runs_before(verdicts: Sequence[Verdict], least_runs: int | None) -> str:
+def _unchanged(verdicts: Sequence[Verdict]) -> str:
+    """With the limits, which say how much the verdicts can have told."""
+    if len(verdicts) <= NAMED:
+        return ", ".join(f"{v.scenario} (worse beyond {_limit(v)})" for v in verdicts)
+    beyond = [v.limit_s / v.before_s for v in verdicts if v.limit_s and v.before_s]
+    least, most = (percent(100 * (times - 1)) for times in (min(beyond), max(beyond)))
+    reach = least if least == most else f"{least} to {most}"
+    return f"{len(verdicts)} scenarios (worse beyond {reach})"
+
+
+def _limit(verdict: Verdict) -> str:
+    assert verdict.limit_s is not None
+    return seconds(verdict.limit_s)
+
+
+def _runs_before(verdicts: Sequence[Verdict]) -> str:
     """`2 of 5 runs before`, of the one with the fewest."""
-    fewest = min(verdict.num_before for verdict in verdicts)
-    needed = "" if least_runs is None else f" of {least_runs}"
-    return f"{fewest}{needed} runs before"
+    fewest = min(verdicts, key=lambda verdict: verdict.num_before)
+    needed = "" if fewest.least_runs is None else f" of {fewest.least_runs}"
+    return f"{fewest.num_before}{needed} runs before"
 
 
 def verdict(comparison: Comparison, scenario: str) -> str:
@@ -142,9 +158,22 @@ def verdict(comparison: Comparison, scenario: str) -> str:
     for told in comparison.verdicts:
         if told.scenario == scenario:
             if told.kind == "no verdict yet":
-                return f"{told.kind}: {_runs_before([told], comparison.least_runs)}"
-            return told.kind
+                return f"{told.kind}: {_runs_before([told])}"
+            side = "below" if told.kind == "improved" else "beyond"
+            kind = f"{told.kind}, worse" if told.kind == "unchanged" else told.kind
+            return f"{kind} {side} {_limit(told)}"
     return NOTHING
+
+
+def other_load(comparison: Comparison) -> str:
+    """What a reader of the times must know of the machine; empty where it was left alone."""
+    found = comparison.other_load
+    if found is None:
+        return ""
+    return (
+        f"Something else was running before {found.num_runs} of {found.of_runs} runs (up to "
+        f"{found.most_cores:.1f} cores): these times may be longer than they are alone"
+    )
 
 
 def news(comparison: Comparison) -> list[str]:

@@ -91,6 +91,22 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
+def busy_cores(seconds: float) -> float:
+    """That others keep busy, measured over some seconds in which the caller sleeps.
+
+    Steal counts, too: what the host gave to others. Unlike the load average, a mean over the last
+    minute, it does not hold what the caller did before.
+    """
+    before = psutil.cpu_times()
+    time.sleep(seconds)
+    after = psutil.cpu_times()
+    spent = {name: getattr(after, name) - getattr(before, name) for name in after._fields}
+    inside = ("guest", "guest_nice")  # in `user` and `nice` already
+    idle = spent["idle"] + spent.get("iowait", 0.0)
+    total = sum(s for name, s in spent.items() if name not in inside)
+    return psutil.cpu_count() * (1 - idle / total) if total > 0 else 0.0
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())

@@ -1,0 +1,84 @@
+"""What `benchmark-startup` does around a run that counts; the runs themselves are made up."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from flows import benchmark_startup
+from ups.errors import BenchmarkError
+from ups.startup.bounds import Rates
+from ups.startup.records import RunRecord
+from ups.startup.scenarios import BY_NAME
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """`bench(there, modes)`: what preparing finds, and how runs start, one after the other.
+
+    Its `names` are those of the runs that were triggered.
+    """
+
+    def make(there=(), modes=()):
+        there, modes, names = list(there), list(modes), []
+
+        def run_scenario(scenario, name, config, overrides):
+            names.append(name)
+            return SimpleNamespace(id="0b5c6f44-7a3e-4f7c-9a39-0f6f5f6f3c11")
+
+        def read_record(scenario, repeat, run, *others):
+            return RunRecord(
+                scenario=scenario.name,
+                repeat=repeat,
+                flow_run_id=str(run.id),
+                triggered_at=0.0,
+                ttfs_s=1.0,
+                phases={},
+                start_mode=modes.pop(0) if modes else "warm",
+            )
+
+        monkeypatch.setattr(
+            benchmark_startup, "prepare_scenario", lambda *_: there.pop(0) if there else True
+        )
+        monkeypatch.setattr(benchmark_startup, "LOOK_S", 0.0)
+        monkeypatch.setattr(benchmark_startup, "run_scenario", run_scenario)
+        monkeypatch.setattr(benchmark_startup, "read_record", read_record)
+        rates = Rates(store=1.0, write=1.0, read=1.0)
+        made = benchmark_startup._Bench("benchmark", 8, "kept", tmp_path, rates, threading.Event())
+        made.names = names
+        return made
+
+    return make
+
+
+def test_a_run_that_finds_what_it_needs_is_the_only_one(bench):
+    made = bench()
+    assert made.run(BY_NAME["warm"], 1).repeat == 1
+    assert made.names == ["4 warm 1"]
+
+
+def test_a_missing_cache_is_built_by_one_run_that_does_not_count(bench):
+    made = bench(there=[False, True])
+    assert made.run(BY_NAME["warm"], 1).repeat == 1
+    assert made.names == ["4 warm, uncounted", "4 warm 1"]
+
+
+def test_a_cache_that_is_missing_after_the_run_that_was_to_build_it_ends_the_benchmark(bench):
+    made = bench(there=[False, False])
+    with pytest.raises(BenchmarkError, match=r"warm: .*0b5c6f44.* was to build .*removing .*warm"):
+        made.run(BY_NAME["warm"], 1)
+    assert made.names == ["4 warm, uncounted"]
+
+
+def test_a_run_that_came_out_cold_is_done_again_once_in_a_benchmark(bench):
+    made = bench(modes=["cold", "warm", "cold"])
+    assert made.run(BY_NAME["warm"], 1).start_mode == "warm"
+    assert made.names == ["4 warm 1", "4 warm 1"]
+    assert made.run(BY_NAME["warm"], 2).start_mode == "cold"
+    assert made.names[2:] == ["4 warm 2"]
+
+
+def test_a_scenario_that_asks_for_a_cold_start_is_not_done_again_for_it(bench):
+    made = bench(modes=["cold"])
+    assert made.run(BY_NAME["no-warm_start"], 1).start_mode == "cold"
+    assert made.names == ["4 no-warm_start 1"]
