@@ -14,10 +14,10 @@ from pathlib import Path
 from benchmarks import fixture, link, s3
 from benchmarks.harness import Comparison, Contender, Sample, alternate
 from benchmarks.link import Link
-from benchmarks.memory import claim
 from benchmarks.s3 import BIN_DIR, BUCKET, Server
 from benchmarks.settings import Settings
 from benchmarks.worker import Worker
+from ups.startup.at_hand import claim
 
 MIB = 1 << 20
 # A GiB through 1 Gbit/s takes 9 s a contender and repeat: there the objects are smaller.

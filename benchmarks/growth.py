@@ -12,9 +12,10 @@ from typing import Any
 from benchmarks import fixture
 from benchmarks.fixture import TASK
 from benchmarks.harness import Comparison, Contender, Result, Sample, alternate
-from benchmarks.memory import claim, peak_of
+from benchmarks.memory import peak_of
 from benchmarks.settings import Settings, warm_page_cache
 from benchmarks.worker import Worker
+from ups.startup.at_hand import claim
 from ups.telemetry.machine import kind
 
 SIZES = (512, 1024, 2048, 4096)

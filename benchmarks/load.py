@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks import bounds, fixture
 from benchmarks.harness import Comparison, Contender, alternate, describe
-from benchmarks.memory import claim
 from benchmarks.settings import Settings, warm_page_cache
 from benchmarks.worker import Worker, WorkerError
 from ups.config import Features, RunConfig
@@ -22,6 +21,7 @@ from ups.latents.chunks import bytes_of
 from ups.latents.datasets import PreloadedCacheDataset
 from ups.latents.loader import load
 from ups.startup import page_cache
+from ups.startup.at_hand import claim
 
 NUM = 2048
 CACHE, CACHE_PT = "cache-load", "cache-load-pt"

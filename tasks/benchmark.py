@@ -25,6 +25,7 @@ from pydantic_core import to_json
 from ups.config import RunConfig
 from ups.errors import BenchmarkError
 from ups.startup import page_cache
+from ups.startup.at_hand import claim_for_run
 from ups.startup.bounds import Rates, measure
 from ups.startup.compare import Comparison
 from ups.startup.criteria import Criterion, as_data, criteria_rows
@@ -77,6 +78,7 @@ def prepare_scenario(
         log.info("page cache dropped: %s", page_cache.drop(*found))
     else:
         page_cache.settle()
+    log.info("%.0f MB of memory are at hand", claim_for_run(config) / 1e6)
     return is_there
 
 

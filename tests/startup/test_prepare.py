@@ -17,7 +17,8 @@ from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.build import ensure
 from ups.runs import CHECKPOINTS
-from ups.startup import bounds, page_cache
+from ups.startup import at_hand, bounds, page_cache
+from ups.startup.at_hand import claim_for_run
 from ups.startup.bounds import Rates, measure
 from ups.startup.prepare import KEPT_RUNS, prepare
 from ups.startup.scenarios import BY_NAME
@@ -55,6 +56,16 @@ def test_nothing_is_left_before_a_cold_run(config):
     assert prepare(BY_NAME["cold"], config)
     assert not config.data_root.exists()
     assert not config.training.latent_cache_dir.exists()
+
+
+def test_the_memory_of_a_run_is_claimed_by_what_its_objects_weigh(config, tiny_data):
+    weights = [(tiny_data / f"burgers1d_{split}.h5").stat().st_size for split in SPLITS]
+    assert claim_for_run(config) == 2 * sum(weights)
+
+
+def test_no_more_memory_is_claimed_than_half_of_what_is_available(config, monkeypatch):
+    monkeypatch.setattr(at_hand, "available_ram_mb", lambda: 0.1)
+    assert claim_for_run(config) == 50_000
 
 
 @pytest.mark.parametrize("name", ["cold", "changed-config"])
@@ -121,7 +132,7 @@ def test_a_warm_run_of_several_tasks_waits_for_the_entries_of_all(
     assert prepare(BY_NAME["warm"], several)
     assert prepare(BY_NAME["changed-config"], several)
     assert not prepare(BY_NAME["warm"], several)
-    assert measure(several, tmp_path / "bounds").store > 0
+    assert measure(several, tmp_path / "bounds", "kept").store > 0
 
 
 def test_the_machines_rates_are_measured_and_leave_no_file(config, tmp_path):

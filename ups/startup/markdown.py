@@ -32,7 +32,9 @@ cases, of 2 in 67 %. *legacy takes*: how many times as long.
 the two runs around the median, and adds up to the time to first step; what is below 1 % of it is \
 left out of the path's text.
 - *Bound*: the least time that this machine needs for the phase's bytes, and how many times that \
-the phase took."""
+the phase took.
+- Before each run as much memory as it takes was touched and let go of: a virtual machine's host \
+takes back what its guest has freed, and whoever comes next would pay for it."""
 
 
 def to_markdown(
