@@ -56,7 +56,7 @@ def test_a_wrong_command_line_is_2_and_starts_nothing(arguments, message, monkey
     [
         (["train", "nowhere"], "error: no config 'nowhere'"),
         (["cache", "build", "smoke", "--device", "tpu"], "error: smoke.yaml: training.device"),
-        (["cache", "show", "3fa9", "--dir", "nowhere"], "error: no cache entry '3fa9'"),
+        (["cache", "show", "3fa9", "--dir", "nowhere"], "error: nowhere is not there"),
         (["runs", "show", "136f", "--dir", "nowhere"], "error: run '136f': nowhere holds no run"),
         (["report", "--folder", "nowhere"], "error: no benchmarks in nowhere"),
     ],
