@@ -74,7 +74,7 @@ def benchmark_startup(
     history = History(folder / benchmark.HISTORY)
     record = benchmark.new_record(config, num_trajectories, page_cache, folder, _run_id())
     runs = [s.name for s in chosen]
-    log.info("%s", benchmark.estimate(runs, repeats, history.benchmarks()))
+    log.info("%s", benchmark.estimate(record, runs, repeats, history.benchmarks()))
     stop = threading.Event()
     with exclusive_lock(folder / ".lock", stop):
         inputs = load_config(config, overrides_of(chosen[0], folder, num_trajectories, config))

@@ -86,8 +86,20 @@ def test_ways_of_dropping_the_page_cache_share_no_history(tmp_path, monkeypatch)
     assert new_record("benchmark", 64, "kept", tmp_path, None).settings["page cache"] == "kept"
 
 
-def test_an_estimate_needs_an_earlier_benchmark(benchmark):
-    first = estimate(["cold", "warm"], 3, ())
-    assert first == ("6 runs: cold, warm, 3 each; no earlier benchmark to tell how long that takes")
-    known = estimate(["cold"], 60, [benchmark({"cold": (2.25, 2.25)})])  # TTFS 5 s, 5 s beside it
+def test_an_estimate_goes_by_earlier_benchmarks_like_this_one(benchmark):
+    earlier = benchmark({"cold": (2.25, 2.25)})  # TTFS 5 s, 5 s beside it
+    known = estimate(benchmark(id="b2"), ["cold"], 60, [earlier])
     assert known == "60 runs: cold, 60 each; about 10 min, by earlier benchmarks"
+    partly = estimate(benchmark(id="b2"), ["cold", "warm"], 30, [earlier])
+    assert partly == "60 runs: cold, warm, 30 each; about 10 min, by earlier benchmarks"
+
+
+@pytest.mark.parametrize(
+    "other", [{"machine_id": "m2"}, {"settings": {"num_trajectories": 2048}}, {"runs": ()}]
+)
+def test_without_one_an_estimate_goes_by_the_number_of_runs(benchmark, other):
+    told = estimate(benchmark(id="b2"), ["cold", "warm"], 15, [benchmark(**other)])
+    assert told == (
+        "30 runs: cold, warm, 15 each; about 4 min, at 7 s a run; more than 512 trajectories take "
+        "longer, and there is no earlier benchmark of this machine and these settings to tell by"
+    )

@@ -89,6 +89,10 @@ def test_the_phase_to_work_on_next_is_furthest_above_its_bound(scenarios):
     )
     boot_and_cache_tie_at_one_second = scenarios["cold"].next  # download is 0.75 s above its bound
     assert boot_and_cache_tie_at_one_second.phase == "boot"
+    assert scenarios["cold"].next_measured == NextPhase(
+        phase="download", seconds=2.25, bound_s=1.5, above_s=0.75
+    )
+    assert scenarios["legacy"].next_measured == scenarios["legacy"].next
 
 
 def test_a_share_is_what_ttfs_grows_by_without_the_optimisation(benchmark, bases):

@@ -126,6 +126,7 @@ def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
     ]
     assert rows[1][:2] == ["cold", "5.00 s [4.75–5.25]"]
     assert re.fullmatch(r"1\.95× \[1\.\d\d–2\.\d\d\]", rows[1][2])
+    assert rows[1][4] == "boot (no bound measured), download"
     assert rows[1][3] == "no verdict yet: 2 of 5 runs before"
     assert rows[1][5] == (
         "[1](http://ui/runs/cold/0) [2](http://ui/runs/cold/1) [3](http://ui/runs/cold/2)"
@@ -140,7 +141,10 @@ def test_each_scenario_has_its_phases_bounds_and_critical_path(render):
     found = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
     assert found["download"]["median"] == "2.25 s [2.00–2.50]"
     assert found["download"]["bound"] == "1.50 s, taken 1.50×"
-    assert "- download: network: 420 MB" in markdown
+    assert "\n- download: network: 420 MB\n" in markdown
+    assert "\n- boot: a process | starts; no bound measured\n" in markdown
+    assert "\n- cache: no bound measured\n" in markdown
+    assert "- unaccounted:" not in markdown
     assert found["warm-up"]["on the critical path"] == "–"
     assert found["unaccounted"]["on the critical path"] == "0.250 s"
     assert (
@@ -148,8 +152,9 @@ def test_each_scenario_has_its_phases_bounds_and_critical_path(render):
         "download [x] 2.25 s → cache [x] 1.00 s → unaccounted 0.250 s → first step [x] 0.500 s"
     ) in markdown
     assert (
-        "- **Work on next** boot: 1.00 s of the critical path, its bound not measured" in markdown
-    )
+        "- **Work on next** boot: 1.00 s of the critical path, no bound measured; then download: "
+        "2.25 s of the critical path, 0.750 s above its bound of 1.50 s\n"
+    ) in markdown
     assert (
         "- **Work on next** download: 7.00 s of the critical path, 5.50 s above its bound of 1.50 s"
     ) in markdown
@@ -266,7 +271,7 @@ def test_a_terminal_shows_the_same_comparison(benchmark, bases, console):
     assert text.startswith("Worse: cold +5 % (4.75 s → 5.00 s)\n")
     assert verdict.message in text
     for cells in (
-        ["cold", "5.00 s [4.75–5.25]", "worse beyond 4.75 s", "boot"],
+        ["cold", "5.00 s [4.75–5.25]", "worse beyond 4.75 s", "boot (no bound measured), download"],
         ["download", "2.25 s [2.00–2.50]", "1.50 s, taken 1.50×", "network: 420 MB"],
         ["parallel_downloads", "cold", "+1.50 s", "+30 %", "saves time"],
     ):

@@ -187,6 +187,43 @@ def test_the_legend_names_the_phases_that_were_waited_for_and_no_others(benchmar
     assert legend == ["boot", "download", "cache", "first step", "unaccounted"]  # not warm-up
 
 
+def test_phases_too_thin_to_be_seen_are_one_bar_that_the_legend_names(benchmark, bases):
+    (cold,) = compare(benchmark({"cold": (2.0,)}), bases).scenarios
+    seconds = {"boot": 1.0, "validate": 0.003, "download": 2.0, "load": 0.004, "first step": 1.743}
+    phases = tuple(
+        PhaseSummary(phase=phase, seconds=Spread.of([s]), critical_s=s)
+        for phase, s in seconds.items()
+    )
+    figure = phases_figure([cold.model_copy(update={"phases": phases})])
+    assert {"boot", "download", "first step", "other: validate, load"} <= set(shown(figure))
+    assert {"validate", "load"}.isdisjoint(shown(figure))
+    (axes,) = figure.axes
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx([1.0, 2.0, 1.743, 0.007])
+
+
+def test_a_legend_too_long_for_a_row_takes_two_read_from_left_to_right():
+    seconds = {**CRITICAL, "validate": 0.003, "warm-up": 0.3, "unaccounted": 0.4}
+    phases = tuple(
+        PhaseSummary(phase=phase, seconds=Spread.of([s]), critical_s=s)
+        for phase, s in seconds.items()
+    )
+    figure = phases_figure([summary("cold").model_copy(update={"phases": phases})])
+    check_that_it_can_be_read(figure)
+    (legend,) = figure.legends
+    at = {t.get_text(): t.get_window_extent() for t in legend.get_texts()}
+    rows = sorted(at, key=lambda text: (-round(at[text].y0), at[text].x0))
+    assert rows == [
+        *("queue", "boot", "download", "warm-up", "cache"),
+        *("load", "first step", "unaccounted", "other: validate"),
+    ]
+
+
+def test_a_phase_that_one_scenario_shows_keeps_its_colour_in_all():
+    figure = phases_figure(summaries(["legacy", "cold"], 1.0))
+    assert not [text for text in shown(figure) if text.startswith("other")]
+
+
 def test_a_number_that_does_not_fit_into_its_bar_is_left_out():
     names = shown(phases_figure(summaries(["legacy"])))
     assert "6.40" in names  # download

@@ -27,6 +27,7 @@ WITHOUT_EFFECT: Any = {
 }
 # Of a run besides its time to first step: preparing, training, scoring, the end of its process.
 BESIDE_S = 5.0
+UNKNOWN_RUN_S = 7.0  # of two cores with 512 trajectories, all scenarios alike
 
 
 def new_record(
@@ -58,16 +59,25 @@ def config_digest(config: RunConfig) -> str:
     return hashlib.sha256(canonical(told).encode()).hexdigest()[:12]
 
 
-def estimate(names: Sequence[str], repeats: int, history: Sequence[BenchmarkRecord]) -> str:
-    """How many runs there will be, and how long that took before."""
+def estimate(
+    record: BenchmarkRecord, names: Sequence[str], repeats: int, history: Sequence[BenchmarkRecord]
+) -> str:
+    """How many runs there will be, and how long that takes: as earlier ones like this one did."""
     num = len(names) * repeats
-    runs = f"{num} runs: {', '.join(names)}, {repeats} each"
-    known = {
-        name: statistics.median(found)
+    alike = [
+        b for b in history if (b.machine_id, b.settings) == (record.machine_id, record.settings)
+    ]
+    known = [
+        statistics.median(found)
         for name in names
-        if (found := [r.ttfs_s for b in history for r in b.runs if r.scenario == name])
-    }
+        if (found := [run.ttfs_s for b in alike for run in b.runs if run.scenario == name])
+    ]
+    of_run_s = statistics.mean(known) + BESIDE_S if known else UNKNOWN_RUN_S
+    source = "by earlier benchmarks"
     if not known:
-        return f"{runs}; no earlier benchmark to tell how long that takes"
-    mean_s = statistics.mean(known.values()) + BESIDE_S
-    return f"{runs}; about {num * mean_s / 60:.0f} min, by earlier benchmarks"
+        source = (
+            f"at {UNKNOWN_RUN_S:g} s a run; more than 512 trajectories take longer, and there is "
+            "no earlier benchmark of this machine and these settings to tell by"
+        )
+    runs = f"{num} runs: {', '.join(names)}, {repeats} each"
+    return f"{runs}; about {max(1, round(num * of_run_s / 60))} min, {source}"

@@ -75,6 +75,8 @@ class ScenarioSummary(Model):
         to_baseline: TTFS of `legacy` ÷ TTFS of this scenario; None for `legacy` itself.
         middle: the flow run whose TTFS is nearest the median; `path` is its critical path.
         next: the phase to work on next; None where every phase is at its bound.
+        next_measured: the same of those whose bound was measured: how much of the others could be
+            saved is not known.
     """
 
     name: str
@@ -85,6 +87,7 @@ class ScenarioSummary(Model):
     middle: str
     path: tuple[Step, ...]
     next: NextPhase | None
+    next_measured: NextPhase | None = None
 
 
 class Share(Model):
@@ -253,6 +256,7 @@ def _summary(
         middle=middle[0].flow_run_id,
         path=paths[0],
         next=next_to_improve(paths[0], bounds_s),
+        next_measured=next_to_improve(paths[0], bounds_s, measured_only=True),
     )
 
 

@@ -91,11 +91,14 @@ def in_order(phases: Iterable[str]) -> list[str]:
     return [phase for phase in wanted if phase in present]
 
 
-def next_to_improve(path: Sequence[Step], bounds_s: Mapping[str, float]) -> NextPhase | None:
+def next_to_improve(
+    path: Sequence[Step], bounds_s: Mapping[str, float], measured_only: bool = False
+) -> NextPhase | None:
     """The phase with the most critical seconds above its bound; None where none is above it.
 
     Args:
         bounds_s: phase → the least seconds that it needs, where measured; else 0 is taken.
+        measured_only: leave out those whose bound nobody measured.
     """
     candidates = [
         NextPhase(
@@ -105,6 +108,7 @@ def next_to_improve(path: Sequence[Step], bounds_s: Mapping[str, float]) -> Next
             above_s=seconds - bounds_s.get(phase, 0.0),
         )
         for phase, seconds in seconds_by_phase(path).items()
+        if phase in bounds_s or not measured_only
     ]
     best = max(candidates, key=lambda candidate: candidate.above_s, default=None)
     return best if best is not None and best.above_s > 0 else None

@@ -31,8 +31,10 @@ cases, of 2 in 67 %. *legacy takes*: how many times as long.
 - Phases overlap. *On the critical path* counts only what the first step waited for, in the run or \
 the two runs around the median, and adds up to the time to first step; what is below 1 % of it is \
 left out of the path's text.
-- *Bound*: the least time that this machine needs for the phase's bytes, and how many times that \
-the phase took.
+- *Bound*: the least time that this machine needs for the phase's bytes (download: fetched from \
+the store; cache: written and flushed, not encoded; load: read), and how many times that the phase \
+took. Of the other phases no bound is measured: they count in full in *work on next*, and the \
+first phase that has one is named behind them.
 - Before each run as much memory as it takes was touched and let go of: a virtual machine's host \
 takes back what its guest has freed, and whoever comes next would pay for it."""
 

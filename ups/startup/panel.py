@@ -63,17 +63,26 @@ def set_title(axes: Axes, text: str) -> None:
 
 
 def add_legend(figure: Figure, entries: Sequence[Artist]) -> None:
-    figure.legend(
-        handles=list(entries),
-        loc="outside lower left",
-        ncols=len(entries),
-        frameon=False,
-        fontsize=FONT_PT,
-        labelcolor=TEXT,
-        handlelength=1.0,
-        handletextpad=0.4,
-        columnspacing=1.1,
-    )
+    """Below everything, in as many rows as it takes."""
+    for num_rows in range(1, len(entries) + 1):
+        num_columns = -(-len(entries) // num_rows)
+        by_column = [
+            entry for column in range(num_columns) for entry in entries[column::num_columns]
+        ]
+        legend = figure.legend(
+            handles=by_column,
+            loc="outside lower left",
+            ncols=num_columns,
+            frameon=False,
+            fontsize=FONT_PT,
+            labelcolor=TEXT,
+            handlelength=1.0,
+            handletextpad=0.4,
+            columnspacing=1.1,
+        )
+        if legend.get_window_extent().width <= figure.bbox.width or num_columns == 1:
+            return
+        legend.remove()
 
 
 def write_beside(axes: Axes, x: float, row: int, text: str, is_left: bool = False) -> Annotation:

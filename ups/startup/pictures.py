@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,6 +31,8 @@ from ups.telemetry.gantt import COLOURS
 
 PHASE_COLOURS = {**COLOURS, UNACCOUNTED: "#d7dce2"}
 OTHER_PHASE = "#c58fb0"
+OTHER = "other"
+THIN = 0.005  # of the longest bar: three pixels, of which the edges take one
 EFFECT_COLOURS = {
     "saves time": "#4c9be8",
     "costs time": "#e8913a",
@@ -56,14 +59,14 @@ def phases_figure(scenarios: Sequence[ScenarioSummary]) -> Figure:
     names = [wrapped(scenario.name) for scenario in scenarios]
     figure, axes = sheet_of_rows(names)
     longest = max(scenario.ttfs.median for scenario in scenarios)
+    waited_s = [{p.phase: p.critical_s for p in s.phases if p.critical_s > 0} for s in scenarios]
+    shown = {phase for of in waited_s for phase, s in of.items() if s >= THIN * longest}
+    thin = in_order(phase for of in waited_s for phase in of if phase not in shown)
     inside, beside = [], []
     for row, scenario in enumerate(scenarios):
         left = 0.0
-        for phase in scenario.phases:
-            width = phase.critical_s
-            if width <= 0:
-                continue
-            colour = PHASE_COLOURS.get(phase.phase, OTHER_PHASE)
+        for phase, width in _with_other(waited_s[row], thin).items():
+            colour = PHASE_COLOURS.get(phase, OTHER_PHASE)
             axes.barh(row, width, 0.68, left, color=colour, edgecolor=PANEL, linewidth=0.8)
             label = axes.text(
                 left + width / 2,
@@ -82,17 +85,20 @@ def phases_figure(scenarios: Sequence[ScenarioSummary]) -> Figure:
     axes.set_xlabel(
         "seconds on the critical path: of each phase only what the first step waited for"
     )
-    shown = {p.phase for scenario in scenarios for p in scenario.phases if p.critical_s > 0}
-    add_legend(
-        figure,
-        [
-            Patch(color=PHASE_COLOURS.get(phase, OTHER_PHASE), label=phase)
-            for phase in in_order(shown)
-        ],
-    )
+    entries = {phase: PHASE_COLOURS.get(phase, OTHER_PHASE) for phase in in_order(shown)}
+    if thin:
+        entries[f"{OTHER}: {', '.join(thin)}"] = OTHER_PHASE
+    add_legend(figure, [Patch(color=colour, label=label) for label, colour in entries.items()])
     make_room(figure, axes, beside)
     hide_what_does_not_fit(axes, inside)
     return figure
+
+
+def _with_other(waited_s: Mapping[str, float], thin: Sequence[str]) -> dict[str, float]:
+    """phase → seconds, with those that no bar could show in one at the end."""
+    told = {phase: s for phase, s in waited_s.items() if phase not in thin}
+    rest = math.fsum(s for phase, s in waited_s.items() if phase in thin)
+    return {**told, OTHER: rest} if rest else told
 
 
 def shares_figure(shares: Sequence[Share]) -> Figure:

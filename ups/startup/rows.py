@@ -38,7 +38,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
             TTFS: wording.spread(scenario.ttfs),
             BASELINE_TAKES: wording.times(scenario.to_baseline),
             "against history": wording.verdict(comparison, scenario.name),
-            "work on next": scenario.next.phase if scenario.next else NOTHING,
+            "work on next": wording.next_phases(scenario),
             RUNS: str(scenario.ttfs.num),
         }
         for scenario in comparison.scenarios
@@ -59,7 +59,7 @@ def _phase_row(phase: PhaseSummary) -> Row:
         "on the critical path": wording.seconds(phase.critical_s) if phase.critical_s else NOTHING,
         BASELINE_TAKES: wording.times(phase.to_baseline),
         "bound": wording.bound(phase),
-        WORDS: phase.bound,
+        WORDS: wording.what_bounds(phase),
     }
 
 

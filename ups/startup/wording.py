@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ups.startup.compare import Comparison, PhaseSummary, ScenarioSummary, Spread
-from ups.startup.critical_path import Step
+from ups.startup.critical_path import UNACCOUNTED, NextPhase, Step
 from ups.startup.stats import Difference, Ratio
 from ups.startup.verdict import Verdict
 
 MINUS = "−"
 NOTHING = "–"
+NO_BOUND = "no bound measured"
 DIGITS_BELOW = ((0.00995, 4), (0.9995, 3), (9.995, 2), (99.95, 1))
 NAMED = 3  # scenarios that a headline names; of more it says how many
 BRIEF = 0.01  # of a critical path: what is shorter than that is left out
@@ -83,6 +84,13 @@ def bound(phase: PhaseSummary) -> str:
     return f"{seconds(phase.bound_s)}, taken {factor(phase.times_bound)}×"
 
 
+def what_bounds(phase: PhaseSummary) -> str:
+    """In words, and whether anybody measured how much that is."""
+    if phase.bound_s is not None or phase.phase == UNACCOUNTED:
+        return phase.bound
+    return "; ".join(text for text in (phase.bound, NO_BOUND) if text)
+
+
 def path(steps: Sequence[Step]) -> str:
     """`queue 0.395 s → boot 0.614 s → …`, in order of time, without what is brief."""
     least = BRIEF * sum(step.seconds for step in steps)
@@ -91,14 +99,28 @@ def path(steps: Sequence[Step]) -> str:
 
 
 def next_phase(scenario: ScenarioSummary) -> str:
-    """Which phase to work on next, and why."""
-    chosen = scenario.next
+    """Which phase to work on next, and why; then the first of those whose bound is known."""
+    chosen, measured = scenario.next, scenario.next_measured
     if chosen is None:
         return "every phase is at its bound"
+    text = _above(chosen)
+    return text if measured in (None, chosen) else f"{text}; then {_above(measured)}"
+
+
+def _above(chosen: NextPhase) -> str:
     text = f"{chosen.phase}: {seconds(chosen.seconds)} of the critical path"
     if chosen.bound_s is None:
-        return f"{text}, its bound not measured"
+        return f"{text}, {NO_BOUND}"
     return f"{text}, {seconds(chosen.above_s)} above its bound of {seconds(chosen.bound_s)}"
+
+
+def next_phases(scenario: ScenarioSummary) -> str:
+    """The same in a few words: `boot (no bound measured), download`."""
+    chosen, measured = scenario.next, scenario.next_measured
+    if chosen is None:
+        return NOTHING
+    name = chosen.phase if chosen.bound_s is not None else f"{chosen.phase} ({NO_BOUND})"
+    return name if measured in (None, chosen) else f"{name}, {measured.phase}"
 
 
 def headline(comparison: Comparison) -> str:
