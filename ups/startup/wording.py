@@ -115,12 +115,11 @@ def _above(chosen: NextPhase) -> str:
 
 
 def next_phases(scenario: ScenarioSummary) -> str:
-    """The same in a few words: `boot (no bound measured), download`."""
+    """Their names alone, for a column that the UI does not wrap: `boot, download`."""
     chosen, measured = scenario.next, scenario.next_measured
     if chosen is None:
         return NOTHING
-    name = chosen.phase if chosen.bound_s is not None else f"{chosen.phase} ({NO_BOUND})"
-    return name if measured in (None, chosen) else f"{name}, {measured.phase}"
+    return chosen.phase if measured in (None, chosen) else f"{chosen.phase}, {measured.phase}"
 
 
 def headline(comparison: Comparison) -> str:
