@@ -133,7 +133,7 @@ def test_other_load_counts_the_runs_before_which_something_else_was_running(benc
     record = benchmark({"cold": (2.0, 2.5, 2.25)})
     runs = [
         run.model_copy(update={"busy_cores": cores})
-        for run, cores in zip(record.runs, (0.1, 1.25, 0.5), strict=True)
+        for run, cores in zip(record.runs, (0.4, 1.25, 0.75), strict=True)
     ]
     found = compare(record.model_copy(update={"runs": tuple(runs)}), bases).other_load
     assert (found.num_runs, found.of_runs, found.most_cores) == (2, 3, 1.25)

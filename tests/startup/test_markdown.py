@@ -160,6 +160,12 @@ def test_each_scenario_has_its_phases_bounds_and_critical_path(render):
     ) in markdown
 
 
+def test_parts_of_one_span_are_told_as_one():
+    lasting = [("boot", 0.0, 2.0), ("warm-up", 2.0, 2.2), ("x", 2.2, 2.201), ("warm-up", 2.201, 3)]
+    steps = [Step(phase=name, name=name, start=start, end=end) for name, start, end in lasting]
+    assert wording.path(steps) == "boot 2.00 s → warm-up 0.999 s"
+
+
 def test_what_is_brief_is_left_out_of_the_text_of_a_path():
     lasting = [("boot", 0.0, 2.0), ("download", 2.0, 2.019), ("cache", 2.019, 3.0)]
     steps = [Step(phase=name, name=name, start=start, end=end) for name, start, end in lasting]
