@@ -48,7 +48,7 @@ def test_a_cache_that_is_not_reused_is_counted(checked):
     assert not found.is_met
 
 
-ASKS = "cold is shorter than legacy at 256 trajectories: "
+ASKS = "legacy over cold, N = 256: "
 
 
 def test_legacy_takes_a_factor_with_its_interval_per_phase_and_in_all(checked):
