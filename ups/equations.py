@@ -19,7 +19,6 @@ class Equation:
     """
 
     name: EquationName
-    formula: str
     parameter: str
     symbol: str
     attribute: str
@@ -28,8 +27,8 @@ class Equation:
 EQUATIONS: dict[str, Equation] = {
     equation.name: equation
     for equation in (
-        Equation("burgers1d", "u_t + (u²/2)_x = (ν/π) u_xx", "nu", "ν", "Nu"),
-        Equation("advection1d", "u_t + β u_x = 0", "beta", "β", "beta"),
+        Equation("burgers1d", "nu", "ν", "Nu"),
+        Equation("advection1d", "beta", "β", "beta"),
     )
 }
 

@@ -265,6 +265,24 @@ def test_objects_that_are_missing_are_not_paid_for(ups, vastai, tiny):
     assert (code, "checked" in output, "instance 777" in output) == (0, False, True), output
 
 
+def test_objects_of_several_tasks_are_missed_too_though_they_could_be_generated(ups, vastai, tiny):
+    tasks = [
+        {
+            "name": name,
+            "sources": {s: [{"key": f"gone/{name}/{s}.h5"}] for s in ("train", "val", "test")},
+            "generate": {parameter: 0.5, "num_trajectories": {"train": 1, "val": 1, "test": 1}},
+        }
+        for name, parameter in (("burgers1d", "nu"), ("advection1d", "beta"))
+    ]
+    alone = ["--set", "data.sources=null", "--set", "data.generate=null"]
+    listed = ["--set", f"data.task={json.dumps(tasks)}"]
+    code, output = ups("launch", "-c", tiny, *alone, *listed)
+    assert code == 1, output
+    for name in ("burgers1d", "advection1d"):
+        assert re.search(rf"^data, {name} train object: .*gone/{name}/", output, re.MULTILINE)
+    assert vastai.calls == []
+
+
 def test_a_dry_run_says_what_was_checked_and_what_was_not(ups, tiny, monkeypatch):
     code, output = ups("launch", "-c", tiny, "--dry-run")
     assert code == 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ups.config import read_config
+from ups.config import Parsed, read_config
 from ups.validate.check import Check, Checks
 from ups.validate.config import validate_config
 from ups.validate.data import validate_data
@@ -21,15 +22,25 @@ def check(config: str, overrides: Mapping[str, Any], mount: str) -> list[Check]:
         overrides: dotted, as the run gets them.
         mount: the machine's folder for data.
     """
-    # Staged files and data made on demand are this machine's.
-    there = {"data.root": f"{mount}/data/pdebench", "data.generate": None}
+    there = {"data.root": f"{mount}/data/pdebench"}  # files staged here are not there
     parsed = read_config(config, {**overrides, **there})
     objects = Checks("data")
-    if parsed.config.data.sources is None:
+    if all(task.sources is None for task in parsed.config.data.tasks):
         objects.skip("files", f"the config wants them in {parsed.config.data.root} of the machine")
     elif not all(os.environ.get(key) for key in KEYS):
         objects.skip("objects", f"{' and '.join(KEYS)} are not set here")
     else:
-        found, _ = validate_data(parsed)
+        found, _ = validate_data(_without_generators(parsed))
         objects += [check for check in found if check.status != "skip"]
     return [*validate_config(parsed), *objects]
+
+
+def _without_generators(parsed: Parsed) -> Parsed:
+    """Only `ups run` generates what the store lacks, and a rented machine does not."""
+    config = parsed.config
+    tasks = tuple(task.model_copy(update={"generate": None}) for task in config.data.tasks)
+    data = {"task": tasks} if isinstance(config.data.task, tuple) else {"generate": None}
+    return replace(
+        parsed,
+        config=config.model_copy(update={"data": config.data.model_copy(update=data)}),
+    )
