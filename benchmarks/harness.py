@@ -1,8 +1,9 @@
 """Contenders alternated within each repeat, and what becomes of their numbers.
 
 A contender is a function that does its work once and returns a value in the comparison's unit,
-or a `Sample` with further values. Which of them goes first changes from repeat to repeat, so that
-a slow moment of the machine meets each. Warm-up repeats run first and are thrown away.
+or a `Sample` with further values. Each repeat has an order of its own, so that a slow moment of the
+machine, and what a contender leaves behind, meet each. Warm-up repeats run first and are thrown
+away.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ups.startup.order import in_turn
 
 Role = Literal["ours", "peer", "bound"]
 Better = Literal["lower", "higher"]
@@ -132,8 +135,7 @@ def alternate(contenders: Sequence[Contender], repeats: int, warm_ups: int = 1) 
     if len(results) != len(contenders):
         raise ValueError(f"contenders share a name: {[c.name for c in contenders]}")
     for repeat in range(-warm_ups, repeats):
-        first = repeat % len(contenders)
-        for contender in [*contenders[first:], *contenders[:first]]:
+        for contender in in_turn(contenders, repeat + 1):
             result = results[contender.name]
             if result.failed is not None:
                 continue

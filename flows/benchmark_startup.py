@@ -28,9 +28,10 @@ from ups.startup.compare import Comparison, compare
 from ups.startup.criteria import check
 from ups.startup.history import History
 from ups.startup.limits import Thresholds
+from ups.startup.order import in_turn
 from ups.startup.page_cache import PageCache
 from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.startup.scenarios import BASES, Scenario, choose, in_turn, overrides_of
+from ups.startup.scenarios import BASES, Scenario, choose, overrides_of
 from ups.startup.verdict import judge
 from ups.startup.wording import headline
 from ups.telemetry import machine

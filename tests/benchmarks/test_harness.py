@@ -59,8 +59,8 @@ def test_contenders_take_turns_at_going_first_and_warm_ups_do_not_count():
         return Contender(name, "peer", run)
 
     results = alternate([contender("a"), contender("b"), contender("c")], repeats=3, warm_ups=1)
-    assert calls == list("cab" + "abc" + "bca" + "cab")
-    assert [r.values for r in results] == [[4.0, 9.0, 11.0], [5.0, 7.0, 12.0], [6.0, 8.0, 10.0]]
+    assert calls == list("bac" + "abc" + "acb" + "cab")
+    assert [r.values for r in results] == [[4.0, 7.0, 11.0], [5.0, 9.0, 12.0], [6.0, 8.0, 10.0]]
 
 
 def test_a_contender_that_fails_says_why_and_the_others_go_on():

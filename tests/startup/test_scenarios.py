@@ -1,13 +1,10 @@
 """Scenarios: each a config that loads, in folders of its own, one optimisation off at a time."""
 
-from collections import Counter
-from itertools import pairwise
-
 import pytest
 
 from ups.config import Features, load_config
 from ups.errors import ConfigError
-from ups.startup.scenarios import BASES, BY_NAME, SCENARIOS, SETS, choose, in_turn, overrides_of
+from ups.startup.scenarios import BASES, BY_NAME, SCENARIOS, SETS, choose, overrides_of
 
 
 def names(*wanted, has_gpu=False):
@@ -78,29 +75,6 @@ def test_the_number_of_trajectories_decides_the_objects(tmp_path):
     config = config_of(BY_NAME["cold"], tmp_path)
     assert config.data.generate.num_trajectories["train"] == 64
     assert config.data.sources["train"][0].key == "burgers1d/benchmark-64/burgers1d_train.h5"
-
-
-@pytest.mark.parametrize("num", range(1, 12))
-def test_each_scenario_takes_every_place_and_follows_every_other_equally_often(num):
-    chosen, num_rounds = SCENARIOS[:num], num if num % 2 == 0 else 2 * num
-    rounds = [in_turn(chosen, repeat) for repeat in range(1, num_rounds + 1)]
-    assert all(sorted(s.name for s in r) == sorted(s.name for s in chosen) for r in rounds)
-    times = num_rounds // num
-    places = Counter((s.name, place) for r in rounds for place, s in enumerate(r))
-    assert set(places.values()) == {times}
-    follows = Counter((a.name, b.name) for r in rounds for a, b in pairwise(r))
-    assert len(follows) == num * (num - 1)
-    assert set(follows.values()) <= {times}
-
-
-def test_the_nightly_set_has_cold_behind_another_one_in_each_round():
-    chosen = choose(["nightly"], has_gpu=False)
-    before = []
-    for repeat in range(1, 5):
-        order = [s.name for s in in_turn(chosen, repeat)]
-        place = order.index("cold")
-        before.append(order[place - 1] if place else "first")
-    assert sorted(before) == ["changed-config", "first", "legacy", "warm"]
 
 
 def test_bases_are_scenarios():

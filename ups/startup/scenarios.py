@@ -127,23 +127,6 @@ def choose(names: Sequence[str], has_gpu: bool) -> tuple[Scenario, ...]:
     return tuple(scenario for scenario in SCENARIOS if scenario.name in wanted)
 
 
-def in_turn(scenarios: Sequence[Scenario], repeat: int) -> tuple[Scenario, ...]:
-    """The order of a round: each round is a row of a balanced Latin square.
-
-    Over as many rounds as there are scenarios (twice as many for an odd number) each one takes
-    every place equally often, and follows every other equally often, so that what a run leaves
-    behind favours none. Source: E. J. Williams (1949), for carry-over of first order.
-
-    Args:
-        repeat: from 1.
-    """
-    num = len(scenarios)
-    zigzag = [(i + 1) // 2 if i % 2 else (num - i // 2) % num for i in range(num)]
-    order = [scenarios[(i + repeat - 1) % num] for i in zigzag]
-    is_mirrored = num % 2 == 1 and (repeat - 1) // num % 2 == 1
-    return tuple(reversed(order) if is_mirrored else order)
-
-
 def overrides_of(
     scenario: Scenario, folder: Path, num_trajectories: int, config: str = CONFIG
 ) -> dict[str, Any]:
