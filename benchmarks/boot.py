@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import yaml
@@ -23,6 +24,7 @@ from benchmarks.settings import Settings
 from deployments import prefect_api as api
 from deployments.layout import BIN_DIR, PROJECT_DIR, Stack
 from ups.config import load_config
+from ups.runs import find_run_dir
 
 DEPLOYMENT = "train-burgers"
 PLAIN = "plain"  # pool and deployment without anything of ours
@@ -114,8 +116,10 @@ class LiveStack:
         created = self._json("POST", f"/deployments/{found['id']}/create_flow_run", body)
         run_id = created["id"]
         self._wait_until_final(run_id)
-        path = next((self.folder / "runs").glob(f"*-{run_id[:8]}")) / "breakdown.json"
-        breakdown: dict[str, Any] = json.loads(path.read_text())
+        folder = find_run_dir(self.folder / "runs", UUID(run_id))
+        if folder is None:
+            raise RuntimeError(f"flow run {run_id} left no folder in {self.folder / 'runs'}")
+        breakdown: dict[str, Any] = json.loads((folder / "breakdown.json").read_text())
         return breakdown
 
     def _wait_until_final(self, run_id: str) -> None:

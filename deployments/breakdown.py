@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from deployments.layout import PROJECT_DIR
 from ups.console import print_table
+from ups.runs import find_run_dir
 from ups.telemetry.gpu import words_of_record
 from ups.telemetry.phases import TO_FIRST_STEP
 
 
 def read(runs_dir: Path, run_id: str) -> dict[str, Any] | None:
-    """`<runs_dir>/*-<first 8 of the flow run's id>/breakdown.json`; None if it is not there."""
-    found = sorted((PROJECT_DIR / runs_dir).glob(f"*-{run_id[:8]}/breakdown.json"))
-    return json.loads(found[-1].read_text()) if found else None
+    """`breakdown.json` in the folder of a flow run; None if it is not there."""
+    folder = find_run_dir(PROJECT_DIR / runs_dir, UUID(run_id))
+    if folder is None or not (folder / "breakdown.json").exists():
+        return None
+    found: dict[str, Any] = json.loads((folder / "breakdown.json").read_text())
+    return found
 
 
 def show(breakdown: dict[str, Any]) -> None:

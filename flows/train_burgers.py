@@ -27,8 +27,8 @@ from ups.config_data import Task
 from ups.data.sources import open_store
 from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.store import built_after
-from ups.runs import checkpoint_to_resume, open_run_dir, recorded
+from ups.latents.store import valid_generation
+from ups.runs import checkpoint_to_resume, has_to_build, open_run_dir, recorded
 from ups.telemetry.provision import claim
 from ups.telemetry.story import Cached, Part
 from ups.tracking import Trackers, tracked
@@ -41,7 +41,6 @@ logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log
 
 _Downloads = dict[Part, PrefectFuture[Any]]
 
-SHORT_ID = 8  # characters of the run's id in the name of its folder
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 
 
@@ -91,12 +90,10 @@ def train_burgers(
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    run_dir = open_run_dir(resolved, str(run_id)[:SHORT_ID])
+    run_dir = open_run_dir(resolved, run_id)
     story = Story(resolved, run_dir, flow_run_id=run_id)
     story.provision = claim(story.run_dir)
-    created = context.flow_run.created
-    overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
-    story.build_after = created.timestamp() if overwrite_cache and created else None
+    story.overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
     record = recorded(
@@ -171,9 +168,9 @@ def _find_entry(story: Story, task: Task, stop: threading.Event) -> None:
         return
     from ups.latents.build import CacheEntry
 
-    cache_dir, since = config.training.latent_cache_dir, story.build_after
-    overwrite = since is not None and not built_after(cache_dir, key, since)
-    there = not overwrite and built_after(cache_dir, key, 0)
+    found = valid_generation(config.training.latent_cache_dir, key)
+    overwrite = story.overwrite_cache and has_to_build(story.run_dir, key, found)
+    there = not overwrite and found is not None
     build = cache_task(config, key, overwrite=overwrite, reused=there)
     keep = [cached.entry.generation for cached in story.entries.values()]
     state = build(config, encoded, key, overwrite, keep, stop, return_state=True)

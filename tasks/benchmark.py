@@ -24,6 +24,7 @@ from pydantic_core import to_json
 
 from ups.config import RunConfig
 from ups.errors import BenchmarkError
+from ups.runs import find_run_dir
 from ups.startup import page_cache
 from ups.startup.at_hand import claim_for_run
 from ups.startup.bounds import Rates, measure
@@ -43,7 +44,6 @@ log = logging.getLogger("ups.benchmark")
 DEPLOYMENT = "train-burgers/benchmark"
 POLL_S = 1.0  # faster polling makes SQLite refuse writes
 RUN_TIMEOUT_S = 900.0
-SHORT_ID = 8  # characters of a run's id in the name of its folder
 PLAIN = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
@@ -149,13 +149,13 @@ def read_record(
         BenchmarkError: it left none, or took no step.
     """
     run_id = str(run.id)
-    found = sorted(config.runs_dir.glob(f"*-{run_id[:SHORT_ID]}/breakdown.json"))
-    if not found:
+    folder = find_run_dir(config.runs_dir, run.id)
+    if folder is None or not (folder / "breakdown.json").exists():
         raise BenchmarkError(
             f"{scenario.name}: no breakdown.json of {link(run_id)} in {config.runs_dir}. The "
             "worker of its pool must be on the machine of the benchmark"
         )
-    breakdown = Breakdown.model_validate(json.loads(found[-1].read_text()))
+    breakdown = Breakdown.model_validate(json.loads((folder / "breakdown.json").read_text()))
     tidy(config.runs_dir)
     if breakdown.ttfs_s is None:
         raise BenchmarkError(f"{scenario.name}: {link(run_id)} took no optimizer step")

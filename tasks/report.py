@@ -37,11 +37,11 @@ TRIGGERS = ("Scheduled", "AwaitingRetry")
 class Story(RunStory):
     """
     Attributes:
-        build_after: Unix time in seconds; an older cache entry is built again.
+        overwrite_cache: build each cache entry once in this run, although it is there.
     """
 
     flow_run_id: UUID
-    build_after: float | None = None
+    overwrite_cache: bool = False
 
 
 @phase_task("report", task_run_name="6 report-overhead")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,8 @@ from deployments.layout import BIN_DIR
 from ups.latents.build import ensure
 from ups.runs import open_run_dir
 
+SCHEDULED = UUID("0199d3a1-7c40-7a52-9f0e-6f2f5b7e9a10")
+
 
 @pytest.fixture
 def complete(tiny_config, stage_all, tmp_path, monkeypatch):
@@ -19,6 +22,7 @@ def complete(tiny_config, stage_all, tmp_path, monkeypatch):
     config = tiny_config(training__latent_cache_dir="data/latent_cache", runs_dir="runs")
     entry = ensure(config, stage_all(config))
     open_run_dir(config, "136fabcd")
+    open_run_dir(config, SCHEDULED)
     (tmp_path / "data" / "benchmarks" / "reports" / "20260101-ab").mkdir(parents=True)
 
     def offered(line):
@@ -54,6 +58,10 @@ def test_names_of_commands_configs_keys_runs_and_benchmarks_are_completed(comple
     assert complete(f"ups cache show --dir elsewhere {key[:2]}") == []
     assert complete("ups runs compare 136fabcd 136") == ["136fabcd"]
     assert complete("ups runs show --dir elsewhere 136") == []
+    assert complete("ups runs show ") == ["136fabcd", "5b7e9a10"]
+    assert complete("ups runs show 5b") == ["5b7e9a10"]
+    assert complete("ups runs show 0199d3a17") == [SCHEDULED.hex]
+    assert complete("ups runs show 0199d3a1-") == [str(SCHEDULED)]
     assert complete("ups benchmark -s no-r") == ["no-reuse_cache"]
     assert complete("ups benchmark -s cold,wa") == ["cold,warm"]
     assert complete("ups report 2026") == ["20260101-ab"]

@@ -2,17 +2,33 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import pytest
 
-from ups.errors import ConfigError, Interrupted
-from ups.runs import open_run_dir, parse_folder_name, read_info, recorded
+from ups.errors import ConfigError, Interrupted, RunError
+from ups.files import exclusive_lock, is_locked
+from ups.runs import (
+    find_run_dir,
+    has_to_build,
+    open_run_dir,
+    parse_folder_name,
+    read_info,
+    recorded,
+)
 
 log = logging.getLogger("ups.test")
+
+# As the scheduler makes them: the first 12 digits are the time in ms.
+ONE = UUID("0199d3a1-7c40-7a52-9f0e-6f2f5b7e9a10")
+SAME_8 = UUID("0199d3a1-7c41-7b18-8e0e-0c4e6a1d2b30")
+SAME_12 = UUID("0199d3a1-7c40-7c3f-b21d-52d0e97f4c11")
 
 
 @pytest.fixture
@@ -108,3 +124,135 @@ def test_a_folder_name_falls_into_its_parts(tiny_config, name):
     parts = parse_folder_name(folder.name)
     assert parts[1:] == (name, "x_1.y")
     assert parse_folder_name(f"{name}-x") is None
+
+
+def run_of(config, flow_run_id):
+    """A flow run that came to its end, in its folder."""
+    folder = open_run_dir(config, flow_run_id)
+    with recorded(folder, flow_run_id=str(flow_run_id)):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / "last.pt").touch()
+    return folder
+
+
+def earlier_folder(config, flow_run_id):
+    """As an earlier version called it."""
+    folder = run_of(config, flow_run_id)
+    return folder.rename(folder.with_name(f"20260101-120000-smoke-{str(flow_run_id)[:8]}"))
+
+
+@pytest.mark.parametrize("other", [SAME_8, SAME_12])
+def test_runs_whose_ids_begin_alike_have_a_folder_each(tiny_config, other):
+    config = tiny_config()
+    first = run_of(config, ONE)
+    second = open_run_dir(config, other)
+    assert second != first
+    assert not (second / "checkpoints").exists()
+    assert [first.name.rpartition("-")[2], second.name.rpartition("-")[2]] == [ONE.hex, other.hex]
+    assert (find_run_dir(config.runs_dir, ONE), run_of(config, other)) == (first, second)
+    assert open_run_dir(config, ONE) == first
+
+
+def test_a_run_without_a_folder_finds_none(tiny_config, tmp_path):
+    assert find_run_dir(tmp_path / "nowhere", ONE) is None
+    config = tiny_config()
+    run_of(config, ONE)
+    (config.runs_dir / f"notes-{SAME_8.hex}").mkdir()
+    for other in (SAME_8, SAME_12, "0199d3a1", ONE.hex[1:]):
+        assert find_run_dir(config.runs_dir, other) is None
+
+
+def test_an_earlier_versions_folder_is_found_by_its_own_run_alone(tiny_config):
+    config = tiny_config()
+    folder = earlier_folder(config, ONE)
+    assert find_run_dir(config.runs_dir, SAME_8) is None
+    assert open_run_dir(config, SAME_8) != folder
+    assert open_run_dir(config, ONE) == folder
+    (folder / "run.json").unlink()  # then nothing says whose it is
+    assert find_run_dir(config.runs_dir, ONE) is None
+
+
+def test_the_folder_of_another_run_is_refused_and_left_as_it_is(tiny_config):
+    config, changed = tiny_config(), tiny_config(training__seed=7)
+    folder = earlier_folder(config, ONE)
+    with pytest.raises(RunError, match=f"found the folder of flow run {ONE}.*give another id"):
+        open_run_dir(changed, "0199d3a1")
+    taken = run_of(config, SAME_8)
+    info = read_info(taken).model_copy(update={"flow_run_id": str(SAME_12)})
+    info.save(taken)
+    with pytest.raises(RunError, match=f"of flow run {SAME_12}, not of run {SAME_8}: move"):
+        open_run_dir(changed, SAME_8)
+    with recorded(open_run_dir(config, "mine")):
+        pass
+    info = read_info(open_run_dir(config, "mine"))
+    assert info.flow_run_id is None
+    for path in (folder, taken):
+        assert "seed: 7" not in (path / "config.yaml").read_text()
+
+
+OPENED = """
+import os, subprocess, sys, time
+from uuid import UUID
+from ups.config import load_config
+from ups.runs import open_run_dir, recorded
+config = load_config("smoke", {"runs_dir": sys.argv[1]})
+with recorded(open_run_dir(config, UUID(sys.argv[2])), flow_run_id=sys.argv[2]):
+    if sys.argv[3] == "program":
+        child = subprocess.Popen(["sleep", "60"], close_fds=False).pid
+    elif (child := os.fork()) == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("child", ["program", "fork"])
+def test_a_folder_is_one_processs_and_free_once_that_is_killed(tiny_config, child):
+    config = tiny_config()
+    command = [sys.executable, "-c", OPENED, config.runs_dir, str(ONE), child]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            left = int(holder.stdout.readline())
+            with pytest.raises(RunError, match=rf"open in another process \(process {holder.pid} "):
+                open_run_dir(tiny_config(training__seed=7), ONE)
+            folder = find_run_dir(config.runs_dir, ONE)
+            assert "seed: 7" not in (folder / "config.yaml").read_text()
+            open_run_dir(config, SAME_12)
+        finally:
+            holder.kill()
+            holder.wait()
+        try:
+            assert open_run_dir(config, ONE) == folder  # while its child lives on
+            os.kill(left, 0)
+        finally:
+            os.kill(left, signal.SIGKILL)
+    assert read_info(folder).state is None
+
+
+def test_a_run_that_has_ended_lets_its_folder_go(tiny_config):
+    config = tiny_config()
+    folder = open_run_dir(config, ONE)
+    assert open_run_dir(config, ONE) == folder  # this process has it already
+    assert is_locked(folder / ".lock")
+    with pytest.raises(ConfigError, match="no"), recorded(folder):
+        raise ConfigError("no")
+    assert not is_locked(folder / ".lock")
+
+
+def test_two_that_open_a_new_run_at_once_make_one_folder(tiny_config):
+    config = tiny_config()
+    with ThreadPoolExecutor(2) as pool:
+        with exclusive_lock(config.runs_dir / ".lock"):
+            opening = [pool.submit(open_run_dir, config, ONE) for _ in range(2)]
+            time.sleep(0.2)
+            assert not any(future.done() for future in opening)
+        assert len({future.result() for future in opening}) == 1
+
+
+@pytest.mark.parametrize("found", ["20260101T120000-abcdef", None])
+def test_what_a_run_found_first_is_built_once_whatever_the_clocks_say(run_dir, found):
+    assert has_to_build(run_dir, "key", found)
+    assert has_to_build(run_dir, "key", found)  # killed before it was built
+    assert not has_to_build(run_dir, "key", "20200101T000000-012345")  # by a clock that is off
+    assert has_to_build(run_dir, "another key", "20200101T000000-012345")

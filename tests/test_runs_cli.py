@@ -100,6 +100,23 @@ def test_the_startup_is_shown_and_compared_by_phase(ups, tmp_path):
     assert "0.2500 → 0.2500 (+0.0000)" in output
 
 
+def test_runs_of_a_schedule_are_listed_by_the_end_of_their_ids(ups, tmp_path):
+    ids = ["0199d3a17c407a529f0e6f2f5b7e9a10", "0199d3a17c407c3fb21d52d0e97f4c11"]
+    for run_id in ids:
+        write_run(tmp_path, f"20260101-120000-smoke-{run_id}", 2.0)
+    _, output = ups("runs", "list", "--dir", str(tmp_path))
+    assert "5b7e9a10" in output
+    assert "e97f4c11" in output
+    assert "0199" not in output
+    _, output = ups("runs", "list", "--dir", str(tmp_path), "--json")
+    assert sorted(run["id"] for run in json.loads(output)) == ids
+    _, output = ups("runs", "show", "5b7e9a10", "--dir", str(tmp_path))
+    assert ids[0] in output
+    (tmp_path / f"20260101-120000-smoke-{ids[0]}" / ".lock").touch()
+    _, output = ups("runs", "show", "5b7e9a10", "--dir", str(tmp_path))
+    assert "files       breakdown.json, config.yaml\n" in output
+
+
 def test_runs_without_a_breakdown_are_compared_all_the_same(ups, tmp_path):
     for name in ("aa", "bb"):
         (tmp_path / f"20260101-120000-smoke-{name}").mkdir()

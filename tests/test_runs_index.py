@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from uuid import UUID
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from ups.config import dump_config
 from ups.errors import ConfigError, Interrupted
 from ups.runs import open_run_dir, recorded
-from ups.runs_index import compare, find_run, find_runs, read_run
+from ups.runs_index import compare, find_run, find_runs, read_run, short_ids
 from ups.telemetry.phases import STOPPED, Breakdown, Span, tabulate
 
 
@@ -19,16 +20,16 @@ from ups.telemetry.phases import STOPPED, Breakdown, Span, tabulate
 def make_run(tiny_config):
     """`make_run(id, …)`: the folder of a run that ended, the later the greater `second`."""
 
-    def make(run_id, second=0, *, ttfs_s=2.0, nrmse=0.1, error=None, **overrides):
+    def make(run_id, second=0, *, flow_run_id=None, ttfs_s=2.0, nrmse=0.1, error=None, **overrides):
         config = tiny_config(**overrides)
         folder = config.runs_dir / f"20260101-1200{second:02d}-{config.name}-{run_id}"
         folder.mkdir(parents=True)
-        assert open_run_dir(config, run_id) == folder
+        assert open_run_dir(config, UUID(flow_run_id) if flow_run_id else run_id) == folder
         breakdown(folder, ttfs_s, nrmse).save(folder)
         rows = [{"epoch": epoch, "step": 4 * epoch} for epoch in (1, 2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         try:
-            with recorded(folder):
+            with recorded(folder, flow_run_id=flow_run_id):
                 if error:
                     raise error
         except type(error or Exception()):
@@ -178,20 +179,80 @@ def test_a_run_is_found_by_the_beginning_of_its_id_or_folder(make_run):
     assert find_run(runs_dir, "abc") == first
     assert find_run(runs_dir, "20260101-120002") == second
     assert find_run(runs_dir, second.name) == second
-    assert find_run(runs_dir, "abcd-0000-1111") == first  # a flow run's whole id
+    assert find_run(runs_dir, "cd") == first
+    assert find_run(runs_dir, "xy") == second
     third = make_run("ab", 3)
     assert find_run(runs_dir, "ab") == third  # a whole id goes before the beginning of others
+
+
+SCHEDULED = (
+    "0199d3a1-7c40-7a52-9f0e-6f2f5b7e9a10",
+    "0199d3a1-7c40-7c3f-b21d-52d0e97f4c11",
+    "0199d3a1-7c41-7b18-8e0e-0c4e6a1d2b30",
+)
+
+
+def test_a_flow_run_is_found_by_any_piece_of_its_id_that_is_its_own(make_run):
+    folders = [
+        make_run(flow_run_id.replace("-", ""), second, flow_run_id=flow_run_id)
+        for second, flow_run_id in enumerate(SCHEDULED)
+    ]
+    runs_dir = folders[0].parent
+    for folder, flow_run_id in zip(folders, SCHEDULED, strict=True):
+        digits = flow_run_id.replace("-", "")
+        for text in (flow_run_id, digits, digits[-8:], digits[-12:], flow_run_id[-17:],
+                     flow_run_id[:18], digits[:16], folder.name):  # fmt: skip
+            assert find_run(runs_dir, text) == folder, text
+    for num in (8, 12):
+        with pytest.raises(ConfigError, match=r"runs begin or end so.*latest: (6a1d2b30, )?e97f"):
+            find_run(runs_dir, SCHEDULED[0].replace("-", "")[:num])
+    assert [run.id for run in find_runs(runs_dir)] == [
+        flow_run_id.replace("-", "") for flow_run_id in reversed(SCHEDULED)
+    ]
+
+
+def test_an_earlier_versions_folder_is_found_by_its_flow_runs_whole_id_alone(make_run):
+    flow_run_id, other, _ = SCHEDULED
+    folder = make_run(flow_run_id.replace("-", ""), flow_run_id=flow_run_id)
+    folder = folder.rename(folder.with_name(f"20260101-120000-smoke-{flow_run_id[:8]}"))
+    assert find_run(folder.parent, flow_run_id) == folder
+    with pytest.raises(ConfigError, match="none in .* begins or ends so"):
+        find_run(folder.parent, other)
+    assert find_run(folder.parent, flow_run_id[:8]) == folder
+    (folder / "run.json").unlink()  # an even earlier version left none
+    assert find_run(folder.parent, flow_run_id) == folder
+
+
+def test_the_short_form_of_an_id_is_one_that_finds_the_run(make_run):
+    ids = [
+        "0199d3a17c407a529f0e6f2f5b7e9a10",
+        "0199d3a17c407c3fb21d52d05b7e9a10",  # the same 8 at the end
+        "0199d3a17c417b188e0e0c4e20260101",  # the end as the folders' dates begin
+        "0199d3a17c427b188e0e0c4e6a1dabcd",  # as another run's id
+        "0199d3a17c437b188e0e0c4e0199d3a1",  # as others begin
+        "6a1dabcd",
+        "mine",
+    ]
+    folders = [make_run(run_id, second) for second, run_id in enumerate(ids)]
+    runs_dir = folders[0].parent
+    short = short_ids(runs_dir, ids)
+    assert list(short.values()) == [
+        "6f2f5b7e9a10", "52d05b7e9a10", "0c4e20260101", "0c4e6a1dabcd", "0c4e0199d3a1",
+        "6a1dabcd", "mine",
+    ]  # fmt: skip
+    for run_id, text in short.items():
+        assert find_run(runs_dir, text).name.endswith(f"-{run_id}")
 
 
 def test_what_fits_no_run_or_several_names_the_latest_ids(make_run):
     runs_dir = make_run("abcd", 1).parent
     make_run("abxy", 2)
     make_run("zz", 3)
-    with pytest.raises(ConfigError, match="2 runs begin so, expected one; the latest: abxy, abcd"):
+    with pytest.raises(ConfigError, match="2 runs begin or end so, .*; the latest: abxy, abcd"):
         find_run(runs_dir, "ab")
-    with pytest.raises(ConfigError, match="none in .* begins so; the latest: zz, abxy, abcd"):
+    with pytest.raises(ConfigError, match="none in .* ends so; the latest: zz, abxy, abcd"):
         find_run(runs_dir, "q")
-    with pytest.raises(ConfigError, match="begins so"):
+    with pytest.raises(ConfigError, match="begins or ends so"):
         find_run(runs_dir, "")
 
 

@@ -14,7 +14,7 @@ from ups.errors import ConfigError
 T = TypeVar("T")
 RUNS_DIR = Path("runs")
 KEY_HELP = "A cache key, or the beginning of one."
-RUN_HELP = "A run's id or folder name; the beginning will do."
+RUN_HELP = "A run's id, its beginning or its end; or the beginning of its folder's name."
 CONFIG_HELP = "A config's name (smoke, train_burgers_32dim, …) or path."
 
 

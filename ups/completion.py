@@ -42,12 +42,18 @@ def cache_keys(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """The ids of the runs in the directory that the options before name."""
-    from ups.runs import parse_folder_name
+    """The ids of the runs in the directory that the options before name, in their short form.
 
-    names = _folders(Path(context.params.get("folder") or DEFAULT_RUNS_DIR))
-    found = (parse_folder_name(name) for name in names)
-    return _starting(incomplete, (name.id for name in found if name))
+    Once something is typed, whole ids as well, also with dashes.
+    """
+    from ups.runs import parse_folder_name
+    from ups.runs_index import short_ids, spellings
+
+    runs_dir = Path(context.params.get("folder") or DEFAULT_RUNS_DIR)
+    ids = [name.id for name in map(parse_folder_name, _folders(runs_dir)) if name]
+    short = short_ids(runs_dir, ids).values()
+    whole = [spelling for run_id in ids for spelling in spellings(run_id)] if incomplete else []
+    return _starting(incomplete, {*short, *whole})
 
 
 def scenarios(incomplete: str) -> list[str]:

@@ -14,6 +14,7 @@ UpsError
 │   └── CacheDamaged    its bytes differ from its manifest
 ├── TrainingDiverged    the loss is no longer finite
 ├── CheckpointError     a checkpoint is missing, unreadable, or of another model
+├── RunError            a run's folder is another run's, or open in another process
 ├── BenchmarkError      a benchmark could not be made, or does not meet what is asked of it
 ├── RegressionFound     a startup got slower than it was
 ├── HistoryError        the benchmarks' history cannot be used, or lacks what was asked for
@@ -84,6 +85,10 @@ class TrainingDiverged(UpsError):
 
 
 class CheckpointError(UpsError):
+    pass
+
+
+class RunError(UpsError):
     pass
 
 

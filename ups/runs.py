@@ -1,11 +1,14 @@
 """The folder of a run: `runs/<date>-<name>-<id>/` with config, record, log, metrics, checkpoints.
 
-`run.json` says what the run is and how it ended, `run.log` holds the library's log lines;
+It is one run's alone. The id of a flow run is all 32 digits of its UUID: those that a schedule
+makes in one go share the first. `find_run_dir` finds the folder, `open_run_dir` makes it and locks
+it. `run.json` says what the run is and how it ended, `run.log` holds the library's log lines;
 `ups.runs_index` reads the folders.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -16,20 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from uuid import UUID
 
 from pydantic import Field, ValidationError
 
 from ups.background import Background
 from ups.config import Model, RunConfig, dump_config
-from ups.errors import ConfigError, Interrupted
-from ups.files import write_atomically
+from ups.errors import ConfigError, Interrupted, RunError
+from ups.files import exclusive_lock, write_atomically
+from ups.run_lock import hold, let_go
 from ups.telemetry.process import process_started_at
 
 log = logging.getLogger(__name__)
 
-CONFIG, RUN_JSON, RUN_LOG = "config.yaml", "run.json", "run.log"
+CONFIG, RUN_JSON, RUN_LOG, LOCK = "config.yaml", "run.json", "run.log", ".lock"
+OVERWRITTEN = "overwritten.json"
 CHECKPOINTS, LAST, BEST = "checkpoints", "last.pt", "best.pt"
 STAMP = "%Y%m%d-%H%M%S"
+EARLIER_DIGITS = 8  # of a flow run's id, in the folders of earlier versions
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 Ended = Literal["completed", "failed", "stopped"]
@@ -106,19 +113,84 @@ def read_info(run_dir: Path) -> RunInfo | None:
         return None
 
 
-def open_run_dir(config: RunConfig, run_id: str) -> Path:
-    """The folder of this run; the same one when a run is retried.
+def find_run_dir(runs_dir: Path, run_id: str | UUID) -> Path | None:
+    """The folder of this very run; None where it has none.
 
+    Args:
+        run_id: a UUID is a flow run's, a text that of a run of `ups train`.
+    Raises:
+        RunError: the folder of this name is another run's, by its record.
+    """
+    flow_run_id = str(run_id) if isinstance(run_id, UUID) else None
+    for run_dir in _with_id(runs_dir, _last_part(run_id)):
+        info = read_info(run_dir)
+        if info is not None and info.flow_run_id != flow_run_id:
+            found = f"flow run {info.flow_run_id}" if info.flow_run_id else "a run of `ups train`"
+            remedy = "move the folder elsewhere" if flow_run_id else "give another id, or none"
+            raise RunError(f"{run_dir}: found the folder of {found}, not of run {run_id}: {remedy}")
+        return run_dir
+    if flow_run_id is not None:  # the first digits are not one run's alone: the record decides
+        for run_dir in _with_id(runs_dir, flow_run_id[:EARLIER_DIGITS]):
+            info = read_info(run_dir)
+            if info is not None and info.flow_run_id == flow_run_id:
+                return run_dir
+    return None
+
+
+def _last_part(run_id: str | UUID) -> str:
+    """Of the folder's name."""
+    return run_id.hex if isinstance(run_id, UUID) else run_id
+
+
+def _with_id(runs_dir: Path, last_part: str) -> list[Path]:
+    named = [(path, parse_folder_name(path.name)) for path in runs_dir.glob(f"*-{last_part}")]
+    return sorted(path for path, name in named if name is not None and name.id == last_part)
+
+
+def open_run_dir(config: RunConfig, run_id: str | UUID) -> Path:
+    """The folder of this run, made where it has none; a retry gets the same one.
+
+    It is this process's alone until `recorded` ends, or the process does, however that happens.
+    Within the process the run may open it again.
+
+    Args:
+        run_id: as in `find_run_dir`.
     Raises:
         ConfigError: the id cannot be the last part of a folder's name.
+        RunError: the folder is another run's, or another process has it open.
     """
-    check_id(run_id)
-    existing = sorted(config.runs_dir.glob(f"*-{run_id}"))
-    stamp = time.strftime(STAMP)
-    run_dir = existing[0] if existing else config.runs_dir / f"{stamp}-{config.name}-{run_id}"
-    run_dir.mkdir(parents=True, exist_ok=True)
+    last_part = _last_part(run_id)
+    check_id(last_part)
+    with exclusive_lock(config.runs_dir / LOCK):  # of two that begin at once, one makes it
+        name = f"{time.strftime(STAMP)}-{config.name}-{last_part}"
+        run_dir = find_run_dir(config.runs_dir, run_id) or config.runs_dir / name
+        if not hold(run_dir / LOCK):
+            info = read_info(run_dir)
+            where = f" (process {info.pid} on {info.host}, by its record)" if info else ""
+            raise RunError(
+                f"{run_dir}: found open in another process{where}, where this run goes on: wait "
+                "until it has ended, or end it, then start again"
+            )
     write_atomically(run_dir / CONFIG, dump_config(config).encode(), durable=False)
     return run_dir
+
+
+def has_to_build(run_dir: Path, key: str, found: str | None) -> bool:
+    """Whether a run that overwrites the cache has this entry still to build.
+
+    The run notes which generation it found first: that one is built again, by a retry if the first
+    attempt did not get there. Whatever stands there later was built since. No clock decides, and
+    it does not matter how long before its start a run was created.
+
+    Args:
+        found: the generation that is there now; None without a valid one.
+    """
+    path = run_dir / OVERWRITTEN
+    noted: dict[str, str | None] = json.loads(path.read_bytes()) if path.exists() else {}
+    if key not in noted:
+        noted[key] = found
+        write_atomically(path, json.dumps(noted, indent=1).encode())
+    return noted[key] == found
 
 
 def checkpoint_to_resume(run_dir: Path, given: Path | None) -> Path | None:
@@ -137,7 +209,7 @@ def recorded(
 ) -> Iterator[None]:
     """Keep `run.json` and `run.log` of what happens inside, however it ends.
 
-    A retry appends to the log and counts as another attempt.
+    A retry appends to the log and counts as another attempt. At the end the folder is let go.
     """
     named = parse_folder_name(run_dir.name)
     assert named is not None, "the folder is not of open_run_dir"
@@ -173,6 +245,7 @@ def recorded(
             raise
         finally:
             _end(run_dir, facts, state, error)
+            let_go(run_dir / LOCK)
 
 
 def how_it_ended(error: BaseException) -> Ended:

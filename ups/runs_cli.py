@@ -29,7 +29,7 @@ def list_runs(
 ) -> None:
     """List the runs, the newest first."""
     with errors_shown():
-        from ups.runs_index import find_runs
+        from ups.runs_index import find_runs, short_ids
 
         found = find_runs(folder, limit + 1)
         shown = found[:limit]
@@ -39,7 +39,8 @@ def list_runs(
         if not shown:
             typer.echo(f"no runs in {folder}")
             return
-        print_table(_rows(shown), right=("TTFS", "nRMSE", "epochs"))
+        short = short_ids(folder, [run.id for run in shown])
+        print_table(_rows(shown, short), right=("TTFS", "nRMSE", "epochs"))
         if len(found) > limit:
             typer.echo(f"… and older ones, which --limit {2 * limit} shows")
 
@@ -85,11 +86,11 @@ def compare(
             _show_comparison(found)
 
 
-def _rows(found: Iterable[RunSummary]) -> list[dict[str, str]]:
+def _rows(found: Iterable[RunSummary], short: dict[str, str]) -> list[dict[str, str]]:
     words = {None: NOTHING, True: "reused", False: "built"}
     return [
         {
-            "id": run.id,
+            "id": short[run.id],
             "config": run.name,
             "started": _moment(run.started_at),
             "state": run.state,
@@ -121,7 +122,7 @@ def _show(files: RunFiles) -> None:
         "GPU": words_of_record(breakdown),
         "test nRMSE": _nrmse(files),
         **{f"  {name}": _both(*pair) for name, pair in files.nrmse_of_tasks().items()},
-        "files": ", ".join(sorted(path.name for path in run.folder.iterdir())),
+        "files": ", ".join(sorted(p.name for p in run.folder.iterdir() if p.name[0] != ".")),
     }
     width = max(11, *map(len, facts))
     for name, fact in facts.items():

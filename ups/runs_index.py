@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import yaml
 from pydantic import ValidationError
@@ -27,6 +30,8 @@ State = Literal["completed", "failed", "stopped", "running", "unknown"]
 
 TTFS = "time to first step"
 NUM_HINTED = 5  # ids in the message about one that is not there
+NUM_DIGITS = 32  # of a flow run's id
+NUM_SHORT = 8  # of them are shown, or a few more
 
 
 class RunSummary(Model):
@@ -150,26 +155,44 @@ def find_runs(runs_dir: Path, limit: int | None = None) -> list[RunSummary]:
 
 
 def find_run(runs_dir: Path, text: str) -> Path:
-    """The folder of the run whose id or folder name is, or begins with, `text`.
+    """The folder of the run whose id is, begins or ends with `text`, or whose name begins so.
 
-    A flow run's whole id will do, too.
+    A flow run's id may have its dashes.
 
     Raises:
         ConfigError: there is none, or more than one.
     """
     folders = _folders(runs_dir)
-    exact = [folder for folder in folders if text in (folder.name, _name_of(folder).id)]
-    found = exact or [folder for folder in folders if _begins(folder, text)]
+    exact = [folder for folder in folders if text in (folder.name, *_spellings(folder))]
+    found = exact or [folder for folder in folders if _fits(folder, text)]
     if len(found) == 1:
         return found[0]
     if not folders:
         raise ConfigError(f"run {text!r}: {runs_dir} holds no run")
-    latest = ", ".join(_name_of(folder).id for folder in (found or folders)[:NUM_HINTED])
+    hinted = [_name_of(folder).id for folder in (found or folders)[:NUM_HINTED]]
+    latest = ", ".join(short_ids(runs_dir, hinted).values())
     if found:
         raise ConfigError(
-            f"run {text!r}: {len(found)} runs begin so, expected one; the latest: {latest}"
+            f"run {text!r}: {len(found)} runs begin or end so, expected one; the latest: {latest}"
         )
-    raise ConfigError(f"run {text!r}: none in {runs_dir} begins so; the latest: {latest}")
+    raise ConfigError(f"run {text!r}: none in {runs_dir} begins or ends so; the latest: {latest}")
+
+
+def short_ids(runs_dir: Path, ids: Iterable[str]) -> dict[str, str]:
+    """For each id what `find_run` finds it by: of a flow run the end, whose digits are random."""
+    names = [(folder.name, _name_of(folder).id) for folder in _folders(runs_dir)]
+    short = {run_id: run_id for run_id in ids}
+    whole = {run_id for run_id in short if _dashed(run_id)}
+    for num in range(NUM_SHORT, NUM_DIGITS, 4):
+        if not whole:
+            break
+        fits: Counter[str] = Counter()  # how many folders a text of this length fits
+        for name, run_id in names:
+            fits.update({name[:num], run_id[:num], run_id[-num:]})
+        found = {run_id: run_id[-num:] for run_id in whole if fits[run_id[-num:]] == 1}
+        short |= found
+        whole -= found.keys()
+    return short
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -229,11 +252,32 @@ def _name_of(folder: Path) -> FolderName:
     return name
 
 
-def _begins(folder: Path, text: str) -> bool:
-    run_id = _name_of(folder).id
-    return bool(text) and (
-        folder.name.startswith(text) or run_id.startswith(text) or text.startswith(f"{run_id}-")
-    )
+def spellings(run_id: str) -> list[str]:
+    """An id, and where it is a flow run's also with dashes."""
+    dashed = _dashed(run_id)
+    return [run_id] if dashed is None else [run_id, dashed]
+
+
+def _dashed(run_id: str) -> str | None:
+    return str(UUID(run_id)) if re.fullmatch(f"[0-9a-f]{{{NUM_DIGITS}}}", run_id) else None
+
+
+def _spellings(folder: Path) -> list[str]:
+    return spellings(_name_of(folder).id)
+
+
+def _fits(folder: Path, text: str) -> bool:
+    if not text:
+        return False
+    if folder.name.startswith(text):
+        return True
+    if any(id_.startswith(text) or id_.endswith(text) for id_ in _spellings(folder)):
+        return True
+    # An earlier version's folder has the first digits of the id only; the record has all of it.
+    if not text.startswith(f"{_name_of(folder).id}-"):
+        return False
+    info = read_info(folder)
+    return info is None or (info.flow_run_id or "").startswith(text)
 
 
 def _read_tree(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

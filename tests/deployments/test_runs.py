@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from uuid import UUID
 
 import boto3
 import httpx
@@ -15,7 +16,8 @@ import yaml
 
 from deployments.layout import BIN_DIR, Stack
 from ups.config import load_config
-from ups.runs import read_info
+from ups.latents.store import list_entries
+from ups.runs import find_run_dir, read_info
 from ups.telemetry.metrics_file import read_metrics
 
 PARTS = ("object-store", "prefect-server", "worker")
@@ -39,6 +41,25 @@ class LiveStack:
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)[1]
+
+    def schedule(self, name, first_at, count, **parameters):
+        """Deploy with `count` runs a second apart; their ids, once the scheduler has made them."""
+        path = "/deployments/name/train-burgers/train-burgers"
+        same = ("flow_id", "entrypoint", "path", "pull_steps", "work_pool_name", "job_variables")
+        like = self.api.get(path).json()
+        start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(first_at))
+        rule = f"DTSTART:{start}\nRRULE:FREQ=SECONDLY;COUNT={count}"
+        body = {key: like[key] for key in same} | {"name": name, "parameters": parameters}
+        body["schedules"] = [{"schedule": {"rrule": rule, "timezone": "UTC"}}]
+        answer = self.api.post("/deployments/", json=body)
+        assert answer.is_success, answer.text
+        only = {"deployments": {"id": {"any_": [answer.json()["id"]]}}, "sort": "START_TIME_ASC"}
+
+        def made():
+            return [run["id"] for run in self.api.post("/flow_runs/filter", json=only).json()]
+
+        self.wait(lambda: len(made()) == count)
+        return made()
 
     def state(self, run_id):
         return self.api.get(f"/flow_runs/{run_id}").json()["state"]
@@ -68,7 +89,7 @@ class LiveStack:
         self.wait(lambda: self.tasks(run_id).get(task) == "Running")
 
     def run_folder(self, run_id):
-        return next((self.folder / "runs").glob(f"*-{run_id[:8]}"))
+        return find_run_dir(self.folder / "runs", UUID(run_id))
 
     def breakdown(self, run_id):
         return json.loads((self.run_folder(run_id) / "breakdown.json").read_text())
@@ -218,6 +239,47 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live, config):
     finally:
         os.kill(store, signal.SIGCONT)
     assert not list((live.folder / "elsewhere").rglob("*.h5"))
+
+
+def test_runs_that_a_schedule_makes_in_one_go_have_a_folder_each(live, config):
+    run_ids = live.schedule("in-one-go", time.time() + 20, 2, config=str(config))
+    assert len({run_id[:8] for run_id in run_ids}) == 1  # else this shows nothing
+    for run_id in run_ids:
+        live.wait_until_final(run_id)
+        assert live.state(run_id)["type"] == "COMPLETED"
+        folder, record = live.run_folder(run_id), read_info(live.run_folder(run_id))
+        assert folder.name.endswith(f"-{run_id.replace('-', '')}")
+        assert (record.flow_run_id, record.attempt) == (run_id, 1)
+        breakdown = live.breakdown(run_id)
+        assert breakdown["run"] == folder.name
+        assert breakdown["ttfs_s"] > 0
+        assert count_epochs(live, run_id) == 2
+        assert read_metrics(folder).epochs[0]["time"] > record.started_at
+    assert len({live.run_folder(run_id) for run_id in run_ids}) == 2
+
+
+def test_a_run_made_long_before_its_start_overwrites_what_was_built_since(live, config):
+    in_an_hour = time.time() + 3600
+    given = {"config": str(config), "overwrite_cache": True, "epochs": 1}
+    (run_id,) = live.schedule("in-an-hour", in_an_hour, 1, **given)
+    live.wait_until_final(since := live.trigger(config, overwrite_cache=True, epochs=1))
+    assert live.breakdown(since)["cache_reused"] is False
+    built_since = generations(live)
+    live.set_state(run_id, "SCHEDULED", "Scheduled")  # "run now"
+    live.wait_until_final(run_id)
+    assert live.breakdown(run_id)["cache_reused"] is False
+    built = generations(live)
+    assert built != built_since
+
+    live.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    live.wait(lambda: live.state(run_id)["type"] == "RUNNING")
+    live.wait_until_final(run_id)
+    assert live.breakdown(run_id)["cache_reused"] is True
+    assert generations(live) == built
+
+
+def generations(live):
+    return [manifest.generation for manifest in list_entries(live.folder / "cache")]
 
 
 def test_a_restarted_server_loses_no_run_and_doubles_none(live, config, ups):

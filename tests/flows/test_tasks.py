@@ -17,6 +17,7 @@ from flows.train_burgers import train_burgers
 from ups.config import SPLITS, Features
 from ups.data.objectstore import ObjectStore
 from ups.latents.store import list_entries
+from ups.runs import find_run_dir
 
 TASKS = ("burgers1d", "advection1d")
 
@@ -56,7 +57,7 @@ def run(tmp_path):
         state = train_burgers(config, return_state=True, **parameters)
         assert state.is_completed(), state.message
         run_id = state.state_details.flow_run_id
-        return run_id, task_runs(run_id), next((tmp_path / "runs").glob(f"*-{str(run_id)[:8]}"))
+        return run_id, task_runs(run_id), find_run_dir(tmp_path / "runs", run_id)
 
     return start
 

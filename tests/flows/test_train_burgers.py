@@ -24,6 +24,7 @@ from ups.config import Features
 from ups.latents.entries import entries
 from ups.latents.prune import remove
 from ups.latents.store import list_entries
+from ups.runs import find_run_dir, read_info
 from ups.telemetry.gpu import GpuWatch
 
 PHASES = {
@@ -45,7 +46,7 @@ def run(tmp_path):
     def start(config, **parameters):
         state = train_burgers(config, return_state=True, **parameters)
         run_id = state.state_details.flow_run_id
-        folder = next((tmp_path / "runs").glob(f"*-{str(run_id)[:8]}"), None)
+        folder = find_run_dir(tmp_path / "runs", run_id)
         breakdown = None
         if folder is not None and (folder / "breakdown.json").exists():
             breakdown = json.loads((folder / "breakdown.json").read_text())
@@ -123,6 +124,7 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
     folder = tmp_path / "runs" / breakdown["run"]
     present = {path.name for path in folder.iterdir()}
     assert present == {
+        ".lock",
         "breakdown.json",
         "checkpoints",
         "config.yaml",
@@ -255,6 +257,30 @@ def test_overwrite_builds_an_entry_again(flow_config, run):
     run(path)
     _, _, again = run(path, overwrite_cache=True)
     assert again["cache_reused"] is False
+
+
+def test_a_retry_builds_an_overwritten_entry_once(flow_config, run, tmp_path, monkeypatch):
+    import flows.train_burgers
+
+    path = flow_config()
+    run(path)
+    built, load = [], flows.train_burgers.load_latents
+
+    def fail_once(*arguments):
+        built.extend(manifest.generation for manifest in list_entries(tmp_path / "cache"))
+        if len(built) == 1:
+            raise RuntimeError("at the first attempt")
+        return load(*arguments)
+
+    monkeypatch.setattr(flows.train_burgers, "load_latents", fail_once)
+    monkeypatch.setattr(flows.train_burgers, "train_burgers", train_burgers.with_options(retries=1))
+    before = [manifest.generation for manifest in list_entries(tmp_path / "cache")]
+    state = flows.train_burgers.train_burgers(path, return_state=True, overwrite_cache=True)
+    assert state.is_completed(), state.message
+    assert before[0] != built[0] == built[1]
+    folder = find_run_dir(tmp_path / "runs", state.state_details.flow_run_id)
+    assert read_info(folder).attempt == 2
+    assert json.loads((folder / "breakdown.json").read_text())["cache_reused"] is True
 
 
 def test_legacy_mode_trains_the_same_operator(flow_config, run):

@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 
@@ -190,7 +191,7 @@ def test_only_phases_that_moved_bytes_have_a_bound():
 
 
 def run_folder(runs_dir, number):
-    folder = runs_dir / f"20261125-03{number:04d}-cold-{number:08x}"
+    folder = runs_dir / f"20261125-03{number:04d}-cold-{UUID(int=number).hex}"
     (folder / CHECKPOINTS).mkdir(parents=True)
     (folder / CHECKPOINTS / "last.pt").write_bytes(bytes(1000))
     breakdown = Breakdown(
@@ -216,7 +217,7 @@ def test_of_a_scenarios_runs_the_last_folders_are_kept_without_checkpoints(tiny_
     config = tiny_config(runs_dir=str(tmp_path / "runs"))
     folders = [run_folder(config.runs_dir, number) for number in range(KEPT_RUNS + 3)]
     (config.runs_dir / "mine").mkdir()
-    run = SimpleNamespace(id=f"{KEPT_RUNS + 2:08x}-1111-2222-3333-444444444444")
+    run = SimpleNamespace(id=UUID(int=KEPT_RUNS + 2))
     rates = Rates(store=1.0, write=1.0, read=1.0)
     record = benchmark.read_record(BY_NAME["cold"], 1, run, config, rates, 0.25)
     assert (record.ttfs_s, record.busy_cores) == (2.0, 0.25)

@@ -185,12 +185,12 @@ def check_cache_valid(cache_dir: Path, config_hash: str) -> bool:
     return True
 
 
-def built_after(cache_dir: Path, config_hash: str, at: float) -> bool:
-    """Whether the entry is valid and was built after a Unix time."""
+def valid_generation(cache_dir: Path, config_hash: str) -> str | None:
+    """The generation that readers use; None where there is no valid one."""
     try:
-        return open_current(cache_dir, config_hash).generated_at >= at
+        return open_current(cache_dir, config_hash).generation
     except CacheError:
-        return False
+        return None
 
 
 def check_cache_complete(
