@@ -3,15 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-BENCH_VENV := .venv-bench
-BENCH_INSTALLED := $(BENCH_VENV)/.installed
+SPEED_VENV := .venv-speed
+SPEED_INSTALLED := $(SPEED_VENV)/.installed
 # uv looks for local wheels where pip does, so that a machine that keeps a CPU build of torch uses it.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Container images often set it; then every process would compile Prefect and torch anew, 2.7 s.
 unexport PYTHONDONTWRITEBYTECODE
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install vast up run benchmark down test test-ui bench bench-gpu lock clean
+.PHONY: help install vast up run benchmark down test test-ui speed speed-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,10 +41,11 @@ benchmark: install  ## time the startup in scenarios and compare; ARGS="-s all -
 down: install  ## stop what `up` and `run` started
 	@$(BIN)/ups down
 
-test: install  ## lint, types, tests
+test: install  ## lint, types, imports, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-ui: install  ## the UI in a headless chromium, on a stack of its own; screenshots in .ui/
@@ -52,24 +53,24 @@ test-ui: install  ## the UI in a headless chromium, on a stack of its own; scree
 	  echo "no chromium: run \`apt-get install chromium\`, or set UPS_CHROMIUM to a browser's path"; exit 1; }
 	@$(BIN)/pytest -m ui tests/ui
 
-bench: install $(BENCH_INSTALLED)  ## measure each phase beside its peers on the CPU; ARGS="--sections load"
-	@$(BIN)/python -m benchmarks cpu $(ARGS)
+speed: install $(SPEED_INSTALLED)  ## measure each phase beside its peers on the CPU; ARGS="--sections load"
+	@$(BIN)/python -m speed cpu $(ARGS)
 
-bench-gpu: install  ## measure encoding, loading and training on a GPU; ARGS="--device cpu --size 0.01"
-	@$(BIN)/python -m benchmarks gpu $(ARGS)
+speed-gpu: install  ## measure encoding, loading and training on a GPU; ARGS="--device cpu --size 0.01"
+	@$(BIN)/python -m speed gpu $(ARGS)
 
 # The peers have an environment of their own, so that they never bend the project's lock.
-$(BENCH_INSTALLED): benchmarks/requirements.txt | $(INSTALLED)
-	@echo "installing the benchmarks' peers into $(BENCH_VENV)"
-	@test -x $(BENCH_VENV)/bin/python || $(UV) venv -q --python $(BIN)/python $(BENCH_VENV)
-	@$(UV) pip install -q --python $(BENCH_VENV)/bin/python -r benchmarks/requirements.txt
+$(SPEED_INSTALLED): speed/requirements.txt | $(INSTALLED)
+	@echo "installing the peers into $(SPEED_VENV)"
+	@test -x $(SPEED_VENV)/bin/python || $(UV) venv -q --python $(BIN)/python $(SPEED_VENV)
+	@$(UV) pip install -q --python $(SPEED_VENV)/bin/python -r speed/requirements.txt
 	@touch $@
 
 lock:  ## resolve the dependencies anew, for every platform, CUDA builds included
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 --all-extras \
 	  --no-annotate --no-header -q --upgrade -o constraints.txt pyproject.toml
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 \
-	  --no-annotate --no-header -q --upgrade -o benchmarks/requirements.txt benchmarks/requirements.in
+	  --no-annotate --no-header -q --upgrade -o speed/requirements.txt speed/requirements.in
 
 clean: down  ## remove the environment and the stack's state; data, caches and runs stay
-	rm -rf $(VENV) $(BENCH_VENV) .bench .stack .ui prefect.toml
+	rm -rf $(VENV) $(SPEED_VENV) .speed .stack .ui prefect.toml

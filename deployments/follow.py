@@ -36,11 +36,11 @@ CHATTY_LOGGERS = ("prefect.flow_runs.worker", "prefect.flow_runs.runner", "prefe
 
 
 class RunTimeout(StackError):
-    """The run did not end in the time given; it goes on."""
+    """Raised when a run that is followed has not ended in the time given; it goes on."""
 
 
 @dataclass(slots=True)
-class Progress:
+class RunLines:
     """Turns what the API shows, again and again, into lines for what is new."""
 
     start: datetime
@@ -49,13 +49,15 @@ class Progress:
     logs_until: datetime = EPOCH
 
     def read(self, client: httpx.Client, run: dict[str, Any]) -> list[str]:
+        """Ask for states and logs, and return a line for each that is new, by their times."""
         events = self._new_state(run["id"], "flow run", run)
         for task in api.task_runs(client, run["id"]):
             events += self._new_state(task["id"], task["name"], task)
         after = self.logs_until - LATE_LOGS if self.seen_logs else self.logs_until
         for log in api.logs(client, run["id"], after):
             events += self._new_log(log)
-        return [self._line(at, text) for at, text in sorted(events, key=lambda event: event[0])]
+        events.sort(key=lambda event: event[0])
+        return [f"{(at - self.start).total_seconds():7.1f} s  {text}" for at, text in events]
 
     def _new_state(self, key: str, name: str, run: dict[str, Any]) -> list[tuple[datetime, str]]:
         state = run.get("state")
@@ -64,10 +66,10 @@ class Progress:
         self.states[key] = state["name"]
         seconds = f"{run['total_run_time']:6.1f} s" if state["type"] in TERMINAL else ""
         text = f"{name:<44} {state['name']:<10} {seconds}".rstrip()
-        return [(_time(state["timestamp"]), text)]
+        return [(datetime.fromisoformat(state["timestamp"]), text)]
 
     def _new_log(self, log: dict[str, Any]) -> list[tuple[datetime, str]]:
-        at = _time(log["timestamp"])
+        at = datetime.fromisoformat(log["timestamp"])
         self.logs_until = max(self.logs_until, at)
         if log["id"] in self.seen_logs:
             return []
@@ -81,9 +83,6 @@ class Progress:
         mark = "! " if log["level"] >= ERROR else "  "
         message = log["message"].partition("\nTraceback (most recent call last):")[0]
         return [(at, mark + line) for line in message.splitlines()]
-
-    def _line(self, at: datetime, text: str) -> str:
-        return f"{(at - self.start).total_seconds():7.1f} s  {text}"
 
 
 def trigger(stack: Stack, deployment: str, parameters: Sequence[str]) -> str:
@@ -111,14 +110,14 @@ def follow(
     """
     begin = answered = time.monotonic()
     with httpx.Client(base_url=stack.api_url, timeout=10) as client:
-        progress: Progress | None = None
+        lines: RunLines | None = None
         while True:
             try:
                 run = api.read_run(client, run_id)
-                progress = progress or Progress(_time(run["expected_start_time"]))
+                lines = lines or RunLines(datetime.fromisoformat(run["expected_start_time"]))
                 if ended := run["state"]["type"] in TERMINAL:
                     time.sleep(SETTLE_S)
-                for line in progress.read(client, run):
+                for line in lines.read(client, run):
                     say(line)
                 if ended:
                     return run
@@ -131,6 +130,7 @@ def follow(
 
 
 def run_url(stack: Stack, run_id: str) -> str:
+    """The page of a flow run in the UI."""
     return f"{stack.ui_url}/runs/flow-run/{run_id}"
 
 
@@ -142,7 +142,3 @@ def _check_error(stack: Stack, run_id: str, error: httpx.HTTPError, silent_s: fl
             f"the Prefect server at {stack.ui_url} does not answer ({error!r}): "
             f"`ups up` starts it again, then `ups follow {run_id}`"
         ) from None
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -14,6 +14,7 @@ import sys
 
 
 def main() -> None:
+    """Import what the command line asks for, wait for a line, and run it."""
     kind, *arguments = sys.argv[1:]
     sys.argv = [kind, *arguments]
     if kind == "worker":
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 def wait_for_line() -> None:
+    """Return when standard input has a line, and close it; exit where it ends without one."""
     if not sys.stdin.readline():
         sys.exit("not started: `ups up` ended before")
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())

@@ -13,23 +13,22 @@ environments that its parts run in.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import functools
 import json
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deployments.processes import Processes, write_json
+from deployments.processes import Processes
+from ups import PROJECT_DIR as PROJECT_DIR
 from ups.errors import UpsError
+from ups.files import exclusive_lock, write_atomically, write_json
 
-PROJECT_DIR = Path(__file__).resolve().parents[1]
 BIN_DIR = Path(sys.executable).parent
 DEFAULTS = {"host": "127.0.0.1", "prefect_port": 4200, "s3_port": 9000}
 # How each port is named to the user: (part, option, environment variable).
@@ -39,9 +38,9 @@ PORT_NAMES = {
 }
 # How Prefect's worker is to behave, whatever machine it is on.
 WORKER_ENV = {
-    # The default of 10 s is most of the wait between a trigger and its run; far less than 1 s gives
-    # "database is locked" with SQLite.
-    "PREFECT_WORKER_QUERY_SECONDS": "10",  # events wake the worker in between
+    # Events wake the worker as soon as a run is due (deployments/worker.py); polling, which finds
+    # what an event missed, may be rare. Far below a second SQLite answers "database is locked".
+    "PREFECT_WORKER_QUERY_SECONDS": "10",
     # Otherwise scheduled runs may begin before their time.
     "PREFECT_WORKER_PREFETCH_SECONDS": "0",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",
@@ -51,11 +50,13 @@ TOML_HEADER = "# Written by `ups up`: makes `prefect` in this folder talk to the
 
 
 class StackError(UpsError):
-    """The stack cannot start, or a part of it does not answer."""
+    """Raised when the stack cannot start, or a part of it, or a run on it, does not answer."""
 
 
 @dataclass(frozen=True)
 class Stack:
+    """Where the stack of this machine is: its folder, and the addresses of its servers."""
+
     folder: Path
     host: str
     prefect_port: int
@@ -101,20 +102,20 @@ class Stack:
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def remember(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Have later commands find this stack without being told where it is."""
         settings = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_json(self.folder / "settings.json", settings)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One `ups up` or `ups down` at a time; the kernel releases it when its holder dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        """Held by one `ups up` or `ups down` at a time."""
+        return exclusive_lock(self.folder / "lock")
 
     def check_port(self, field: str) -> None:
-        """Raises StackError: the port is taken, or the host is not an address of this machine."""
+        """Refuse a port or an address on which nothing can listen.
+
+        Raises:
+            StackError: the port is taken, or the host is not an address of this machine.
+        """
         part, option, variable = PORT_NAMES[field]
         port = getattr(self, field)
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -149,11 +150,8 @@ class Stack:
             "AWS_ENDPOINT_URL_S3": self.s3_url,
         }
         if env != known:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".env.{os.getpid()}")
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.writelines(f"{key}={value}\n" for key, value in env.items())
-            aside.replace(path)
+            lines = "".join(f"{key}={value}\n" for key, value in env.items())
+            write_atomically(path, lines.encode(), durable=False, mode=0o600)
         return env
 
     def prefect_env(self) -> dict[str, str]:
@@ -186,7 +184,21 @@ class Stack:
         }
 
 
+def require_clone() -> None:
+    """Refuse to start a stack from an installed package, which lacks the deployments' file.
+
+    Raises:
+        StackError: this is no clone of the repository.
+    """
+    if not (PROJECT_DIR / "prefect.yaml").is_file():
+        raise StackError(
+            f"the stack needs a clone of the repository: no prefect.yaml in {PROJECT_DIR}, where "
+            "this package is installed; `git clone` the repository and run `make up` there"
+        )
+
+
 def stack_dir() -> Path:
+    """`$UPS_STACK_DIR`, else `.stack` in the clone."""
     return Path(os.environ.get("UPS_STACK_DIR") or PROJECT_DIR / ".stack").resolve()
 
 

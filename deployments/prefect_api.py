@@ -25,6 +25,7 @@ def authorization(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_ready(client: httpx.Client) -> bool:
+    """Whether the server answers, and its database is there."""
     try:
         return client.get("/ready").status_code == 200
     except httpx.HTTPError:
@@ -78,17 +79,18 @@ def forget_worker(client: httpx.Client, pool: str, name: str) -> None:
 
 
 def worker_is_online(
-    client: httpx.Client, pool: str, since: float = 0.0, name: str = WORKER_NAME
+    client: httpx.Client, pool: str, after: float = 0.0, name: str = WORKER_NAME
 ) -> bool:
-    """Whether the worker reported after `since` (s since the epoch): an earlier one may linger."""
+    """Whether the worker reported after a Unix time: the record of an earlier one may linger."""
     for worker in _workers(client, pool):
         last = worker["last_heartbeat_time"]
         if worker["name"] == name and last and worker["status"] == "ONLINE":
-            return datetime.fromisoformat(last).timestamp() >= since
+            return datetime.fromisoformat(last).timestamp() >= after
     return False
 
 
 def other_workers(client: httpx.Client, pool: str) -> list[str]:
+    """The names of the pool's workers that are online, without the stack's own."""
     workers = _workers(client, pool)
     return [w["name"] for w in workers if w["status"] == "ONLINE" and w["name"] != WORKER_NAME]
 
@@ -108,6 +110,7 @@ def crash_runs(client: httpx.Client, pool: str, message: str) -> list[str]:
 
 
 def crash_run(client: httpx.Client, run_id: str, message: str) -> None:
+    """Mark a run as Crashed, whatever state it is in."""
     state = {"type": "CRASHED", "name": "Crashed", "message": message}
     _json(client.post(f"/flow_runs/{run_id}/set_state", json={"state": state, "force": True}))
 
@@ -117,6 +120,7 @@ def read_run(client: httpx.Client, run_id: str) -> dict[str, Any]:
 
 
 def task_runs(client: httpx.Client, run_id: str) -> list[dict[str, Any]]:
+    """What the server says of a flow run's tasks, in the order of their start."""
     where = {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
     return _json(client.post("/task_runs/filter", json=where))
 

@@ -19,6 +19,7 @@ def full_name(name: str) -> str:
 
 @register_hook
 def setup_environment(*, ctx: Any) -> None:  # noqa: ARG001 - the hook's signature
+    """Have Prefect's client find a deployment by its bare name, too."""
     from prefect.client.orchestration._deployments.client import DeploymentAsyncClient
 
     read = DeploymentAsyncClient.read_deployment_by_name

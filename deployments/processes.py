@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-# A process's creation time is counted from the boot time, which moves a little when the system's
-# clock is adjusted. A process id does not come round again within this time.
-CREATION_TOLERANCE_S = 2.0
+from ups import PROJECT_DIR
+from ups.files import write_json
+from ups.machine.processes import DeferredSignals, is_running, process_started_at
+
+TAIL_LINES = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """What a later command needs to find a process again; `created` is a Unix time in seconds."""
+
     name: str
     pid: int
     created: float
@@ -34,13 +37,9 @@ class Record:
 
     def process(self) -> psutil.Process | None:
         """The process while it lives; None if it ended or its id belongs to another one now."""
-        try:
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) > CREATION_TOLERANCE_S:
-                return None
-            return None if process.status() == psutil.STATUS_ZOMBIE else process
-        except psutil.NoSuchProcess:
-            return None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid) if is_running(self.pid, self.created) else None
+        return None
 
 
 class Processes:
@@ -62,7 +61,10 @@ class Processes:
     ) -> Record:
         """Start and record it; a gated one waits for `release` (see `deployments.gate`)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _interrupt_deferred(), self.open_log(name) as log:
+        # Signals wait until what was started is also recorded. While they have handlers, a child
+        # starts with the default ones, even where the shell made us ignore Ctrl-C (`ups up &` in
+        # a script): Prefect's worker could not be stopped otherwise.
+        with DeferredSignals(), self.open_log(name) as log:
             child = subprocess.Popen(
                 command,
                 env=dict(env),
@@ -73,10 +75,14 @@ class Processes:
                 start_new_session=True,
             )
             self._children[name] = child
-            created = psutil.Process(child.pid).create_time()
-            record = Record(name, child.pid, created, log.name)
+            record = Record(name, child.pid, process_started_at(child.pid), log.name)
             write_json(self._path(name), asdict(record))
         return record
+
+    def start_gated(self, name: str, *arguments: str, env: Mapping[str, str]) -> None:
+        """Start `python -m deployments.gate` with these arguments, which waits for `release`."""
+        command = [sys.executable, "-m", "deployments.gate", *arguments]
+        self.start(name, command, env=env, cwd=PROJECT_DIR, gated=True)
 
     def release(self, name: str) -> None:
         """Let a gated process begin."""
@@ -86,16 +92,18 @@ class Processes:
             stdin.write(b"go\n")
 
     def exit_code(self, name: str) -> int | None:
-        """Of a process that this object started; None while it runs."""
+        """The exit code of a process that this object started; None while it runs."""
         return self._children[name].poll()
 
     def record(self, name: str) -> Record | None:
+        """What was recorded of it; None if nothing was, or it was stopped."""
         try:
             return Record(**json.loads(self._path(name).read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def running(self, name: str) -> psutil.Process | None:
+        """The process of that name while it runs, whichever command started it."""
         record = self.record(name)
         return record.process() if record else None
 
@@ -128,22 +136,16 @@ class Processes:
             path.replace(path.with_suffix(".log.1"))
         return path.open("wb")
 
-    def log_tail(self, name: str, num_lines: int = 15) -> str:
+    def log_tail(self, name: str) -> str:
+        """The last lines of its log, without empty ones."""
         try:
             lines = self.log_path(name).read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
-        return "\n".join([line for line in lines if line.strip()][-num_lines:])
+        return "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
-
-
-def write_json(path: Path, content: object) -> None:
-    """Publish whole or not at all: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
 
 
 def _stop_family(process: psutil.Process, grace_s: float) -> str:
@@ -170,28 +172,3 @@ def _signal(processes: Sequence[psutil.Process], number: int) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # psutil also refuses a reused id
             process.send_signal(number)
-
-
-@contextlib.contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back until a process that was started is also recorded.
-
-    While a handler is set, a child starts with the default one even where the shell made us ignore
-    SIGINT (`ups up &` in a script): Prefect's worker could not be stopped otherwise.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending = False
-
-    def remember(*_: object) -> None:
-        nonlocal pending
-        pending = True
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pending:
-        raise KeyboardInterrupt

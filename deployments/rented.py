@@ -24,19 +24,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 
-from deployments import breakdown
 from deployments import prefect_api as api
-from deployments.follow import POLL_S, SETTLE_S, TERMINAL, Progress
+from deployments.follow import POLL_S, SETTLE_S, TERMINAL, RunLines
 from deployments.layout import PROJECT_DIR, WORKER_ENV
 from deployments.processes import Processes
 from deployments.stack import POOLS
+from ups.cli.runs import show_breakdown
 from ups.errors import UpsError
-from ups.runs import CHECKPOINTS, RUN_LOG
-from ups.telemetry.metrics_file import METRICS
-from ups.telemetry.provision import note
+from ups.pipeline.provision import note
+from ups.runs.folder import CHECKPOINTS
+from ups.runs.index import breakdown_of
+from ups.runs.metrics import METRICS
+from ups.runs.record import RUN_LOG
 
 POOL, DEPLOYMENT = "gpu", "train-burgers/rented"
 READY_TIMEOUT_S = 180.0
@@ -49,11 +52,11 @@ T = TypeVar("T")
 
 
 class RentedError(UpsError):
-    """The machine cannot do its job."""
+    """Raised when the server cannot be used, or a process of the job ended before its time."""
 
 
 class Stopped(BaseException):
-    """SIGTERM: the watchdog is about to stop the machine. No fault that a handler may swallow."""
+    """Raised by SIGTERM: the watchdog is about to stop the machine. No handler may swallow it."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,7 @@ class Heartbeat:
     looked_at: float = field(default_factory=time.monotonic)
 
     def beat(self) -> None:
+        """Tell the watchdog that the run gets on."""
         self.path.write_text(str(time.time()))
 
     def look(self) -> None:
@@ -82,8 +86,8 @@ class Heartbeat:
         if time.monotonic() - self.looked_at < LOOK_S:
             return
         self.looked_at = time.monotonic()
-        places = [*self.stores, *(p for name in OF_A_RUN for p in self.runs.glob(f"*/{name}"))]
-        newest = max((_newest(place) for place in places), default=0.0)
+        of_runs = (path for name in OF_A_RUN for path in self.runs.glob(f"*/{name}"))
+        newest = max(_newest(path) for path in (*self.stores, *of_runs))
         if newest > self.newest:
             self.newest = newest
             self.beat()
@@ -91,26 +95,31 @@ class Heartbeat:
 
 @dataclass
 class Job:
-    """
+    """Triggers the deployment for a worker of its own, and follows the run to its end.
+
     Attributes:
         state: the script's folder for this start of the machine.
-        since: Unix time in seconds at which the install was done.
+        installed_at: Unix time in seconds at which the install was done.
         mount: where data, cache, runs and logs lie.
         keep: serve the pool's other runs too, and go on doing so after this one.
     """
 
     parameters: dict[str, Any]
     state: Path
-    since: float
+    installed_at: float
     mount: Path
     keep: bool
     run_id: str | None = None
-    deploying_since: float | None = None
 
     @cached_property
     def name(self) -> str:
         """Of the worker and of its queue."""
         return f"rented-{os.environ.get('CONTAINER_ID') or platform.node()}"
+
+    @property
+    def _warm_socket(self) -> Path:
+        """Where a process that is ready to run waits for one."""
+        return self.state / "warm.sock"
 
     @cached_property
     def processes(self) -> Processes:
@@ -130,10 +139,9 @@ class Job:
         """Whether the run was completed."""
         try:
             # It imports while the server is asked, and begins when released.
-            self._start_gated("worker", "worker", *self.worker_arguments())
+            self.processes.start_gated("worker", "worker", *self.worker_arguments(), env=_env())
             self._wait_for_server()
-            self._prepare()
-            self._wait_until_ready()
+            self._wait_until_ready(self._prepare())
             self.run_id = self._trigger()
             ended = self._follow(self.run_id)
             while self.keep and self.processes.running("worker"):
@@ -146,25 +154,16 @@ class Job:
             self.processes.stop("worker", STOP_S)
             self.processes.stop("deploy", STOP_S)
 
-    @property
-    def socket(self) -> Path:
-        """Where a process is kept ready."""
-        return self.state / "warm.sock"
-
     def worker_arguments(self) -> list[str]:
-        """Of `deployments.worker`: one run at a time, of this machine's queue."""
-        queues = [self.name, *(["default"] if self.keep else [])]
-        arguments = [POOL, "--name", self.name, "--limit", "1", "--warm-socket", str(self.socket)]
-        return arguments + [word for queue in queues for word in ("--queue", queue)]
-
-    def _start_gated(self, name: str, *arguments: str) -> None:
-        command = [sys.executable, "-m", "deployments.gate", *arguments]
-        self.processes.start(name, command, env=_env(), cwd=PROJECT_DIR, gated=True)
+        """What `deployments.worker` gets: one run at a time, of this machine's queue."""
+        arguments = [POOL, "--name", self.name, "--limit", "1"]
+        arguments += ["--warm-socket", str(self._warm_socket), "--queue", self.name]
+        return [*arguments, "--queue", "default"] if self.keep else arguments
 
     def _wait_for_server(self) -> None:
         """Without an end: that is the watchdog's, and a tunnel may come late."""
-        place = urlsplit(str(self.client.base_url)).netloc.rpartition("@")[2]
-        told = ""
+        address = urlsplit(str(self.client.base_url)).netloc.rpartition("@")[2]
+        shown = ""
         while True:
             try:
                 answer = self.client.get(f"/work_pools/{POOL}")
@@ -173,18 +172,21 @@ class Job:
             else:
                 if answer.status_code in (401, 403):
                     raise RentedError(
-                        f"the Prefect server at {place} refuses the login ({answer.status_code}): "
-                        "send PREFECT_API_KEY or PREFECT_API_AUTH_STRING with `ups vast setup-env`"
+                        f"the Prefect server at {address} refuses the login "
+                        f"({answer.status_code}): send PREFECT_API_KEY or PREFECT_API_AUTH_STRING "
+                        "with `ups vast setup-env`"
                     )
                 if answer.status_code in (200, 404):
                     return
                 fault = f"HTTP {answer.status_code}"
-            if fault != told:
-                say(f"waiting for the Prefect server at {place}: {fault}")
-                told = fault
+            if fault != shown:
+                say(f"waiting for the Prefect server at {address}: {fault}")
+                shown = fault
             time.sleep(POLL_S)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> dict[str, float]:
+        """Release the worker, and deploy where that is needed; phase under way → its start."""
+        pending = {"worker": self.installed_at}
         patiently(lambda: api.create_pool(self.client, POOL, POOLS[POOL]))
         patiently(lambda: api.create_queue(self.client, POOL, self.name))
         patiently(lambda: api.forget_worker(self.client, POOL, self.name))
@@ -192,41 +194,38 @@ class Job:
         if patiently(lambda: api.find_deployment(self.client, DEPLOYMENT)) is None:
             say(f"the server has no {DEPLOYMENT}: deploying it")
             command = ["prefect", "--no-prompt", "deploy", "--name", DEPLOYMENT.partition("/")[2]]
-            self.deploying_since = time.time()
-            self._start_gated("deploy", *command)
+            pending["deploy"] = time.time()
+            self.processes.start_gated("deploy", *command, env=_env())
             self.processes.release("deploy")
+        return pending
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, pending: dict[str, float]) -> None:
         """For the worker and, at the same time, for `prefect deploy`; each is a phase."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        online = serving = False
-        deploying_since = self.deploying_since
-        while deploying_since or not serving:
-            if deploying_since and (code := self.processes.exit_code("deploy")) is not None:
+        online = False
+        while pending:
+            if "deploy" in pending and (code := self.processes.exit_code("deploy")) is not None:
                 if code:
                     raise self._fault("deploy", f"`prefect deploy` ended with exit code {code}")
-                self._note("deploy", deploying_since)
-                deploying_since = None
+                self._note("deploy", pending.pop("deploy"))
             if not self.processes.running("worker"):
                 raise self._fault("worker", "the worker ended while it was starting")
             with contextlib.suppress(httpx.HTTPError):  # ask again
                 online = online or api.worker_is_online(self.client, POOL, name=self.name)
-            if online and not serving and self.socket.exists():
-                serving = True
-                self._note("worker", self.since)
+            if "worker" in pending and online and self._warm_socket.exists():
+                self._note("worker", pending.pop("worker"))
             if time.monotonic() > deadline:
-                raise self._fault(
-                    "worker", f"the worker is not ready after {READY_TIMEOUT_S:.0f} s"
-                )
+                late = f"the worker is not ready after {READY_TIMEOUT_S:.0f} s"
+                raise self._fault("worker", late)
             time.sleep(ASK_S)
 
-    def _note(self, phase: str, since: float) -> None:
-        note(Path(os.environ["UPS_PROVISION"]), phase, since, time.time())
+    def _note(self, phase: str, started_at: float) -> None:
+        note(Path(os.environ["UPS_PROVISION"]), phase, started_at, time.time())
 
     def _trigger(self) -> str:
         found = patiently(lambda: api.find_deployment(self.client, DEPLOYMENT))
         assert found is not None, "it was there, or has been deployed"
-        key = f"{self.name} {self.since}"
+        key = f"{self.name} {self.installed_at}"
         run_id = patiently(
             lambda: api.create_run(self.client, found, self.parameters, self.name, key)
         )
@@ -236,22 +235,20 @@ class Job:
     def _follow(self, run_id: str) -> str:
         """Print what the run does, and note that it gets on; returns the type of its last state."""
         heart = Heartbeat(self.state / "beat", self._stores, self._runs_dir)
-        progress: Progress | None = None
+        lines: RunLines | None = None
         lost = False
         while True:
             try:
                 run = api.read_run(self.client, run_id)
-                start = datetime.fromisoformat(run["expected_start_time"])
-                progress = progress or Progress(start)
+                lines = lines or RunLines(datetime.fromisoformat(run["expected_start_time"]))
                 if ended := run["state"]["type"] in TERMINAL:
                     time.sleep(SETTLE_S)
-                for line in progress.read(self.client, run):
+                for line in lines.read(self.client, run):
                     print(line, flush=True)
                     heart.beat()
                 lost = False
                 if ended:
-                    self._show_end(run)
-                    return str(run["state"]["type"])
+                    return self._show_end(run)
             except httpx.HTTPError as error:
                 if not lost:
                     say(f"the Prefect server does not answer ({error!r}): asking again")
@@ -263,6 +260,7 @@ class Job:
 
     @property
     def _stores(self) -> tuple[Path, ...]:
+        """The folders of data and cache, neither inside the other."""
         data = self.mount / "data"
         cache = self._override("training.latent_cache_dir", data / "latent_cache")
         return (data,) if cache.is_relative_to(data) else (data, cache)
@@ -275,12 +273,13 @@ class Job:
         """A folder as the run knows it, which works in the clone."""
         return PROJECT_DIR / self.parameters.get("overrides", {}).get(key, otherwise)
 
-    def _show_end(self, run: dict[str, Any]) -> None:
-        if found := breakdown.read(self._runs_dir, run["id"]):
-            breakdown.show(found)
+    def _show_end(self, run: dict[str, Any]) -> str:
+        if found := breakdown_of(self._runs_dir, UUID(run["id"])):
+            show_breakdown(found)
         state = run["state"]
         message = f": {state['message']}" if state["message"] else ""
         say(f"the run ended {state['name']}{message}")
+        return str(state["type"])
 
     def _end_run(self, error: BaseException) -> None:
         """A run that is left behind would stay Running on the server for ever."""
@@ -335,10 +334,10 @@ def _newest(path: Path) -> float:
         with contextlib.suppress(FileNotFoundError):
             return path.stat().st_mtime
     newest = 0.0
-    for place, _, names in os.walk(path):
+    for folder, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                newest = max(newest, os.lstat(os.path.join(place, name)).st_mtime)
+                newest = max(newest, os.lstat(os.path.join(folder, name)).st_mtime)
     return newest
 
 
@@ -350,7 +349,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the deployment on this machine.")
     parser.add_argument("--parameters", type=json.loads, required=True, help="of the flow, as JSON")
     parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--since", type=float, required=True)
+    parser.add_argument("--since", type=float, required=True, dest="installed_at")
     parser.add_argument("--mount", type=Path, required=True)
     parser.add_argument("--keep", action="store_true", help="go on serving the pool afterwards")
     given = parser.parse_args()

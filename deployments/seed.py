@@ -18,17 +18,16 @@ from ups.errors import UpsError
 def main() -> int:
     overrides = json.loads(sys.argv[2]) if len(sys.argv) > 2 else None
     try:
-        seed(load_config(sys.argv[1], overrides), _say)
+        seed(
+            load_config(sys.argv[1], overrides),
+            lambda s, what: print(f"  {'data':<15} {s:5.1f} s  {what}", flush=True),
+        )
     except UpsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _say(seconds: float, what: str) -> None:
-    print(f"  {'data':<15} {seconds:5.1f} s  {what}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ import httpx
 import yaml
 
 from deployments import prefect_api as api
-from deployments.layout import BIN_DIR, PROJECT_DIR, TOML_HEADER, Stack, StackError
-from deployments.processes import write_json
+from deployments.layout import BIN_DIR, PROJECT_DIR, TOML_HEADER, Stack, StackError, require_clone
+from ups.files import write_json
 
 # In the order in which they are stopped.
 PARTS = ("worker", "prefect-server", "object-store")
@@ -27,6 +26,11 @@ POOLS = {
     "local": "This machine: its worker is started by `ups up`.",
     "gpu": "Machines with a GPU: `prefect worker start --pool gpu` on each.",
 }
+# The flows, and what defines the types and defaults of their parameters.
+FORM_SOURCES = (
+    *("flows", "ups/config", "ups/machine/page_cache.py"),
+    *("ups/startup/judge/limits.py", "ups/startup/measure/records.py"),
+)
 DEPLOY_COMMAND = ["prefect", "--no-prompt", "deploy", "--all"]
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
@@ -52,8 +56,9 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
     Returns:
         The parts that were started.
     Raises:
-        StackError: a port is taken, or a part died or does not answer.
+        StackError: a port is taken, a part died or does not answer, or this is no clone.
     """
+    require_clone()
     processes = stack.processes
     with stack.lock(), httpx.Client(base_url=stack.api_url, timeout=5) as client:
         _check_place(stack)
@@ -71,10 +76,14 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
             if "object-store" in started:
                 _start_store(stack)
             if "prefect-server" in started:
-                _start_server(stack)
+                command = [str(BIN_DIR / "prefect"), "server", "start"]
+                command += ["--host", stack.host, "--port", str(stack.prefect_port)]
+                env = stack.prefect_env()
+                processes.start("prefect-server", command, env=env, cwd=stack.folder)
             # These two only import Prefect until they are released.
             if "worker" in started:
-                _start_gated(stack, "worker", *_worker_command(stack))
+                warm = ["--warm-socket", str(stack.folder / "warm.sock")]
+                _start_gated(stack, "worker", "worker", "local", "--name", api.WORKER_NAME, *warm)
             if deploying := not _is_deployed(stack):
                 _start_gated(stack, "deploy", *DEPLOY_COMMAND)
 
@@ -157,12 +166,6 @@ def _start_store(stack: Stack) -> None:
     stack.processes.start("object-store", command, env=env, cwd=stack.folder)
 
 
-def _start_server(stack: Stack) -> None:
-    command = [str(BIN_DIR / "prefect"), "server", "start"]
-    command += ["--host", stack.host, "--port", str(stack.prefect_port)]
-    stack.processes.start("prefect-server", command, env=stack.prefect_env(), cwd=stack.folder)
-
-
 def _prepare(client: httpx.Client, started: list[str]) -> bool:
     """Work pools, and an end for runs that a worker which died has left behind."""
     if [pool for pool, text in POOLS.items() if api.create_pool(client, pool, text)]:
@@ -176,19 +179,13 @@ def _start_gated(stack: Stack, name: str, *arguments: str) -> None:
     env = stack.prefect_env()
     if name == "worker":  # runs inherit its environment
         env |= stack.store_env()
-    command = [sys.executable, "-m", "deployments.gate", *arguments]
-    stack.processes.start(name, command, env=env, cwd=PROJECT_DIR, gated=True)
-
-
-def _worker_command(stack: Stack) -> list[str]:
-    socket = stack.folder / "warm.sock"
-    return ["worker", "local", "--name", api.WORKER_NAME, "--warm-socket", str(socket)]
+    stack.processes.start_gated(name, *arguments, env=env)
 
 
 def _worker_part(stack: Stack, client: httpx.Client) -> Part:
     record = stack.processes.record("worker")
-    since = record.created if record else 0.0
-    return Part("worker", lambda: api.worker_is_online(client, "local", since), "pool local")
+    started_at = record.created if record else 0.0
+    return Part("worker", lambda: api.worker_is_online(client, "local", started_at), "pool local")
 
 
 def _is_deployed(stack: Stack) -> bool:
@@ -216,14 +213,17 @@ def _deploy_part(stack: Stack) -> Part:
 
 
 def deployment_names() -> set[str]:
+    """The names of the deployments in `prefect.yaml`."""
     tree = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
     return {deployment["name"] for deployment in tree["deployments"]}
 
 
 def _fingerprint() -> dict[str, str]:
     """Hashes of what the deployments, and the parameters of their run forms, are made from."""
-    files = [PROJECT_DIR / "prefect.yaml", PROJECT_DIR / "ups" / "config.py"]
-    files += sorted((PROJECT_DIR / "flows").glob("**/*.py"))
+    files = [PROJECT_DIR / "prefect.yaml"]
+    for name in FORM_SOURCES:
+        path = PROJECT_DIR / name
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -242,21 +242,18 @@ def _end_orphans(stack: Stack, say: Say) -> None:
 
 
 def _store_answers(stack: Stack) -> bool:
-    try:
-        httpx.get(stack.s3_url, timeout=2)  # without a signature: any answer will do
-    except httpx.HTTPError:
-        return False
+    httpx.get(stack.s3_url, timeout=2)  # without a signature: any answer will do
     return True
 
 
-def _as_answered(stack: Stack, parts: Iterable[Part], since: float) -> Iterator[tuple[Part, float]]:
-    """Wait for all; yields each part as it answers, with the seconds since `since`."""
+def _as_answered(stack: Stack, parts: Iterable[Part], begin: float) -> Iterator[tuple[Part, float]]:
+    """Wait for all; yields each part as it answers, with the seconds since `begin`."""
     waiting, deadline = list(parts), time.monotonic() + READY_TIMEOUT_S
     while waiting:
         for part in list(waiting):
             if _answers(part):
                 waiting.remove(part)
-                yield part, time.monotonic() - since
+                yield part, time.monotonic() - begin
             elif part.name in PARTS and not stack.processes.running(part.name):
                 raise _fault(stack, part.name, f"{part.name} ended while it was starting")
             elif time.monotonic() > deadline:

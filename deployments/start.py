@@ -23,6 +23,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 
 
 def main() -> None:
+    """Become the run that the environment asks for, or stand in for it; does not return."""
     module = sys.argv[1] if len(sys.argv) > 1 else "prefect.engine"
     path = os.environ.get("UPS_WARM_SOCKET")
     if os.environ.get("UPS_START_MODE", "warm") == "warm" and path:
@@ -65,13 +66,17 @@ def run_warm(connection: socket.socket, module: str) -> int:
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
-    """Exactly `count` bytes."""
+    """Read exactly `count` bytes.
+
+    Raises:
+        ConnectionError: the other end was closed before.
+    """
     data = b""
     while len(data) < count:
-        part = connection.recv(count - len(data))
-        if not part:
+        received = connection.recv(count - len(data))
+        if not received:
             raise ConnectionError("the connection was closed")
-        data += part
+        data += received
     return data
 
 

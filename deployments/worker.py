@@ -23,15 +23,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
 import anyio
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterNextScheduledStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
@@ -53,9 +45,11 @@ class Waker:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
+        """Have the worker look for runs now."""
         self._wake.set()
 
     async def submit_when_woken(self) -> None:
+        """Look for runs at every wake, and when one that is scheduled for later is due."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), await self._seconds_until_next())
@@ -87,18 +81,15 @@ class Waker:
 
     async def _seconds_until_next(self) -> float:
         """Until the next run that is scheduled for later, or until it is time to look again."""
-        now = datetime.now(UTC)
+        due_later = {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "next_scheduled_start_time": {"after_": datetime.now(UTC)},
+        }
+        of_pool = {"name": {"any_": [self.worker._work_pool_name]}}
         try:
             runs = await self.worker.client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(
-                    state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])
-                    ),
-                    next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(after_=now),
-                ),
-                work_pool_filter=WorkPoolFilter(
-                    name=WorkPoolFilterName(any_=[self.worker._work_pool_name])
-                ),
+                flow_run_filter=FlowRunFilter.model_validate(due_later),
+                work_pool_filter=WorkPoolFilter.model_validate(of_pool),
                 sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
                 limit=1,
             )
@@ -138,7 +129,7 @@ async def _wake_on_events(worker: ProcessWorker) -> None:
 
 
 @contextlib.asynccontextmanager
-async def kept_ready(socket_path: str | None) -> AsyncIterator[None]:
+async def warm_process(socket_path: str | None) -> AsyncIterator[None]:
     """Keep a warm process beside the worker: started anew when it dies, ended with the worker."""
     if socket_path is None:
         yield
@@ -167,7 +158,8 @@ async def kept_ready(socket_path: str | None) -> AsyncIterator[None]:
 
 
 def main(begin: Callable[[], None] = lambda: None) -> None:
-    """
+    """Run the worker that the command line asks for, until SIGTERM or Ctrl-C.
+
     Args:
         begin: returns when the work may begin; imports, here and in the kept process, go on before.
     """
@@ -183,7 +175,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        async with kept_ready(given.warm_socket):
+        async with warm_process(given.warm_socket):
             await asyncio.to_thread(begin)
             await work(given.pool, given.name, given.queue, given.limit)
 

@@ -28,7 +28,6 @@ from pathlib import Path
 
 from deployments.start import LENGTH, STATUS, receive
 
-PROJECT_DIR = Path(__file__).resolve().parents[1]
 PACKAGES = ("ups", "tasks", "flows", "deployments")
 PREFECT_MODULES = (
     "prefect.engine",
@@ -48,7 +47,7 @@ PROJECT_MODULES = (
     "ups.data.transfer",
     "ups.data.objectstore",
     "ups.latents.legacy",
-    "ups.pipeline",
+    "ups.pipeline.phases",
     "ups.training.evaluate",
     "ups.training.loop",
 )
@@ -57,6 +56,7 @@ STDIN = 0
 
 
 def main() -> None:
+    """Import everything, then fork a keeper for each connection until standard input ends."""
     path = Path(sys.argv[1])
     for name in (*PREFECT_MODULES, *OTHERS, *PROJECT_MODULES):
         importlib.import_module(name)
@@ -64,7 +64,9 @@ def main() -> None:
     listener = _listen(path)
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, what is shared
-    _check_single_threaded()
+    names = [thread.name for thread in threading.enumerate()]
+    if len(names) > 1:  # a fork copies one: a lock that another held stays locked in the child
+        print(f"warning: forking beside threads: {', '.join(names)}", flush=True)
     print(f"ready at {path}", flush=True)
     while True:
         readable, _, _ = select.select([listener, STDIN], [], [])
@@ -109,13 +111,6 @@ def _listen(path: Path) -> socket.socket:
         os.umask(before)
     listener.listen(64)
     return listener
-
-
-def _check_single_threaded() -> None:
-    """A fork copies one thread: a lock that another one held would stay locked in the child."""
-    names = [thread.name for thread in threading.enumerate()]
-    if len(names) > 1:
-        print(f"warning: forking beside threads: {', '.join(names)}", flush=True)
 
 
 def _fork_keeper(listener: socket.socket, connection: socket.socket, stale: bool) -> None:

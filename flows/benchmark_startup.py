@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -22,19 +23,16 @@ from tasks.benchmark import (
 from ups.config import load_config
 from ups.errors import BenchmarkError, RegressionFound
 from ups.files import exclusive_lock
-from ups.startup import benchmark
-from ups.startup.bounds import Rates
-from ups.startup.compare import Comparison, compare
-from ups.startup.criteria import check
-from ups.startup.history import History
-from ups.startup.limits import Thresholds
-from ups.startup.order import in_turn
-from ups.startup.page_cache import PageCache
-from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.startup.scenarios import BASES, Scenario, choose, overrides_of
-from ups.startup.verdict import judge
-from ups.startup.wording import headline
-from ups.telemetry import machine
+from ups.machine import host
+from ups.machine.page_cache import PageCache
+from ups.startup.judge.compare import compare
+from ups.startup.judge.history import History
+from ups.startup.judge.limits import Thresholds
+from ups.startup.judge.verdict import judge_benchmark
+from ups.startup.measure.bounds import Rates
+from ups.startup.measure.records import FOLDER, RunRecord, estimate_duration, new_record
+from ups.startup.measure.scenarios import Scenario, choose, in_turn, overrides_of
+from ups.startup.show.wording import headline
 
 log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
@@ -56,7 +54,7 @@ def benchmark_startup(
     page_cache: PageCache = "kept",
     thresholds: Thresholds = Thresholds(),  # noqa: B008
     config: str = "benchmark",
-    folder: Path = benchmark.FOLDER,
+    folder: Path = FOLDER,
 ) -> None:
     """Time the startup in controlled scenarios, compare with earlier times, say if it got worse.
 
@@ -70,24 +68,25 @@ def benchmark_startup(
         config: Name of a config in deployments/configs, or the path of one.
         folder: Where the history, and each scenario's data and cache, are kept.
     """
-    chosen = choose(scenarios, has_gpu=machine.gpu_name() is not None)
+    chosen = choose(scenarios, has_gpu=host.gpu_name() is not None)
+    names = [scenario.name for scenario in chosen]
     folder = folder.resolve()
-    history = History(folder / benchmark.HISTORY)
-    record = benchmark.new_record(config, num_trajectories, page_cache, folder, _run_id())
-    runs = [s.name for s in chosen]
-    log.info("%s", benchmark.estimate(record, runs, repeats, history.benchmarks()))
+    history = History(folder)
+    run_id: str | None = runtime.flow_run.id
+    record = new_record(config, num_trajectories, page_cache, folder, run_id)
+    log.info("%s", estimate_duration(record, names, repeats, history.benchmarks()))
     stop = threading.Event()
     with exclusive_lock(folder / ".lock", stop):
         inputs = load_config(config, overrides_of(chosen[0], folder, num_trajectories, config))
         make_inputs(inputs)
         rates = measure_bounds(inputs, folder, page_cache)
-        history.begin(record)
+        history.save(record)
         bench = _Bench(config, num_trajectories, page_cache, folder, rates, stop)
         for repeat in range(1, repeats + 1):
             for scenario in in_turn(chosen, repeat):
                 run = bench.run(scenario, repeat)
-                history.add_run(record.id, run)
                 record = record.model_copy(update={"runs": (*record.runs, run)})
+                history.save(record)
                 log.info(
                     "run %d of %d: %s, %.2f s to the first step",
                     len(record.runs),
@@ -95,34 +94,30 @@ def benchmark_startup(
                     scenario.name,
                     run.ttfs_s,
                 )
-    comparison = _conclude(record, history, thresholds)
-    criteria = check(comparison, record.runs)
-    publish(comparison, criteria, folder / "reports" / record.id)
+    verdicts = judge_benchmark(record, history.benchmarks(), thresholds)
+    comparison = compare(history.save(record, verdicts), history.benchmarks())
+    publish(comparison, folder / "reports" / record.id)
     log.info("%s", headline(comparison))
-    worse = [verdict.message for verdict in comparison.verdicts if verdict.kind == "worse"]
+    worse = [verdict.message for verdict in verdicts if verdict.kind == "worse"]
     if worse:
         raise RegressionFound("; ".join(worse))
-    asked = [c for c in criteria if c.source == "plan" and "plan" in scenarios]
+    asked = [c for c in comparison.criteria if c.source == "plan" and "plan" in scenarios]
     unmet = [f"{c.asks}: {c.measured}, target {c.target}" for c in asked if not c.is_met]
     if unmet:
         raise BenchmarkError("not met: " + "; ".join(unmet))
 
 
+@dataclass
 class _Bench:
     """What all the runs of a benchmark have in common."""
 
-    def __init__(
-        self,
-        config: str,
-        num_trajectories: int,
-        page_cache: PageCache,
-        folder: Path,
-        rates: Rates,
-        stop: threading.Event,
-    ) -> None:
-        self.config, self.num_trajectories = config, num_trajectories
-        self.page_cache, self.folder, self.rates, self.stop = page_cache, folder, rates, stop
-        self._is_started_as_wanted = True
+    config: str
+    num_trajectories: int
+    page_cache: PageCache
+    folder: Path
+    rates: Rates
+    stop: threading.Event
+    may_repeat: bool = field(default=True, init=False)
 
     def run(self, scenario: Scenario, repeat: int) -> RunRecord:
         """One run that counts.
@@ -144,40 +139,17 @@ class _Bench:
                     f"{config.training.latent_cache_dir} has no valid entry of its key after it. "
                     f"See that run's log; removing {self.folder / scenario.name} starts it afresh"
                 )
-        busy_cores = machine.busy_cores(LOOK_S)
+        busy_cores = host.busy_cores(LOOK_S)
         run = run_scenario(scenario, f"4 {scenario.name} {repeat}", self.config, overrides)
         record = read_record(scenario, repeat, run, config, self.rates, busy_cores)
         wanted = scenario.env.get("UPS_START_MODE", "warm")
-        if record.start_mode != wanted and self._is_started_as_wanted:
-            self._is_started_as_wanted = False
+        if record.start_mode != wanted and self.may_repeat:
+            self.may_repeat = False
             log.warning(
                 "%s started %s, not %s: done again", scenario.name, record.start_mode, wanted
             )
             return self.run(scenario, repeat)
         return record
-
-
-def _conclude(record: BenchmarkRecord, history: History, thresholds: Thresholds) -> Comparison:
-    names = list(dict.fromkeys(run.scenario for run in record.runs))
-    verdicts = [
-        judge(
-            name,
-            record.runs,
-            history.benchmarks_before(record, name, thresholds.window),
-            thresholds,
-        )
-        for name in names
-    ]
-    history.finish(record.id, verdicts)
-    trend = [
-        point for name in names for point in history.trend(record.machine_id, record.settings, name)
-    ]
-    return compare(record, BASES, verdicts, trend)
-
-
-def _run_id() -> str | None:
-    found: str | None = runtime.flow_run.id
-    return found
 
 
 if __name__ == "__main__":

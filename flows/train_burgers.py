@@ -16,30 +16,31 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.cache import cache_task
-from tasks.download import download
-from tasks.evaluate import evaluate
-from tasks.load import load_latents, warm_up_device
-from tasks.report import Story, report_overhead
-from tasks.train import train_operator
-from tasks.validate import validate_config
-from ups.config import SPLITS, Features, RunConfig, read_config
-from ups.config_data import Task
+from tasks.phases import (
+    download,
+    evaluate,
+    load_latents,
+    train_operator,
+    validate_config,
+    warm_up_device,
+)
+from tasks.report import report_overhead
+from ups.config import SPLITS, Features, Problem, RunConfig, load_config
 from ups.data.sources import open_store
-from ups.errors import UpsError
+from ups.errors import ConfigError, UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import valid_generation
-from ups.runs import checkpoint_to_resume, has_to_build, open_run_dir, recorded
-from ups.telemetry.provision import claim
-from ups.telemetry.story import Cached, Part
-from ups.tracking import Trackers, tracked
+from ups.pipeline.provision import claim
+from ups.pipeline.state import ProblemSplit, RunState, running
+from ups.runs.folder import checkpoint_to_resume, has_to_build, open_run_dir
+from ups.tracking import Trackers
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
 
-log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
-_Downloads = dict[Part, PrefectFuture[Any]]
+_Downloads = dict[ProblemSplit, PrefectFuture[Any]]
 
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 
@@ -81,38 +82,31 @@ def train_burgers(
         "features": features.model_dump() if features else None,
     }
     chosen = {key: value for key, value in changes.items() if value is not None}
-    parsed = read_config(config, {**(overrides or {}), **chosen})
+    try:
+        resolved = load_config(config, {**(overrides or {}), **chosen})
+    except ConfigError as error:  # then not even the run's folder is known
+        validate_config(error)
+        raise
     resume = Path(resume_from) if resume_from else None
-    if parsed.faults:  # then not even the run's folder is known
-        validate_config(parsed, resume)
-    resolved = parsed.config
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    run_dir = open_run_dir(resolved, run_id)
-    story = Story(resolved, run_dir, flow_run_id=run_id)
-    story.provision = claim(story.run_dir)
-    story.overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
+    run = RunState(resolved, open_run_dir(resolved, run_id), flow_run_id=run_id)
+    run.provision = claim(run.run_dir)
+    run.overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
-    record = recorded(
-        story.run_dir, deployment=str(deployment) if deployment else None, flow_run_id=str(run_id)
-    )
-    with record, tracked(resolved, story.run_dir) as trackers:
+    with running(
+        run, lambda: _report(run), deployment=str(deployment) if deployment else None
+    ) as trackers:
         try:
-            with story.gpu:
-                store, refused = _open_store(resolved)  # no request, but a client is made
-                validate_config(parsed, checkpoint_to_resume(story.run_dir, resume), refused)
-                _run_phases(story, store, stop, trackers, resume)
-        except BaseException as error:
+            store, refused = _open_store(resolved)  # no request, but a client is made
+            validate_config(resolved, checkpoint_to_resume(run.run_dir, resume), refused)
+            _run_phases(run, store, stop, trackers, resume)
+        except BaseException:
             stop.set()
-            story.failure = error
             raise
-        finally:
-            if story.latents is not None:
-                story.latents.close()
-            _report(story)
 
 
 def _open_store(config: RunConfig) -> tuple[ObjectStore | None, UpsError | None]:
@@ -124,97 +118,88 @@ def _open_store(config: RunConfig) -> tuple[ObjectStore | None, UpsError | None]
 
 
 def _run_phases(
-    story: Story,
+    run: RunState,
     store: ObjectStore | None,
     stop: threading.Event,
     trackers: Trackers,
     resume: Path | None,
 ) -> None:
-    config = story.config
+    config = run.config
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
-    tasks = config.data.tasks
+    problems = config.data.problems
     downloads: _Downloads = {}
-    for split, task in itertools.product(SPLITS, tasks):
-        part, label = (task.name, split), config.data.label(task, split)
-        downloads[part] = download.submit(config.of_task(task), split, label, store, stop)
+    for split, problem in itertools.product(SPLITS, problems):
+        wanted, label = (problem.name, split), config.data.label(problem, split)
+        downloads[wanted] = download.submit(config.of_problem(problem), split, label, store, stop)
         if not config.features.parallel_downloads:
-            story.staged[part] = downloads[part].result()
-    for task in tasks:
-        _wait_for(story, downloads, [(task.name, split) for split in ENCODED_SPLITS], warm_up)
-        _find_entry(story, task, stop)
+            run.staged[wanted] = downloads[wanted].result()
+    for problem in problems:
+        _wait_for(run, downloads, [(problem.name, split) for split in ENCODED_SPLITS], warm_up)
+        _find_entry(run, problem, stop)
 
-    is_cached = config.features.preload != "off"
-    entries = {name: cached.entry for name, cached in story.entries.items()} if is_cached else None
-    encoded = {task.name: story.staged_of(task, ENCODED_SPLITS) for task in tasks}
-    latents = story.latents = load_latents(config, encoded, entries, stop)
+    encoded = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
+    latents = run.latents = load_latents(config, encoded, run.entries or None, stop)
     step = warm_up.result() if warm_up else None
 
     def note_first_step(at: float) -> None:
-        story.first_step_at = at
+        run.first_step_at = at
         trackers.start()
 
-    story.result = train_operator(config, latents, story.run_dir, step, resume, note_first_step)
-    _wait_for(story, downloads, list(downloads), None)
-    test = {task.name: story.staged[task.name, "test"] for task in tasks}
-    story.scores = evaluate(config, story.result.checkpoint, test, latents.encoders, story.run_dir)
+    run.result = train_operator(config, latents, run.run_dir, step, resume, note_first_step)
+    _wait_for(run, downloads, list(downloads), None)
+    test = {problem.name: run.staged[problem.name, "test"] for problem in problems}
+    run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
 
 
-def _find_entry(story: Story, task: Task, stop: threading.Event) -> None:
-    """Build or find the cache entry of a task, in the main thread, where a signal reaches it."""
-    config, encoded = story.config.of_task(task), story.staged_of(task, ENCODED_SPLITS)
+def _find_entry(run: RunState, problem: Problem, stop: threading.Event) -> None:
+    """Build or find the cache entry of a problem, in the main thread, where a signal reaches it."""
+    config, encoded = run.config.of_problem(problem), run.staged_of(problem, ENCODED_SPLITS)
     key = compute_cache_hash(config, encoded)
-    story.config_hashes.append(key)
+    run.config_hashes[problem.name] = key
     if config.features.preload == "off":
         return
     from ups.latents.build import CacheEntry
 
     found = valid_generation(config.training.latent_cache_dir, key)
-    overwrite = story.overwrite_cache and has_to_build(story.run_dir, key, found)
-    there = not overwrite and found is not None
-    build = cache_task(config, key, overwrite=overwrite, reused=there)
-    keep = [cached.entry.generation for cached in story.entries.values()]
+    overwrite = run.overwrite_cache and has_to_build(run.run_dir, key, found)
+    is_cached = not overwrite and found is not None
+    build = cache_task(config, key, overwrite=overwrite, reused=is_cached)
+    keep = [entry.generation for entry in run.entries.values()]
     state = build(config, encoded, key, overwrite, keep, stop, return_state=True)
     entry = CacheEntry.model_validate(state.result())
-    story.entries[task.name] = Cached(entry, state.name == "Cached" or entry.reused)
+    # What Prefect found was written by the run that built the entry.
+    reused = entry.reused or state.name == "Cached"
+    run.entries[problem.name] = entry.model_copy(update={"reused": reused})
 
 
 def _wait_for(
-    story: Story,
+    run: RunState,
     downloads: _Downloads,
-    parts: Sequence[Part],
+    wanted: Sequence[ProblemSplit],
     warm_up: PrefectFuture[Any] | None,
 ) -> None:
-    """Wait until these parts are staged; whatever fails meanwhile fails the run at once."""
-    if all(part in story.staged for part in parts):
+    """Wait until these splits are staged; whatever fails meanwhile fails the run at once."""
+    if all(split in run.staged for split in wanted):
         return
-    names = {future.task_run_id: part for part, future in downloads.items()}
-    pending = [future for part, future in downloads.items() if part not in story.staged]
+    splits = {future.task_run_id: split for split, future in downloads.items()}
+    pending = [future for split, future in downloads.items() if split not in run.staged]
     if warm_up is not None:
         pending.append(warm_up)
     for future in as_completed(pending):
         result = future.result()
-        if part := names.get(future.task_run_id):
-            story.staged[part] = result
-        if all(part in story.staged for part in parts):
+        if split := splits.get(future.task_run_id):
+            run.staged[split] = result
+        if all(split in run.staged for split in wanted):
             return
 
 
-def _report(story: Story) -> None:
-    """Publish the breakdown. What a run came to does not change because that fails."""
-    try:
-        report_overhead(story)
-        _name_after_cache_entry(story)
-    except Exception as error:  # noqa: BLE001 (the API can refuse an artifact in many ways)
-        log.warning("the overhead breakdown could not be published: %s", error)
-
-
-def _name_after_cache_entry(story: Story) -> None:
-    """Put the cache entries into the run's name, where the list of runs shows them."""
-    if story.config_hash is None:
-        return
-    name = f"{story.config.name} [{story.config_hash}]{' reused' if story.cache_reused else ''}"
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(runtime.flow_run.id, name=name)
+def _report(run: RunState) -> None:
+    """Publish the breakdown, and name the run after its cache entries, where the list shows it."""
+    report_overhead(run)
+    if run.config_hash is not None:
+        name = f"{run.config.name} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(runtime.flow_run.id, name=name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The steps of `benchmark-startup`: inputs, bounds, a run of a scenario, and what a person sees."""
+"""The steps of `benchmark-startup`: inputs, bounds, a run of a scenario, and the report."""
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -24,20 +24,17 @@ from pydantic_core import to_json
 
 from ups.config import RunConfig
 from ups.errors import BenchmarkError
-from ups.runs import find_run_dir
-from ups.startup import page_cache
-from ups.startup.at_hand import claim_for_run
-from ups.startup.bounds import Rates, measure
-from ups.startup.compare import Comparison
-from ups.startup.criteria import Criterion, as_data, criteria_rows
-from ups.startup.markdown import to_markdown
-from ups.startup.pictures import draw
-from ups.startup.prepare import prepare, tidy
-from ups.startup.records import RunRecord
-from ups.startup.rows import comparison_rows, share_rows
-from ups.startup.scenarios import Scenario
-from ups.startup.wording import headline
-from ups.telemetry.phases import Breakdown
+from ups.machine import page_cache
+from ups.runs.index import breakdown_of
+from ups.startup.judge.compare import Comparison
+from ups.startup.measure.bounds import Rates, measure
+from ups.startup.measure.prepare import prepare, tidy, touch_memory_of_run
+from ups.startup.measure.records import RunRecord
+from ups.startup.measure.scenarios import Scenario
+from ups.startup.show import tables
+from ups.startup.show.markdown import to_markdown
+from ups.startup.show.pictures import draw
+from ups.startup.show.wording import headline
 
 log = logging.getLogger("ups.benchmark")
 
@@ -57,6 +54,7 @@ def make_inputs(config: RunConfig) -> None:
 
 @task(task_run_name="2 bounds", **PLAIN)
 def measure_bounds(config: RunConfig, folder: Path, cache: page_cache.PageCache) -> Rates:
+    """Measure what this machine can do at most."""
     rates = measure(config, folder, cache)
     log.info(
         "bounds: store %.0f MB/s, write + fsync %.0f MB/s, read %.0f MB/s",
@@ -71,15 +69,15 @@ def measure_bounds(config: RunConfig, folder: Path, cache: page_cache.PageCache)
 def prepare_scenario(
     scenario: Scenario, config: RunConfig, cache: page_cache.PageCache, stop: threading.Event
 ) -> bool:
-    """Have what the run is to find; returns whether all is there."""
-    is_there = prepare(scenario, config, stop)
+    """Have what the run is to find; returns whether it will find all."""
+    is_prepared = prepare(scenario, config, stop)
     if cache == "dropped":
         found = (config.data_root, config.training.latent_cache_dir)
         log.info("page cache dropped: %s", page_cache.drop(*found))
     else:
-        page_cache.settle()
-    log.info("%.0f MB of memory are at hand", claim_for_run(config) / 1e6)
-    return is_there
+        os.sync()  # what is left to write back would disturb what is measured next
+    log.info("touched %.0f MB of memory", touch_memory_of_run(config) / 1e6)
+    return is_prepared
 
 
 def run_scenario(
@@ -149,54 +147,48 @@ def read_record(
         BenchmarkError: it left none, or took no step.
     """
     run_id = str(run.id)
-    folder = find_run_dir(config.runs_dir, run.id)
-    if folder is None or not (folder / "breakdown.json").exists():
+    breakdown = breakdown_of(config.runs_dir, run.id)
+    if breakdown is None:
         raise BenchmarkError(
             f"{scenario.name}: no breakdown.json of {link(run_id)} in {config.runs_dir}. The "
             "worker of its pool must be on the machine of the benchmark"
         )
-    breakdown = Breakdown.model_validate(json.loads((folder / "breakdown.json").read_text()))
     tidy(config.runs_dir)
     if breakdown.ttfs_s is None:
-        raise BenchmarkError(f"{scenario.name}: {link(run_id)} took no optimizer step")
-    first_step_at = breakdown.triggered_at + breakdown.ttfs_s
-    return RunRecord(
+        raise BenchmarkError(
+            f"{scenario.name}: {link(run_id)} took no optimizer step: its log says why"
+        )
+    return RunRecord.of(
+        breakdown,
         scenario=scenario.name,
         repeat=repeat,
         flow_run_id=run_id,
-        triggered_at=breakdown.triggered_at,
-        ttfs_s=breakdown.ttfs_s,
-        phases={phase.phase: phase.seconds for phase in breakdown.phases},
-        bounds={phase.phase: phase.bound for phase in breakdown.phases},
         bounds_s=rates.bounds_s(breakdown.phase_bytes),
-        spans=tuple(span for span in breakdown.spans if span.start < first_step_at),
         busy_cores=busy_cores,
-        start_mode=breakdown.start_mode,
-        cache_reused=breakdown.cache_reused,
     )
 
 
 @task(task_run_name="5 report-benchmark", **PLAIN)
-def publish(comparison: Comparison, criteria: tuple[Criterion, ...], folder: Path) -> None:
+def publish(comparison: Comparison, folder: Path) -> None:
     """Write the comparison and its pictures into the folder, and show them in the UI."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(comparison)
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    data = as_data(comparison, criteria)
-    (folder / "comparison.json").write_bytes(to_json(data, indent=1, inf_nan_mode="null"))
-    markdown = to_markdown(comparison, pictures, link, criteria)
+    data = to_json(comparison, indent=1, inf_nan_mode="null")
+    (folder / "comparison.json").write_bytes(data)
+    markdown = to_markdown(comparison, pictures, link)
     (folder / "comparison.md").write_text(markdown)
     title = headline(comparison)
     create_markdown_artifact(key="benchmark-startup", markdown=markdown, description=title)
-    tables = {
-        "startup-times": comparison_rows(comparison),
-        "startup-shares": share_rows(comparison),
-        "startup-criteria": criteria_rows(criteria),
+    rows = {
+        "startup-times": tables.comparison_rows(comparison),
+        "startup-shares": tables.share_rows(comparison),
+        "startup-criteria": tables.criteria_rows(comparison.criteria),
     }
-    for key, rows in tables.items():
-        if rows:
-            create_table_artifact(key=key, table=rows, description=title)
+    for key, table in rows.items():
+        if table:
+            create_table_artifact(key=key, table=table, description=title)
 
 
 def link(flow_run_id: str) -> str:

@@ -16,7 +16,7 @@ from prefect.transactions import IsolationLevel
 
 from tasks.locks import FlockManager
 from tasks.timeline import phase_task, watch
-from ups.config import RunConfig
+from ups.config import ProblemConfig, RunConfig
 from ups.data.sources import Staged
 from ups.progress import logged
 
@@ -35,13 +35,14 @@ class ValidEntries(LocalFileSystem):
         from ups.latents.build import CacheEntry
         from ups.latents.store import check_cache_valid
 
-        home = Path(self.basepath or ".").parent
-        cache_dir, config_hash = home.parent, path.rpartition("-")[2]
+        prefect_dir = Path(self.basepath or ".").parent
+        cache_dir, config_hash = prefect_dir.parent, path.rpartition("-")[2]
         content = super().read_path(path, _sync=True)
         if not check_cache_valid(cache_dir, config_hash):
             raise ValueError(f"the latent cache entry {config_hash} is not valid any more")
-        result = home / "results" / (ResultRecordMetadata.load_bytes(content).storage_key or "")
-        if home not in result.parents:
+        storage_key = ResultRecordMetadata.load_bytes(content).storage_key or ""
+        result = prefect_dir / "results" / storage_key
+        if prefect_dir not in result.parents:
             raise ValueError(f"the result of {path} is of another cache directory")
         CacheEntry.model_validate_json(result.read_bytes())
         return content
@@ -52,23 +53,24 @@ class ValidEntries(LocalFileSystem):
 
 @phase_task("cache")
 def build_latent_cache(
-    config: RunConfig,
+    config: ProblemConfig,
     sources: Mapping[str, Sequence[Staged]],
     key: str,  # noqa: ARG001 (what Prefect's cache key is made of)
     overwrite: bool,
     keep: Sequence[str],
     stop: threading.Event,
 ) -> dict[str, Any]:
-    """The entry's record as plain JSON, paths relative to the cache directory.
+    """Build the entry, or find it; its record as plain JSON, paths relative to the cache directory.
 
     Args:
-        config: of one task.
-        keep: generations of the other tasks' entries, which no budget removes.
+        keep: generations of the other problems' entries, which no budget removes.
     """
-    from ups.pipeline import build_cache
+    from ups.pipeline.phases import build_cache
 
-    told = logged("encoded", "trajectories")
-    entry = build_cache(config, sources, overwrite=overwrite, keep=keep, stop=stop, progress=told)
+    progress = logged("encoded", "trajectories")
+    entry = build_cache(
+        config, sources, overwrite=overwrite, keep=keep, stop=stop, progress=progress
+    )
     return entry.model_dump(mode="json")
 
 
@@ -84,17 +86,17 @@ def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) ->
     name = f"2 build-latent-cache [{key}]{' reused' if reused else ''}"
     if config.features.is_legacy:
         return build_latent_cache.with_options(task_run_name=name)
-    home = config.training.latent_cache_dir.resolve() / ".prefect"
+    prefect_dir = config.training.latent_cache_dir.resolve() / ".prefect"
     policy = CacheKeyFnPolicy(cache_key_fn=_cache_key).configure(
-        key_storage=ValidEntries(basepath=str(home / "keys")),
+        key_storage=ValidEntries(basepath=str(prefect_dir / "keys")),
         isolation_level=IsolationLevel.SERIALIZABLE,
-        lock_manager=FlockManager(home / "locks"),
+        lock_manager=FlockManager(prefect_dir / "locks"),
     )
     return build_latent_cache.with_options(
         task_run_name=name,
         cache_policy=policy,
         persist_result=True,
-        result_storage=home / "results",
+        result_storage=prefect_dir / "results",
         result_serializer="json",
         refresh_cache=overwrite,
     )

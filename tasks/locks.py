@@ -9,18 +9,21 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import anyio.to_thread
 from prefect.locking.protocol import LockManager
 
-from ups.files import try_lock
+from ups.files import is_locked, lock_now
 
 POLL_S = 0.05
 
 
 class FlockManager(LockManager):
+    """Locks as files of a directory, each held by an open file of its holder."""
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._held: dict[str, tuple[str, int]] = {}
@@ -38,16 +41,15 @@ class FlockManager(LockManager):
     ) -> bool:
         if self.is_lock_holder(key, holder):
             return True
-        fd = self._open(key)
-        started = time.monotonic()
-        while not try_lock(fd):
-            if acquire_timeout is not None and time.monotonic() - started >= acquire_timeout:
-                os.close(fd)
-                return False
-            time.sleep(POLL_S)
-        with self._mutex:
-            self._held[key] = holder, fd
-        return True
+
+        def take() -> bool:
+            fd = lock_now(self._path(key))
+            if fd is not None:
+                with self._mutex:
+                    self._held[key] = holder, fd
+            return fd is not None
+
+        return _poll(take, acquire_timeout)
 
     def release_lock(self, key: str, holder: str) -> None:
         with self._mutex:
@@ -60,21 +62,10 @@ class FlockManager(LockManager):
         return self._held.get(key, ("", 0))[0] == holder
 
     def is_locked(self, key: str) -> bool:
-        if key in self._held:
-            return True
-        fd = self._open(key)
-        try:
-            return not try_lock(fd)
-        finally:
-            os.close(fd)
+        return key in self._held or is_locked(self._path(key))
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        started = time.monotonic()
-        while self.is_locked(key):
-            if timeout is not None and time.monotonic() - started >= timeout:
-                return False
-            time.sleep(POLL_S)
-        return True
+        return _poll(lambda: not self.is_locked(key), timeout)
 
     async def aacquire_lock(
         self,
@@ -90,8 +81,15 @@ class FlockManager(LockManager):
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
         return await anyio.to_thread.run_sync(self.wait_for_lock, key, timeout)
 
-    def _open(self, key: str) -> int:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        return os.open(self._directory / f"{name}.lock", flags, 0o644)
+    def _path(self, key: str) -> Path:
+        return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock"
+
+
+def _poll(is_done: Callable[[], bool], timeout_s: float | None) -> bool:
+    """Ask again until it is done; False once the time is over."""
+    started_at = time.monotonic()
+    while not is_done():
+        if timeout_s is not None and time.monotonic() - started_at >= timeout_s:
+            return False
+        time.sleep(POLL_S)
+    return True

@@ -6,8 +6,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any, Self
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -16,56 +15,58 @@ log = logging.getLogger(__name__)
 UPDATE_EVERY_S = 1.0
 
 
-@contextmanager
-def progress_artifact(key: str, what: str) -> Iterator[Progress]:
-    """Its `update` takes bytes done and in all; a thread tells the API about once a second.
+class ProgressArtifact:
+    """How far a transfer has got, in the UI; a thread updates it about once a second.
 
-    Nothing is created where nothing was moved; `forget` says so.
+    Nothing is created where nothing was moved; `discard` says so.
     """
-    state = Progress(key, what)
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(state.report,), daemon=True, name=key)
-    thread.start()
-    try:
-        yield state
-    finally:
-        state.finished.set()
 
-
-class Progress:
     def __init__(self, key: str, what: str) -> None:
-        self.key, self.what = key, what
-        self.done = self.total = 0
-        self.started = time.monotonic()
-        self.ended: float | None = None
-        self.finished = threading.Event()
+        self._key, self._what = key, what
+        self._done = self._total = 0
+        self._started_at = time.monotonic()
+        self._ended_at: float | None = None
+        self._finished = threading.Event()
+        context = contextvars.copy_context()  # names the run that the artifact belongs to
+        self._thread = threading.Thread(
+            target=context.run, args=(self._report,), daemon=True, name=key
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._finished.set()
 
     def update(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
+        """Take bytes done and in all, from any thread."""
+        self._done, self._total = done, total
         if done == total:
-            self.ended = time.monotonic()
+            self._ended_at = time.monotonic()
 
-    def forget(self) -> None:
-        self.total = 0
+    def discard(self) -> None:
+        """Create nothing, or no longer update what was created."""
+        self._total = 0
 
-    def report(self) -> None:
+    def _report(self) -> None:
         artifact = None
-        over = False
-        while not over:
-            over = self.finished.wait(UPDATE_EVERY_S)
-            if not self.total:
+        is_over = False
+        while not is_over:
+            is_over = self._finished.wait(UPDATE_EVERY_S)
+            if not self._total:
                 continue
-            percent = 100 * self.done / self.total
-            seconds = max((self.ended or time.monotonic()) - self.started, 1e-3)
+            percent = 100 * self._done / self._total
+            seconds = max((self._ended_at or time.monotonic()) - self._started_at, 1e-3)
             text = (
-                f"{self.what}: {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, "
-                f"{self.done / 1e6 / seconds:,.0f} MB/s"
+                f"{self._what}: {self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB, "
+                f"{self._done / 1e6 / seconds:,.0f} MB/s"
             )
             try:
                 if artifact is None:
-                    artifact = create_progress_artifact(percent, key=self.key, description=text)
+                    artifact = create_progress_artifact(percent, key=self._key, description=text)
                 else:
                     update_progress_artifact(artifact, percent, description=text)
             except Exception as error:  # noqa: BLE001 (the transfer matters more than its picture)
-                log.warning("no progress artifact for the %s: %s", self.what, error)
+                log.warning("no progress artifact for the %s: %s", self._what, error)
                 return

@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
 
-from ups.telemetry.phases import Span
+from ups.runs.breakdown import Span
 
 _timelines: dict[UUID, list[tuple[str, TaskRun]]] = {}
 _lock = threading.Lock()

@@ -7,9 +7,7 @@ def test_the_kernel_takes_the_wish_to_write_what_is_dirty(tmp_path):
     with (tmp_path / "latents").open("wb", buffering=0) as file:
         file.write(bytes(1 << 20))
         assert start_writeback(file.fileno(), 0, 1 << 20)
-        assert start_writeback(file.fileno(), 4 << 40, 1 << 20), (
-            "offsets beyond 4 GB, nothing there"
-        )
+        assert start_writeback(file.fileno(), 4 << 40, 1 << 20)  # beyond 4 GB, where nothing is
 
 
 def test_what_cannot_be_written_back_is_no_error():

@@ -15,8 +15,8 @@ from ups.progress import logged, sparse_lines
 
 
 @pytest.fixture
-def told():
-    """`told(times)`: lines of work of 200 in all, of which one is done each second."""
+def lines_of():
+    """`lines_of(seconds)`: what is said of work of 200 in all, of which one is done each second."""
 
     def run(seconds, step=1.0):
         lines, now = [], [0.0]
@@ -29,17 +29,17 @@ def told():
     return run
 
 
-def test_a_line_comes_for_another_tenth_and_at_most_every_ten_seconds(told):
-    lines = told(200)
+def test_a_line_comes_for_another_tenth_and_at_most_every_ten_seconds(lines_of):
+    lines = lines_of(200)
     assert lines[0] == "encoded 20 of 200 MB (10%)"
     assert len(lines) == 9
     assert lines[-1].startswith("encoded 18")
-    assert len(told(200, step=0.1)) == 2  # of 20 s
+    assert len(lines_of(200, step=0.1)) == 2  # of 20 s
 
 
-def test_slow_work_says_something_every_minute_and_fast_work_nothing(told):
-    assert told(3, step=25.0) == ["encoded 3 of 200 MB (2%)"]
-    assert told(200, step=0.01) == []
+def test_slow_work_says_something_every_minute_and_fast_work_nothing(lines_of):
+    assert lines_of(3, step=25.0) == ["encoded 3 of 200 MB (2%)"]
+    assert lines_of(200, step=0.01) == []
 
 
 def test_progress_goes_into_the_log_from_any_thread(caplog, monkeypatch):
@@ -55,7 +55,7 @@ def test_progress_goes_into_the_log_from_any_thread(caplog, monkeypatch):
 def test_a_terminal_gets_bars_and_log_lines_above_them():
     script = """
         import logging, time, ups.progress
-        from ups.console import errors_shown
+        from ups.cli.console import errors_shown
         ups.progress.BARS_AFTER_S = 0.0
         with errors_shown(), ups.progress.progress_shown() as show:
             update = show("encoded", "trajectories")

@@ -1,1 +1,5 @@
-"""Train neural PDE simulators from latents, and get to the first optimizer step fast."""
+"""Train neural PDE simulators, and see where the time before the first step goes."""
+
+from pathlib import Path
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]

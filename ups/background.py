@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,26 +14,19 @@ class Background(Generic[T]):
     """Starts the call at once; what it returns or raises waits in `result`."""
 
     def __init__(self, call: Callable[[], T], name: str) -> None:
-        self._call = call
-        self._results: list[T] = []
-        self._errors: list[BaseException] = []
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._outcome: Future[T] = Future()
+        threading.Thread(target=self._work, args=(call,), name=name, daemon=True).start()
 
     def is_done(self, timeout_s: float) -> bool:
         """Whether it ended within this time."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return bool(wait([self._outcome], timeout_s).done)
 
     def result(self) -> T:
         """What the call returned, once it has; raises what it raised."""
-        self._thread.join()
-        if self._errors:
-            raise self._errors[0]
-        return self._results[0]
+        return self._outcome.result()
 
-    def _work(self) -> None:
+    def _work(self, call: Callable[[], T]) -> None:
         try:
-            self._results.append(self._call())
+            self._outcome.set_result(call())
         except BaseException as error:  # noqa: BLE001, raised again by `result`
-            self._errors.append(error)
+            self._outcome.set_exception(error)

@@ -2,6 +2,7 @@
 
 UpsError
 ├── ConfigError         a config value is wrong, unknown or contradicts another; a ValueError
+│   └── InvalidConfig   a config was read, and has faults
 ├── ValidationFailed    a run would fail, for reasons that are known before it begins
 ├── ShapeError          an array has the wrong shape; a ValueError
 ├── DataError           a data file is truncated, lacks its data set, or holds NaN
@@ -26,31 +27,45 @@ A message says what happened, what was found, what was expected, and the next mo
 
 
 class UpsError(Exception):
-    """Base of all of them; its text is meant for the user."""
+    """Base of every error that is raised on purpose; its text is meant for the user."""
 
 
 class ConfigError(UpsError, ValueError):
-    pass
+    """Raised when a config value is wrong or unknown, or does not go with another."""
+
+
+class InvalidConfig(ConfigError):
+    """A config has been read and has faults. Args: its file's name; a line for each, key first."""
+
+    def __init__(self, where: str, faults: tuple[str, ...]) -> None:
+        super().__init__(where, faults)
+        self.where, self.faults = where, faults
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.where}: {fault}" for fault in self.faults)
 
 
 class ValidationFailed(UpsError):
-    pass
+    """Raised before a run begins, when it is known to fail."""
 
 
 class ShapeError(UpsError, ValueError):
-    pass
+    """Raised when an array's shape or type is not the one that a function takes."""
 
 
 class DataError(UpsError):
-    pass
+    """Raised when a data file, or what is said of it, cannot be what it should be."""
 
 
 class FetchError(UpsError):
-    pass
+    """Raised when a transfer failed for a reason that can pass, after the attempts to repeat it."""
 
 
 class ChecksumMismatch(FetchError):
-    """Args: uri, expected SHA-256, SHA-256 found."""
+    """Raised when what was fetched has another SHA-256 than the manifest says.
+
+    Args: uri, expected SHA-256, SHA-256 found.
+    """
 
     def __str__(self) -> str:
         uri, expected, got = self.args
@@ -61,52 +76,52 @@ class ChecksumMismatch(FetchError):
 
 
 class ObjectUnavailable(UpsError):
-    pass
+    """Raised when the object store refuses: no such bucket or key, or no right to it."""
 
 
 class DiskFull(UpsError):
-    pass
+    """Raised before or while something is written, when the disk has no room for it."""
 
 
 class DeviceError(UpsError):
-    pass
+    """Raised when a config asks for a device that this machine does not have."""
 
 
 class CacheError(UpsError):
-    pass
+    """Raised when a cache entry is missing, in use, or of no use to whoever asked for it."""
 
 
 class CacheDamaged(CacheError):
-    pass
+    """Raised when the bytes of a cache entry are not those that its manifest describes."""
 
 
 class TrainingDiverged(UpsError):
-    pass
+    """Raised when the training loss is not finite any more."""
 
 
 class CheckpointError(UpsError):
-    pass
+    """Raised when a checkpoint is missing, unreadable, or of another model."""
 
 
 class RunError(UpsError):
-    pass
+    """Raised when a run's folder is another run's, or another process has it open."""
 
 
 class BenchmarkError(UpsError):
-    pass
+    """Raised when a benchmark cannot be made, or does not meet what is asked of it."""
 
 
 class RegressionFound(UpsError):
-    pass
+    """Raised when a comparison finds that a startup got slower."""
 
 
 class HistoryError(UpsError):
-    pass
+    """Raised when the benchmarks' history cannot be read, or lacks what was asked for."""
 
 
 class VastError(UpsError):
-    pass
+    """Raised when Vast.ai, or its tool, does not do what it was asked for."""
 
 
 class Interrupted(UpsError):
-    pass
+    """Raised at the next safe moment after somebody asked to stop."""

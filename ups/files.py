@@ -1,10 +1,11 @@
-"""Small file operations that must not be half done: atomic writes, locks, room on the disk."""
+"""File operations that must not be half done: atomic writes, whole reads, locks, room on disk."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -24,16 +25,17 @@ DISK_MARGIN_BYTES = 64 << 20
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write a file aside and put it into the place of `path`: a reader sees the old one or the new.
 
     Args:
         durable: also after a power cut; costs a wait for the disk.
+        mode: who may read and write it, less the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             if durable:
@@ -45,12 +47,34 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         sync_directory(path.parent)
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    with replacing(path, durable=durable) as file:
+def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write bytes by `replacing`."""
+    with replacing(path, durable=durable, mode=mode) as file:
         file.write(data)
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write a small record by `replacing`, without a wait for the disk."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode(), durable=False)
+
+
+def read_fully(fd: int, view: memoryview, offset: int) -> int:
+    """Fill `view` from the file's bytes at `offset`; returns how many the file ends too early."""
+    while view and (count := os.preadv(fd, [view], offset)):
+        view, offset = view[count:], offset + count
+    return len(view)
+
+
+def write_fully(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
+    """Write all of `data` at `offset`, or at the end of a file that is opened to append."""
+    view = memoryview(data)
+    while view:
+        count = os.write(fd, view) if offset is None else os.pwrite(fd, view, offset)
+        view, offset = view[count:], None if offset is None else offset + count
+
+
 def sync_directory(path: Path) -> None:
+    """Have the names in a directory survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -111,7 +135,7 @@ def lock_now(path: Path) -> int | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except FileNotFoundError:  # the folder was removed since
+    except FileNotFoundError:  # the folder was removed meanwhile
         return None
     if try_lock(fd) and _is_at(fd, path):
         return fd
@@ -158,7 +182,8 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def require_free_space(directory: Path, needed_bytes: int, what: str, remedy: str) -> None:
-    """
+    """Refuse to begin what the disk has no room for.
+
     Raises:
         DiskFull: `directory`'s file system has no room for `needed_bytes` and a margin.
     """

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Show(Protocol):
 def progress_shown() -> Iterator[Show]:
     """On standard error: bars on a terminal, else lines."""
     if not sys.stderr.isatty():
-        yield _lines_on_stderr
+        yield partial(sparse_lines, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
         return
     bars = _Bars()
     try:
@@ -83,12 +84,6 @@ def sparse_lines(
         say(f"{what} {done / scale:,.0f} of {total / scale:,.0f} {unit} ({share:.0%})")
 
     return show
-
-
-def _lines_on_stderr(what: str, unit: str, scale: float = 1) -> Progress:
-    return sparse_lines(
-        lambda line: print(f"  {line}", file=sys.stderr, flush=True), what, unit, scale
-    )
 
 
 class _Bars:

@@ -1,9 +1,14 @@
-"""Sizes and ages as people write them: `50GB`, `1.5TB`, `30d`, `45m`."""
+"""Sizes, ages and times as people write them: `50GB`, `1.5TB`, `30d`, `45m`.
+
+Pydantic's ByteSize reads `50` and `50GB!` without complaint, and `1.GB` as one byte; humanize has
+no way to read either.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from ups.errors import ConfigError
 
@@ -40,9 +45,7 @@ def _parse(text: str, units: Mapping[str, int], expected: str) -> float:
 
 def format_size(num_bytes: int) -> str:
     """`3.2 GB`: three digits, decimal units."""
-    unit = max(
-        (u for u in DECIMAL if DECIMAL[u] <= num_bytes), key=DECIMAL.__getitem__, default="B"
-    )
+    unit = next((u for u in reversed(DECIMAL) if DECIMAL[u] <= num_bytes), "B")
     return f"{float(f'{num_bytes / DECIMAL[unit]:.3g}'):g} {unit}"
 
 
@@ -52,3 +55,8 @@ def format_age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
     return f"{max(0, seconds):.0f} s"
+
+
+def format_time(at: float) -> str:
+    """A Unix time, as `2026-11-23 22:57 UTC`: the same on every machine that shows it."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

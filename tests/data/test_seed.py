@@ -1,5 +1,7 @@
 """A config's data set is generated into the store where it is missing, task by task."""
 
+from contextlib import closing
+
 import h5py
 import pytest
 
@@ -21,28 +23,18 @@ def task(name, folder, **generate):
 
 
 @pytest.fixture
-def store(s3, monkeypatch):
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
-    store = ObjectStore()
-    yield store
-    store.close()
+def store(store_env):
+    with closing(ObjectStore()) as store:
+        yield store
 
 
 def config_of(*tasks):
-    return load_config(
-        "smoke",
-        {
-            "data.task": list(tasks),
-            "data.sources": None,
-            "data.generate": None,
-            "data.bucket": BUCKET,
-            "data.grid_points": 64,
-        },
-    )
+    ours = {"task": list(tasks), "bucket": BUCKET, "grid_points": 64}
+    data = {"sources": None, "generate": None, **ours}
+    return load_config("smoke", {f"data.{key}": value for key, value in data.items()})
 
 
-def test_what_is_missing_of_each_task_is_generated_with_its_parameter(store, s3):
+def test_what_is_missing_of_each_problem_is_generated_with_its_parameter(store, s3):
     first = task("burgers1d_nu0.1", "seed", nu=0.1)
     lines = []
     assert seed(config_of(first), lambda _, what: lines.append(what)) == ["train", "val", "test"]
@@ -58,7 +50,7 @@ def test_what_is_missing_of_each_task_is_generated_with_its_parameter(store, s3)
         assert file.attrs["Nu"] == 0.1
 
 
-def test_more_sources_than_one_cannot_be_generated_and_the_message_names_the_task(store):
+def test_more_sources_than_one_cannot_be_generated_and_the_message_names_the_problem(store):
     good, bad = task("advection1d", "x", beta=0.4), task("burgers1d", "x", nu=0.1)
     bad["sources"]["val"] *= 2
     message = "data.task.1.sources.val: found 2 objects, expected 1 with data.task.1.generate"

@@ -1,10 +1,8 @@
-import json
 from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from deployments.breakdown import key_figures
-from deployments.follow import Progress
+from deployments.follow import RunLines
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -30,27 +28,17 @@ def client(tasks, logs):
 
 
 RUN = {"id": "r", "name": "run", "state": state("RUNNING", 1), "total_run_time": 2.5}
-DONE = {
-    "id": "t",
-    "name": "download [train]",
-    "total_run_time": 2.5,
-    "state": state("COMPLETED", 4),
-}
+DONE = {**RUN, "id": "t", "name": "download [train]", "state": state("COMPLETED", 4)}
 
 
-def test_states_and_logs_come_in_the_order_in_which_they_happened():
+def test_states_and_logs_come_once_in_the_order_in_which_they_happened():
     logs = [log(1, 2, "fetched 8 MB", name="ups.data"), log(2, 5, "epoch 1")]
+    shown = RunLines(START)
     with client([DONE], logs) as api:
-        lines = Progress(START).read(api, RUN)
+        lines = shown.read(api, RUN)
+        assert shown.read(api, RUN) == []
     assert [line.split()[0] for line in lines] == ["1.0", "2.0", "4.0", "5.0"]
     assert lines[2].split() == ["4.0", "s", "download", "[train]", "Completed", "2.5", "s"]
-
-
-def test_nothing_is_shown_twice():
-    progress = Progress(START)
-    with client([DONE], [log(1, 2, "epoch 1")]) as api:
-        assert len(progress.read(api, RUN)) == 3
-        assert progress.read(api, RUN) == []
 
 
 def test_prefects_chatter_and_tracebacks_are_left_out():
@@ -61,17 +49,5 @@ def test_prefects_chatter_and_tracebacks_are_left_out():
         log(4, 4, "a detail", level=10),
     ]
     with client([], logs) as api:
-        lines = Progress(START).read(api, RUN)
+        lines = RunLines(START).read(api, RUN)
     assert [line.split("s  ", 1)[1] for line in lines[1:]] == ["! it broke"]
-
-
-def test_the_key_figures_say_how_far_persistence_is_behind():
-    breakdown = json.loads(
-        '{"ttfs_s": 5.2, "cost_usd": 0.0031, "cache_reused": true,'
-        ' "nrmse_rollout": 0.02, "nrmse_persistence": 0.3}'
-    )
-    figures = "\n".join(key_figures(breakdown))
-    assert "5.20 s ($0.0031" in figures
-    assert "reused" in figures
-    assert "15.0 times as much" in figures
-    assert key_figures({}) == []

@@ -3,22 +3,15 @@ import os
 import subprocess
 import sys
 
-import pytest
 from prefect.client.orchestration._deployments.client import DeploymentAsyncClient
 
 from deployments.layout import PROJECT_DIR
 from deployments.prefect_plugin import full_name, setup_environment
 
 
-@pytest.mark.parametrize(
-    ("given", "asked"),
-    [
-        ("train-burgers", "train-burgers/train-burgers"),
-        ("train-burgers/gpu", "train-burgers/gpu"),
-    ],
-)
-def test_a_bare_name_stands_for_the_deployment_named_like_its_flow(given, asked):
-    assert full_name(given) == asked
+def test_a_bare_name_stands_for_the_deployment_named_like_its_flow():
+    assert full_name("train-burgers") == "train-burgers/train-burgers"
+    assert full_name("train-burgers/gpu") == "train-burgers/gpu"
 
 
 def test_prefects_client_is_asked_for_the_full_name(monkeypatch):
@@ -34,7 +27,7 @@ def test_prefects_client_is_asked_for_the_full_name(monkeypatch):
 
 def test_the_command_line_imports_nothing_that_is_slow():
     slow = "{'prefect', 'torch', 'boto3', 'httpx', 'h5py', 'numpy', 'pydantic', 'rich', 'yaml'}"
-    code = f"import sys, deployments.cli; print(sorted({slow} & sys.modules.keys()))"
+    code = f"import sys, deployments.cli.app; print(sorted({slow} & sys.modules.keys()))"
     env = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

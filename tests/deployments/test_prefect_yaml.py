@@ -15,20 +15,16 @@ def test_the_local_and_the_gpu_deployment_are_there():
     assert pools["gpu"] == pools["rented"] == "gpu"
 
 
-def test_every_deployment_names_a_flow_a_pool_that_up_creates_and_a_config_that_loads():
+def test_every_deployment_names_a_flow_a_pool_a_warm_start_and_a_config_that_are_there():
     for deployment in DEPLOYMENTS:
         assert re.fullmatch(r"flows/\w+\.py:\w+", deployment["entrypoint"])
-        assert deployment["work_pool"]["name"] in POOLS
+        pool = deployment["work_pool"]
+        assert pool["name"] in POOLS
+        assert pool["job_variables"]["command"] == "python -I -S deployments/start.py"
         assert deployment["description"]
         assert deployment["tags"]
         if "parameters" in deployment:
             load_config(deployment["parameters"]["config"])
-
-
-def test_runs_import_prefect_once():
-    for deployment in DEPLOYMENTS:
-        command = deployment["work_pool"]["job_variables"]["command"]
-        assert command == "python -I -S deployments/start.py"
 
 
 def test_trainings_wait_for_each_other_and_a_second_benchmark_is_refused():

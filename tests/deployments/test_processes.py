@@ -8,7 +8,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from deployments.processes import Processes, write_json
+from deployments.processes import Processes
+from tests.live import wait_until
+from ups.files import write_json
 
 SLEEP = "import time; time.sleep(60)"
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True)\n" + SLEEP
@@ -26,13 +28,6 @@ def processes(tmp_path):
 def start(processes, name, code, **kwargs):
     command = [sys.executable, "-c", code]
     return processes.start(name, command, env=os.environ, cwd=processes.folder.parent, **kwargs)
-
-
-def wait_until(true, timeout_s=10):
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_later_command_finds_and_stops_what_an_earlier_one_started(processes):
@@ -84,9 +79,7 @@ def test_a_process_that_ended_is_not_running_and_leaves_its_last_words(processes
 
 
 def test_a_gated_process_waits_until_it_is_released(processes):
-    start(
-        processes, "a", "import sys; print(sys.stdin.readline() or 'nobody', flush=True)", gated=1
-    )
+    start(processes, "a", "print(input(), flush=True)", gated=1)
     time.sleep(0.3)
     assert processes.running("a")
     assert processes.log_tail("a") == ""

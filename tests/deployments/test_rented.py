@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -68,21 +69,24 @@ def test_in_a_runs_folder_only_what_the_run_itself_writes_is_progress(
     assert beats(heart) == is_progress
 
 
-def test_the_folders_are_those_that_the_run_was_given(tmp_path):
-    job = Job({}, state=tmp_path, since=0.0, mount=tmp_path, keep=False)
-    assert job._stores == (tmp_path / "data",)
-    overrides = {"runs_dir": "/a", "training.latent_cache_dir": "/b"}
-    job.parameters = {"overrides": overrides}
-    assert (job._runs_dir, job._stores) == (Path("/a"), (tmp_path / "data", Path("/b")))
+@pytest.fixture
+def new_job(tmp_path):
+    return Job({}, state=tmp_path, installed_at=0.0, mount=tmp_path, keep=False)
+
+
+def test_the_folders_are_those_that_the_run_was_given(new_job, tmp_path):
+    assert new_job._stores == (tmp_path / "data",)
+    new_job.parameters = {"overrides": {"runs_dir": "/a", "training.latent_cache_dir": "/b"}}
+    assert new_job._runs_dir == Path("/a")
+    assert new_job._stores == (tmp_path / "data", Path("/b"))
 
 
 @pytest.fixture
-def job(tmp_path, prefect_server, monkeypatch):
+def job(new_job, prefect_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     monkeypatch.setenv("CONTAINER_ID", "4712")
-    job = Job({}, state=tmp_path, since=0.0, mount=tmp_path, keep=False)
-    yield job
-    job.client.close()
+    yield new_job
+    new_job.client.close()
 
 
 def test_the_worker_takes_one_run_at_a_time_and_others_only_on_a_machine_that_is_kept(job):
@@ -109,29 +113,16 @@ def test_a_run_that_the_watchdog_ends_is_crashed_on_the_server_with_the_reason(j
 
 
 def test_a_run_of_which_the_server_shows_nothing_new_gives_no_beat(job, monkeypatch):
-    class Watched:
-        """Says eight times that the worker runs."""
-
-        looks = 0
-
-        def running(self, _name):
-            self.looks += 1
-            return self.looks <= 8
-
-        def log_tail(self, _name):
-            return ""
-
-        def log_path(self, _name):
-            return ""
-
-    beats = []
+    looks, beats = [], []
     monkeypatch.setattr(rented, "POLL_S", 0.01)
-    monkeypatch.setattr(Heartbeat, "beat", lambda _: beats.append(job.processes.looks))
-    job.processes = Watched()
+    monkeypatch.setattr(Heartbeat, "beat", lambda _: beats.append(len(looks)))
+    job.processes = SimpleNamespace(
+        running=lambda name: looks.append(name) or len(looks) <= 8, log_tail=str, log_path=str
+    )
     run_id = running_flow_run(job.client)
     with pytest.raises(RentedError, match="the worker ended before the run"):
         job._follow(run_id)
-    assert job.processes.looks > 8
+    assert len(looks) > 8
     assert beats == [0]  # that it is Running
 
 
@@ -179,26 +170,23 @@ def test_a_job_that_waits_for_the_server_ends_on_sigterm_and_leaves_nothing(tmp_
         os.kill(worker, 0)
 
 
+LOGIN = {"PREFECT_API_AUTH_STRING": "a:b"}
+
+
 @pytest.mark.parametrize(
     ("env", "header"),
     [
         ({}, {}),
         ({"PREFECT_API_KEY": "k"}, {"Authorization": "Bearer k"}),
-        ({"PREFECT_API_AUTH_STRING": "a:b"}, {"Authorization": "Basic YTpi"}),
-        (
-            {"PREFECT_API_AUTH_STRING": "a:b", "PREFECT_API_KEY": "k"},
-            {"Authorization": "Basic YTpi"},
-        ),
+        (LOGIN, {"Authorization": "Basic YTpi"}),
+        ({**LOGIN, "PREFECT_API_KEY": "k"}, {"Authorization": "Basic YTpi"}),
     ],
 )
 def test_the_server_is_asked_with_the_login_that_prefect_itself_would_use(env, header):
     assert api.authorization(env) == header
 
 
-def test_a_missing_address_is_said(job, monkeypatch):
-    job.client.close()
-    del job.client
-    monkeypatch.delenv("PREFECT_API_URL")
+def test_a_missing_address_is_said(new_job, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(RentedError, match="PREFECT_API_URL is not set"):
-        job.client  # noqa: B018
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        new_job.client  # noqa: B018

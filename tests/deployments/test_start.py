@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import psutil
 import pytest
 
 from deployments.layout import PROJECT_DIR
+from tests.live import wait_until
 
 START = [sys.executable, "-I", "-S", str(PROJECT_DIR / "deployments" / "start.py")]
 
@@ -28,7 +28,7 @@ def ready(tmp_path_factory):
             stdout=output,
             stderr=output,
         )
-    wait(lambda: "ready at" in log.read_text(), 60)
+    wait_until(lambda: "ready at" in log.read_text(), 60)
     yield path, log
     zygote.stdin.close()
     assert zygote.wait(20) == 0
@@ -53,35 +53,29 @@ def start(ready, tmp_path):
     return begin
 
 
-def wait(condition, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def output_of(process):
     text, _ = process.communicate(timeout=30)
     return text.strip()
 
 
-def test_a_warm_run_finds_the_slow_imports_done_and_knows_that_it_is_warm(start):
-    run = start(
-        """
-        import os, sys
-        print(os.environ["UPS_STARTED"], "torch" in sys.modules, "prefect" in sys.modules)
-        """
-    )
-    assert output_of(run) == "warm True True"
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "os.environ['UPS_STARTED'] == 'warm'",
+        "{'torch', 'prefect'} <= sys.modules.keys()",
+        "not sys.modules['torch'].cuda.is_initialized()",  # CUDA does not survive a fork
+        "os.getpid() == os.getsid(0)",
+        "signal.getsignal(signal.SIGTERM) == signal.SIG_DFL",
+    ],
+)
+def test_a_warm_run_finds_the_slow_imports_done_and_is_else_a_process_of_its_own(start, claim):
+    assert output_of(start(f"import os, signal, sys; print({claim})")) == "True"
 
 
-@pytest.mark.parametrize("mode", ["told to", "no process kept ready"])
-def test_a_cold_start_is_a_fresh_interpreter(start, mode):
-    changes = {"told to": {"UPS_START_MODE": "cold"}}.get(mode, {"UPS_WARM_SOCKET": "/nowhere"})
-    run = start(
-        "import os, sys; print(os.environ['UPS_STARTED'], 'torch' in sys.modules)", **changes
-    )
-    lines = output_of(run).splitlines()
+@pytest.mark.parametrize("env", [{"UPS_START_MODE": "cold"}, {"UPS_WARM_SOCKET": "/nowhere"}])
+def test_a_cold_start_is_a_fresh_interpreter(start, env):
+    code = "import os, sys; print(os.environ['UPS_STARTED'], 'torch' in sys.modules)"
+    lines = output_of(start(code, **env)).splitlines()
     assert lines[-1] == "cold False"
     assert len(lines) == 1 or "no process is kept ready at /nowhere" in lines[0]
 
@@ -121,14 +115,6 @@ def test_runs_draw_different_random_numbers(start):
     assert output_of(start(code)) != output_of(start(code))
 
 
-def test_a_run_has_a_group_of_its_own_and_default_signal_handlers(start):
-    code = """
-        import os, signal
-        print(os.getpid() == os.getsid(0), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
-    """
-    assert output_of(start(code)) == "True True"
-
-
 WAITING = """
     import os, signal, sys, time
     def end(number, frame):
@@ -140,34 +126,27 @@ WAITING = """
 """
 
 
-def test_a_signal_reaches_the_run_which_ends_its_own_way(start):
-    run = start(WAITING.format(end="sys.exit(3)"))
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("sys.exit(3)", 3),
+        ("signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)", -signal.SIGTERM),
+    ],
+)
+def test_a_signal_reaches_the_run_whose_end_looks_as_it_was(start, end, code):
+    run = start(WAITING.format(end=end))
     int(run.stdout.readline())
     run.send_signal(signal.SIGTERM)
     assert "told to end" in output_of(run)
-    assert run.returncode == 3
-
-
-def test_a_run_that_a_signal_ended_looks_so(start):
-    run = start(
-        WAITING.format(end="signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)")
-    )
-    int(run.stdout.readline())
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=30)
-    assert run.returncode == -signal.SIGTERM
+    assert run.returncode == code
 
 
 def test_a_run_does_not_outlive_the_process_that_stands_in_for_it(start):
     run = start(WAITING.format(end="sys.exit(3)"))
     pid = int(run.stdout.readline())
     run.kill()
-    wait(lambda: not psutil.pid_exists(pid))
+    wait_until(lambda: not psutil.pid_exists(pid))
     run.communicate(timeout=30)
-
-
-def test_cuda_is_never_touched_before_the_fork(start):
-    assert output_of(start("import torch; print(torch.cuda.is_initialized())")) == "False"
 
 
 def test_changed_files_are_imported_anew_and_the_kept_process_starts_over(start, ready):
@@ -176,5 +155,5 @@ def test_changed_files_are_imported_anew_and_the_kept_process_starts_over(start,
     assert output_of(start(code)) == "True True"
     os.utime(PROJECT_DIR / "ups" / "training" / "loop.py")
     assert output_of(start(code)) == "False True"
-    wait(lambda: log.read_text().count("ready at") == 2, 60)
+    wait_until(lambda: log.read_text().count("ready at") == 2, 60)
     assert output_of(start(code)) == "True True"

@@ -7,20 +7,20 @@ import pytest
 
 from flows import benchmark_startup
 from ups.errors import BenchmarkError
-from ups.startup.bounds import Rates
-from ups.startup.records import RunRecord
-from ups.startup.scenarios import BY_NAME
+from ups.startup.measure.bounds import Rates
+from ups.startup.measure.records import RunRecord
+from ups.startup.measure.scenarios import BY_NAME
 
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """`bench(there, modes)`: what preparing finds, and how runs start, one after the other.
+    """`bench(found, modes)`: what preparing finds, and how runs start, one after the other.
 
     Its `names` are those of the runs that were triggered.
     """
 
-    def make(there=(), modes=()):
-        there, modes, names = list(there), list(modes), []
+    def make(found=(), modes=()):
+        found, modes, names = list(found), list(modes), []
 
         def run_scenario(scenario, name, config, overrides):
             names.append(name)
@@ -38,7 +38,7 @@ def bench(monkeypatch, tmp_path):
             )
 
         monkeypatch.setattr(
-            benchmark_startup, "prepare_scenario", lambda *_: there.pop(0) if there else True
+            benchmark_startup, "prepare_scenario", lambda *_: found.pop(0) if found else True
         )
         monkeypatch.setattr(benchmark_startup, "LOOK_S", 0.0)
         monkeypatch.setattr(benchmark_startup, "run_scenario", run_scenario)
@@ -58,13 +58,13 @@ def test_a_run_that_finds_what_it_needs_is_the_only_one(bench):
 
 
 def test_a_missing_cache_is_built_by_one_run_that_does_not_count(bench):
-    made = bench(there=[False, True])
+    made = bench(found=[False, True])
     assert made.run(BY_NAME["warm"], 1).repeat == 1
     assert made.names == ["4 warm, uncounted", "4 warm 1"]
 
 
 def test_a_cache_that_is_missing_after_the_run_that_was_to_build_it_ends_the_benchmark(bench):
-    made = bench(there=[False, False])
+    made = bench(found=[False, False])
     with pytest.raises(BenchmarkError, match=r"warm: .*0b5c6f44.* was to build .*removing .*warm"):
         made.run(BY_NAME["warm"], 1)
     assert made.names == ["4 warm, uncounted"]

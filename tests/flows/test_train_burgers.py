@@ -4,28 +4,22 @@ import functools
 import json
 import os
 import re
-import time
 
 import h5py
 import numpy as np
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterId,
-)
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.train_burgers import train_burgers
-from tasks.report import Story
 from ups.config import Features
 from ups.latents.entries import entries
 from ups.latents.prune import remove
 from ups.latents.store import list_entries
-from ups.runs import find_run_dir, read_info
-from ups.telemetry.gpu import GpuWatch
+from ups.machine.gpu import GpuWatch
+from ups.pipeline.state import RunState
+from ups.runs.stored import RunInfo
+from ups.units import format_size
 
 PHASES = {
     "0 validate-config",
@@ -37,40 +31,6 @@ PHASES = {
     "4 train-operator",
     "5 evaluate",
 }
-
-
-@pytest.fixture
-def run(tmp_path):
-    """`run(config, **parameters)`: the final state, task runs by name, and the breakdown."""
-
-    def start(config, **parameters):
-        state = train_burgers(config, return_state=True, **parameters)
-        run_id = state.state_details.flow_run_id
-        folder = find_run_dir(tmp_path / "runs", run_id)
-        breakdown = None
-        if folder is not None and (folder / "breakdown.json").exists():
-            breakdown = json.loads((folder / "breakdown.json").read_text())
-        return state, task_runs(run_id), breakdown
-
-    return start
-
-
-def task_runs(run_id):
-    """Names and states of a flow run's tasks, when the API has caught up."""
-    only = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-    deadline = time.monotonic() + 10
-    while True:
-        with get_client(sync_client=True) as client:
-            runs = client.read_task_runs(flow_run_filter=only)
-        if all(run.state and run.state.is_final() for run in runs) or time.monotonic() > deadline:
-            return {run.name: run.state.name for run in runs}
-        time.sleep(0.2)
-
-
-def artifacts(run_id):
-    only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-    with get_client(sync_client=True) as client:
-        return {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=only)}
 
 
 def seconds(breakdown, phase):
@@ -111,16 +71,16 @@ def test_the_plans_three_runs_generate_reuse_and_invalidate(flow_config, run, tm
         assert breakdown["metrics"]["startup/ttfs_s"] == breakdown["ttfs_s"]
 
 
-def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, tmp_path):
+def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder_and_no_secret_anywhere(
+    flow_config, run, shown, tmp_path, s3
+):
     state, _, breakdown = run(flow_config())
-    run_id = state.state_details.flow_run_id
-    left = artifacts(run_id)
+    run_name, left = shown(state)
     assert {"overhead", "overhead-breakdown", "download-train"} <= left.keys()
-    markdown = left["overhead"].data
+    markdown = left["overhead"]
     assert markdown.count("data:image/png;base64,") == 2
     assert breakdown["config_hash"] in markdown
-    with get_client(sync_client=True) as client:
-        assert client.read_flow_run(run_id).name == f"smoke [{breakdown['config_hash']}]"
+    assert run_name == f"smoke [{breakdown['config_hash']}]"
     folder = tmp_path / "runs" / breakdown["run"]
     present = {path.name for path in folder.iterdir()}
     assert present == {
@@ -137,11 +97,11 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
     }
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "completed"
-    assert record["flow_run_id"] == str(run_id)
+    assert record["flow_run_id"] == str(state.state_details.flow_run_id)
     assert "epoch 3/3" in (folder / "run.log").read_text()
-    gpu = next(row for row in json.loads(left["overhead-breakdown"].data) if row["phase"] == "GPU")
+    gpu = next(row for row in json.loads(left["overhead-breakdown"]) if row["phase"] == "GPU")
     assert gpu["what bounds it"]
-    assert f"- GPU: {gpu['what bounds it']}" in markdown
+    assert f"| GPU |  |  | {gpu['what bounds it']} |" in markdown
     if breakdown["gpu"] is None:
         assert gpu["what bounds it"] == breakdown["gpu_note"]
         assert "training/gpu_utilization_pct" not in breakdown["metrics"]
@@ -151,6 +111,12 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder(flow_config, run, t
     assert total["test/nrmse_rollout"] == breakdown["nrmse_rollout"]
     assert rows[0]["train/lr"] > rows[-1]["train/lr"] > 0
     assert record["started_at"] < rows[0]["time"] < rows[1]["time"] < record["ended_at"]
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == s3.secret_key
+    assert s3.secret_key not in str(left)
+    for path in (
+        path for name in ("runs", "cache", "staged") for path in (tmp_path / name).rglob("*")
+    ):
+        assert not (path.is_file() and s3.secret_key.encode() in path.read_bytes()), path
 
 
 def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
@@ -210,18 +176,18 @@ def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
         assert not (path.is_file() and s3.secret_key.encode() in path.read_bytes()), path
 
 
-def test_the_use_of_a_gpu_is_shown_by_phase(flow_config, run, make_nvml, monkeypatch):
+def test_the_use_of_a_gpu_is_shown_by_phase(flow_config, run, shown, make_nvml, monkeypatch):
     nvml = make_nvml(busy=(75,))
-    watched = functools.partial(Story, gpu=GpuWatch(10, nvml=nvml))
-    monkeypatch.setattr("flows.train_burgers.Story", watched)
+    watched = functools.partial(RunState, gpu=GpuWatch(10, nvml=nvml))
+    monkeypatch.setattr("flows.train_burgers.RunState", watched)
     longer = {"stages.operator.epochs": 1, "training.batch_size": 1}
     state, _, breakdown = run(flow_config(), overrides=longer)
     assert state.is_completed()
     assert breakdown["gpu_note"] == ""
     assert {"train", "first epoch"} <= breakdown["gpu"].keys()
     assert breakdown["metrics"]["training/gpu_utilization_pct"] == 75
-    markdown = artifacts(state.state_details.flow_run_id)["overhead"].data
-    assert "- GPU: first epoch 75 % busy" in markdown
+    markdown = shown(state)[1]["overhead"]
+    assert "| GPU |  |  | first epoch 75 % busy" in markdown
     assert "| first epoch | 75 % | 75 % | 0% | 3,000 | 250 |" in markdown
 
 
@@ -252,14 +218,9 @@ def test_another_cache_directory_never_answers(flow_config, run, tmp_path):
     assert other["cache_reused"] is False
 
 
-def test_overwrite_builds_an_entry_again(flow_config, run):
-    path = flow_config()
-    run(path)
-    _, _, again = run(path, overwrite_cache=True)
-    assert again["cache_reused"] is False
-
-
-def test_a_retry_builds_an_overwritten_entry_once(flow_config, run, tmp_path, monkeypatch):
+def test_overwrite_builds_an_entry_again_and_a_retry_takes_what_it_built(
+    flow_config, run, tmp_path, monkeypatch
+):
     import flows.train_burgers
 
     path = flow_config()
@@ -273,14 +234,12 @@ def test_a_retry_builds_an_overwritten_entry_once(flow_config, run, tmp_path, mo
         return load(*arguments)
 
     monkeypatch.setattr(flows.train_burgers, "load_latents", fail_once)
-    monkeypatch.setattr(flows.train_burgers, "train_burgers", train_burgers.with_options(retries=1))
     before = [manifest.generation for manifest in list_entries(tmp_path / "cache")]
-    state = flows.train_burgers.train_burgers(path, return_state=True, overwrite_cache=True)
+    state, _, retried = run(path, train_burgers.with_options(retries=1), overwrite_cache=True)
     assert state.is_completed(), state.message
     assert before[0] != built[0] == built[1]
-    folder = find_run_dir(tmp_path / "runs", state.state_details.flow_run_id)
-    assert read_info(folder).attempt == 2
-    assert json.loads((folder / "breakdown.json").read_text())["cache_reused"] is True
+    assert RunInfo.load(tmp_path / "runs" / retried["run"]).attempt == 2
+    assert retried["cache_reused"] is True
 
 
 def test_legacy_mode_trains_the_same_operator(flow_config, run):
@@ -386,25 +345,11 @@ def test_missing_credentials_fail_the_run_with_a_remedy(flow_config, run, monkey
     assert "AWS_ACCESS_KEY_ID" in state.message
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
 def test_cuda_that_is_not_there_fails_the_run(flow_config, run):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("the message is for machines without CUDA")
     state, _, _ = run(flow_config(training__device="cuda"))
     assert state.is_failed()
     assert "torch sees no CUDA device" in state.message
-
-
-def test_secrets_are_in_no_file_or_artifact_of_the_run(flow_config, run, tmp_path, s3):
-    state, _, _ = run(flow_config())
-    secret = s3.secret_key.encode()
-    for folder in ("runs", "cache", "staged"):
-        for path in (tmp_path / folder).rglob("*"):
-            assert not (path.is_file() and secret in path.read_bytes()), path
-    for artifact in artifacts(state.state_details.flow_run_id).values():
-        assert s3.secret_key not in str(artifact.data)
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] == s3.secret_key
 
 
 def test_a_torn_record_of_a_cached_result_is_a_miss_not_a_failure(flow_config, run, tmp_path):
@@ -429,11 +374,12 @@ def test_a_breakdown_that_cannot_be_published_does_not_fail_the_run(flow_config,
     assert breakdown["ttfs_s"] > 0
 
 
-def test_three_splits_of_one_object_are_fetched_once_and_counted_once(flow_config, run):
+def test_three_splits_of_one_object_are_fetched_once_and_counted_once(flow_config, run, tiny_data):
     object_key, bucket = "burgers1d/burgers1d_train.h5", "tiny"
     rows = {"train": [0, 12], "val": [12, 16], "test": [16, 20]}
     sources = {s: [{"key": object_key, "bucket": bucket, "rows": r}] for s, r in rows.items()}
     state, _, breakdown = run(flow_config(data__sources=sources))
     assert state.is_completed()
     download = next(row for row in breakdown["phases"] if row["phase"] == "download")
-    assert download["bound"].startswith("network: 1 MB")
+    size = format_size((tiny_data / "burgers1d_train.h5").stat().st_size)
+    assert download["bound"].startswith(f"network: {size}, ")

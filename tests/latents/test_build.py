@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -48,87 +50,57 @@ def test_the_files_hold_the_encoded_trajectories_and_any_safetensors_reader_open
     assert entry.num_trajectories == 25
 
 
-def test_a_second_build_reuses_the_entry(built):
-    config, sources, entry = built
-    again = ensure(config, sources)
-    assert again.reused
-    assert again.generation == entry.generation
-
-
-def test_another_dim_builds_a_new_entry_keeps_the_old_and_says_what_changed(built, tiny_config):
+def test_a_second_build_reuses_the_entry_and_another_dim_builds_a_new_one_and_says_why(
+    built, tiny_config
+):
     config, sources, entry = built
     other = ensure(tiny_config(latent__dim=8), sources)
     assert not other.reused
     assert other.changed == ("latent.dim 8, the cached entry has 16",)
-    assert ensure(config, sources).reused
+    again = ensure(config, sources)
+    assert (again.reused, again.generation) == (True, entry.generation)
 
 
-def test_overwrite_builds_a_new_generation_and_removes_the_old(built):
-    config, sources, entry = built
-    _, old = open_entry(config, entry)
-    again = ensure(config, sources, overwrite=True)
-    assert again.generation != entry.generation
-    assert not old.exists()
-
-
-def test_a_generation_that_is_read_survives_an_overwrite(built):
+def test_overwrite_builds_a_new_generation_and_removes_the_old_unless_it_is_read(built):
     config, sources, entry = built
     _, old = open_entry(config, entry)
     hold = store.InUse(old)
-    ensure(config, sources, overwrite=True)
+    assert ensure(config, sources, overwrite=True).generation != entry.generation
     assert old.exists()
     hold.close()
     ensure(config, sources, overwrite=True)
     assert not old.exists()
 
 
-@pytest.mark.parametrize("parallel", [True, False])
-def test_a_stopped_build_goes_on_where_it_was(tiny_config, stage_all, parallel):
+@pytest.mark.parametrize(("parallel", "damaged"), [(True, False), (False, False), (False, True)])
+def test_a_stopped_build_goes_on_where_it_was_and_encodes_a_damaged_chunk_again(
+    tiny_config, stage_all, flip_bit, parallel, damaged
+):
     config = tiny_config(features__parallel_encode=parallel)
     sources = stage_all(config)
     stop = threading.Event()
-    counts = []
-
-    def stop_after_two_chunks(done, total):
-        counts.append(done)
-        if done >= 8:
-            stop.set()
-
     with pytest.raises(Interrupted):
-        ensure(config, sources, stop=stop, progress=stop_after_two_chunks)
+        ensure(config, sources, stop=stop, progress=lambda done, _: done >= 8 and stop.set())
+    if damaged:
+        (partial,) = config.training.latent_cache_dir.glob("*/building-*/train_000.safetensors")
+        flip_bit(partial, store.DATA_ALIGNMENT + 10)
     resumed = []
-    entry = ensure(config, sources, progress=lambda done, total: resumed.append(done))
-    assert resumed[0] >= 8
+    entry = ensure(config, sources, progress=lambda done, _: resumed.append(done))
+    assert resumed[0] == 4 if damaged else resumed[0] >= 8
     assert entry.num_trajectories == 25
     manifest, directory = open_entry(config, entry)
     for file in manifest.files:
         store.verify_file(directory / file.name, file)
 
 
-def test_a_damaged_chunk_of_a_stopped_build_is_encoded_again(tiny_config, stage_all):
-    config = tiny_config(features__parallel_encode=False)
-    sources = stage_all(config)
-    stop = threading.Event()
-    with pytest.raises(Interrupted):
-        ensure(config, sources, stop=stop, progress=lambda done, _: done >= 8 and stop.set())
-    partial = next(config.training.latent_cache_dir.glob("*/building-*/train_000.safetensors"))
-    with partial.open("r+b") as file:
-        file.seek(store.DATA_ALIGNMENT + 10)
-        file.write(b"\xff\xff")
-    resumed = []
-    ensure(config, sources, progress=lambda done, _: resumed.append(done))
-    assert resumed[0] == 4
-
-
 def test_a_build_killed_with_sigkill_is_resumed_and_its_lock_is_free(tiny_config, stage_all):
     config = tiny_config(features__parallel_encode=False)
     script = f"""
-import json, time, sys
+import json, time
 from ups.config import parse_config
 from ups.data.sources import stage
 from ups.latents.build import ensure
-from ups.latents.chunks import ChunkEncoder
-config = parse_config(json.loads({config.model_dump_json()!r}))
+config = parse_config(json.loads({config.model_dump_json()!r})).only_problem()
 sources = {{split: stage(config, split, None) for split in ("train", "val")}}
 def slow(done, total):
     print(done, flush=True)
@@ -150,19 +122,13 @@ ensure(config, sources, progress=slow)
 def test_two_builders_at_once_build_once(tiny_config, stage_all):
     config = tiny_config()
     sources = stage_all(config)
-    entries = []
-    threads = [
-        threading.Thread(target=lambda: entries.append(ensure(config, sources))) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        entries = list(pool.map(lambda _: ensure(config, sources), range(2)))
     assert sorted(entry.reused for entry in entries) == [False, True]
     assert entries[0].generation == entries[1].generation
 
 
-@pytest.mark.parametrize("damage", ["gone", "truncated", "flipped"])
+@pytest.mark.parametrize("damage", ["gone", "truncated", "flipped", "no manifest"])
 def test_a_damaged_entry_is_not_valid_and_is_built_again(built, damage):
     config, sources, entry = built
     manifest, directory = open_entry(config, entry)
@@ -171,6 +137,8 @@ def test_a_damaged_entry_is_not_valid_and_is_built_again(built, damage):
         path.unlink()
     elif damage == "truncated":
         os.truncate(path, path.stat().st_size - 1)
+    elif damage == "no manifest":
+        (directory / store.MANIFEST_NAME).write_text("{")
     else:
         with path.open("r+b") as file:
             file.seek(5000)
@@ -178,34 +146,6 @@ def test_a_damaged_entry_is_not_valid_and_is_built_again(built, damage):
     assert not store.check_cache_valid(config.training.latent_cache_dir, entry.config_hash)
     assert not ensure(config, sources).reused
     assert store.check_cache_valid(config.training.latent_cache_dir, entry.config_hash)
-
-
-def test_a_copied_cache_is_still_valid_although_its_times_differ(built, tmp_path):
-    config, _, entry = built
-    copy = tmp_path / "copy"
-    shutil.copytree(config.training.latent_cache_dir, copy, copy_function=shutil.copyfile)
-    assert store.check_cache_valid(copy, entry.config_hash)
-
-
-def test_a_corrupt_manifest_is_not_valid(built):
-    config, _, entry = built
-    _, directory = open_entry(config, entry)
-    (directory / store.MANIFEST_NAME).write_text("{")
-    assert not store.check_cache_valid(config.training.latent_cache_dir, entry.config_hash)
-
-
-def test_completeness_counts_trajectories(built):
-    config, _, entry = built
-    cache_dir = config.training.latent_cache_dir
-    assert store.check_cache_complete(cache_dir, entry.config_hash) == (True, 25)
-    assert store.check_cache_complete(cache_dir, entry.config_hash, 25) == (True, 25)
-    assert store.check_cache_complete(cache_dir, entry.config_hash, 26) == (False, 25)
-    assert store.check_cache_complete(cache_dir, "0" * 12) == (False, 0)
-
-
-def test_the_size_estimate_is_the_size_of_the_entry(built):
-    config, _, entry = built
-    assert store.estimate_cache_size_mb(config, 25, 41) == pytest.approx(entry.num_bytes / 1e6)
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tiny_config, stage_all, monkeypatch):
@@ -218,44 +158,38 @@ def test_a_full_disk_is_refused_before_anything_is_written(tiny_config, stage_al
     assert not list(config.training.latent_cache_dir.glob("*/*/*.safetensors"))
 
 
-@pytest.mark.parametrize("frame", [3, 8])  # one that the fit reads, and one that it does not
-def test_a_trajectory_with_nan_is_refused_and_leaves_nothing(
-    tiny_config, stage_all, tmp_path, frame
-):
-    root = tmp_path / "broken"
-    shutil.copytree(tiny_config().data_root, root)
-    with h5py.File(root / "burgers1d_train.h5", "r+") as file:
-        file["tensor"][17, frame, 5] = np.nan
-    config = tiny_config(data__root=str(root))
+@pytest.fixture
+def scale_train(tiny_config, stage_all, tmp_path):
+    """`scale_train(factor, **overrides)`: a config on train times so much, and its sources."""
+
+    def make(factor, **overrides):
+        shutil.copytree(tiny_config().data_root, tmp_path / "scaled")
+        with h5py.File(tmp_path / "scaled" / "burgers1d_train.h5", "r+") as file:
+            file["tensor"][...] *= factor
+        config = tiny_config(data__root=str(tmp_path / "scaled"), **overrides)
+        return config, stage_all(config)
+
+    return make
+
+
+@pytest.mark.parametrize("frame", [3, 8])  # one that the fit does not read, and one that it does
+def test_a_trajectory_with_nan_is_refused_by_its_row_and_leaves_nothing(scale_train, frame):
+    factor = np.ones((20, 41, 256))
+    factor[17, frame, 5] = np.nan
+    config, sources = scale_train(factor)
     with pytest.raises(DataError, match="trajectory 17"):
-        ensure(config, stage_all(config))
+        ensure(config, sources)
     assert not list(config.training.latent_cache_dir.glob("*/CURRENT"))
     assert not list(config.training.latent_cache_dir.glob("*/building-*"))
-
-
-def test_a_nan_is_named_by_its_row_in_the_file(tiny_data, tmp_path, tiny_config):
-    path = tmp_path / "broken.h5"
-    shutil.copy(tiny_data / "burgers1d_train.h5", path)
-    with h5py.File(path, "r+") as file:
-        file["tensor"][17, 3, 5] = np.nan
-    config = tiny_config()
-    encoder = PatchEncoder(torch.eye(32), 0.0, 1.0)
-    with (
-        TrajectoryFile(path, (10, 20)) as reader,
-        ChunkEncoder(config, encoder, "cpu") as chunks,
-        pytest.raises(DataError, match="trajectory 17"),
-    ):
-        chunks.encode(reader, 5, 10)
 
 
 def test_out_of_memory_halves_the_batch_to_one_then_goes_to_the_cpu(
     tiny_config, tiny_data, monkeypatch, caplog
 ):
-    tried = []
+    no_memory = Mock(side_effect=torch.cuda.OutOfMemoryError("made up"))
 
-    def no_memory(self, source, first, latents, batch):
-        tried.append(batch)
-        raise torch.cuda.OutOfMemoryError("made up")
+    def unpinned(*args, pin_memory=False, real=torch.empty, **kwargs):
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(ChunkEncoder, "_encode_on_gpu", no_memory)
     encoder = PatchEncoder(torch.eye(32), 0.0, 1.0)
@@ -264,28 +198,22 @@ def test_out_of_memory_halves_the_batch_to_one_then_goes_to_the_cpu(
             expected = bytes(chunks.encode(reader, 0, 4))
         with ChunkEncoder(tiny_config(), encoder, "cpu") as chunks, caplog.at_level("WARNING"):
             chunks._device = "cuda"
-            monkeypatch.setattr(torch, "empty", unpinned(torch.empty))
+            monkeypatch.setattr(torch, "empty", unpinned)
             assert bytes(chunks.encode(reader, 0, 4)) == expected
-    assert tried == [4, 2, 1]
+    assert [call.args[-1] for call in no_memory.call_args_list] == [4, 2, 1]  # batches
     assert caplog.text.count("out of GPU memory") == 3
     assert "on the CPU instead" in caplog.text
 
 
-def unpinned(empty):
-    return lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs)
-
-
-def test_values_beyond_half_precision_are_refused_with_a_remedy(tiny_config, stage_all, tmp_path):
-    root = tmp_path / "large"
-    shutil.copytree(tiny_config().data_root, root)
-    with h5py.File(root / "burgers1d_train.h5", "r+") as file:
-        file["tensor"][...] *= 1e6
-    config = tiny_config(data__root=str(root), encoder__normalise=False)
+def test_values_beyond_half_precision_are_refused_with_a_remedy(scale_train):
+    config, sources = scale_train(1e6, encoder__normalise=False)
     with pytest.raises(DataError, match="set training.latent_cache_dtype to float32"):
-        ensure(config, stage_all(config))
+        ensure(config, sources)
 
 
-def test_the_manifest_says_what_the_entry_is_and_no_progress_record_stays(built):
+def test_the_manifest_says_what_the_entry_is_its_size_is_as_estimated_no_progress_record_stays(
+    built,
+):
     config, _, entry = built
     _, directory = open_entry(config, entry)
     record = json.loads((directory / store.MANIFEST_NAME).read_text())
@@ -293,22 +221,19 @@ def test_the_manifest_says_what_the_entry_is_and_no_progress_record_stays(built)
     assert record["key_fields"]["latent"] == {"dim": 16, "tokens": 8}
     assert not (directory / build.PROGRESS_NAME).exists()
     assert time.time() - record["generated_at"] < 300
+    assert store.estimate_cache_size_mb(config, 25, 41) == pytest.approx(entry.num_bytes / 1e6)
 
 
-def test_a_copied_cache_is_read_once_not_at_every_look(built, tmp_path, monkeypatch):
+def test_a_copied_cache_is_valid_read_once_not_at_every_look_and_left_by_a_late_quarantine(
+    built, tmp_path, monkeypatch
+):
     config, _, entry = built
     copy = tmp_path / "copy"
     shutil.copytree(config.training.latent_cache_dir, copy, copy_function=shutil.copyfile)
-    verified = []
-    real = store.verify_file
-    monkeypatch.setattr(store, "verify_file", lambda path, file: verified.append(real(path, file)))
+    monkeypatch.setattr(store, "verify_file", verified := Mock(wraps=store.verify_file))
     for _ in range(3):
         assert store.check_cache_valid(copy, entry.config_hash)
-    assert len(verified) == 2
-
-
-def test_a_late_quarantine_leaves_a_good_entry_alone(built):
-    config, _, entry = built
-    assert store.quarantine(config.training.latent_cache_dir, entry.config_hash) is None
-    assert store.check_cache_valid(config.training.latent_cache_dir, entry.config_hash)
-    assert store.quarantine(config.training.latent_cache_dir, "0" * 12) is None
+    assert verified.call_count == 2
+    for config_hash in (entry.config_hash, "0" * 12):
+        assert store.quarantine(copy, config_hash) is None
+    assert store.check_cache_valid(copy, entry.config_hash)

@@ -17,21 +17,26 @@ def train_file(tiny_data):
         yield file
 
 
-def fitted(tiny_config, train_file, **overrides):
-    return fit_encoder(tiny_config(**overrides), [train_file])
+@pytest.fixture
+def fitted(tiny_config, train_file):
+    """`fitted(**overrides)`: the encoder that the train file gives."""
+    return lambda **overrides: fit_encoder(tiny_config(**overrides), [train_file])
 
 
 @pytest.mark.parametrize("dim", [32, 48])
-def test_from_as_many_channels_as_points_nothing_is_lost(tiny_config, train_file, dim):
-    encoder = fitted(tiny_config, train_file, latent__dim=dim)  # a patch has 32 points
+def test_from_as_many_channels_as_points_the_basis_is_orthonormal_and_nothing_lost(
+    fitted, train_file, dim
+):
+    encoder = fitted(latent__dim=dim)  # a patch has 32 points
     frames = torch.from_numpy(train_file.read(0, 3))
     latents = encoder.encode(frames)
     assert latents.shape == (3, 41, 8, dim)
     assert torch.allclose(encoder.decode(latents), frames, atol=1e-5)
+    assert torch.allclose(encoder.weight_PD @ encoder.weight_PD.T, torch.eye(32), atol=1e-5)
 
 
-def test_encoding_into_a_buffer_gives_the_same_latents_there(tiny_config, train_file):
-    encoder = fitted(tiny_config, train_file)
+def test_encoding_into_a_buffer_gives_the_same_latents_there(fitted, train_file):
+    encoder = fitted()
     frames = torch.from_numpy(train_file.read(0, 3))
     latents = encoder.encode(frames)
     buffer = torch.full_like(latents, torch.nan)
@@ -39,10 +44,11 @@ def test_encoding_into_a_buffer_gives_the_same_latents_there(tiny_config, train_
     assert torch.equal(buffer, latents)
 
 
-def test_fewer_channels_keep_what_no_other_linear_encoder_could_keep_better(
-    tiny_config, train_file
+def test_fewer_orthonormal_channels_keep_what_no_other_linear_encoder_could_keep_better(
+    fitted, train_file
 ):
-    encoder = fitted(tiny_config, train_file, latent__dim=3, encoder__fit_trajectories=20)
+    encoder = fitted(latent__dim=3, encoder__fit_trajectories=20)
+    assert torch.allclose(encoder.weight_PD.T @ encoder.weight_PD, torch.eye(3), atol=1e-5)
     frames = torch.from_numpy(train_file.read(0, 20)[:, ::8])  # what it was fitted on
     patches = ((frames - encoder.mean) / encoder.std).reshape(-1, 32).double()
     left = torch.linalg.svdvals(patches)[3:].square().sum()
@@ -50,35 +56,22 @@ def test_fewer_channels_keep_what_no_other_linear_encoder_could_keep_better(
     assert lost.item() == pytest.approx(left.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("dim", [8, 32, 48])
-def test_the_basis_is_orthonormal(tiny_config, train_file, dim):
-    weight = fitted(tiny_config, train_file, latent__dim=dim).weight_PD
-    gram = weight.T @ weight if dim <= 32 else weight @ weight.T
-    assert torch.allclose(gram, torch.eye(len(gram)), atol=1e-5)
+def test_the_fit_is_the_same_every_time_and_the_manifest_holds_it_to_the_bit(fitted):
+    encoder, again = (fitted() for _ in range(2))
+    for other in (again, PatchEncoder.from_manifest(encoder.to_manifest())):
+        assert torch.equal(other.weight_PD, encoder.weight_PD)
+        assert (other.mean, other.std) == (encoder.mean, encoder.std)
 
 
-def test_the_fit_is_the_same_every_time(tiny_config, train_file):
-    first, second = (fitted(tiny_config, train_file) for _ in range(2))
-    assert torch.equal(first.weight_PD, second.weight_PD)
-    assert (first.mean, first.std) == (second.mean, second.std)
-
-
-def test_normalised_latents_have_unit_mean_square(tiny_config, train_file):
-    encoder = fitted(tiny_config, train_file, latent__dim=32, encoder__fit_trajectories=20)
+def test_normalised_latents_have_unit_mean_square(fitted, train_file):
+    encoder = fitted(latent__dim=32, encoder__fit_trajectories=20)
     latents = encoder.encode(torch.from_numpy(train_file.read(0, 20)[:, ::8]))
     assert latents.square().mean().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_the_manifest_holds_the_encoder_to_the_bit(tiny_config, train_file):
-    encoder = fitted(tiny_config, train_file)
-    again = PatchEncoder.from_manifest(encoder.to_manifest())
-    assert torch.equal(again.weight_PD, encoder.weight_PD)
-    assert (again.mean, again.std) == (encoder.mean, encoder.std)
-
-
-def test_a_grid_that_patches_do_not_fill_is_refused(tiny_config, train_file):
+def test_a_grid_that_patches_do_not_fill_is_refused(fitted):
     with pytest.raises(ShapeError, match="100 points, not a multiple of 32"):
-        fitted(tiny_config, train_file).encode(torch.from_numpy(np.zeros((1, 100), np.float32)))
+        fitted().encode(torch.from_numpy(np.zeros((1, 100), np.float32)))
 
 
 def test_every_shard_of_train_has_its_part_in_the_fit(tiny_config, tiny_data, train_file, tmp_path):

@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ups import files
-from ups.errors import CacheError, Interrupted
+from ups.errors import CacheError
 from ups.files import exclusive_lock, lock_now
 from ups.latents import loader, store
 from ups.latents.build import ensure
@@ -71,7 +73,7 @@ def build(config):
 
 for line in sys.stdin:
     order = json.loads(line)
-    config = parse_config(order["config"])
+    config = parse_config(order["config"]).only_problem()
     if order["entry"] is None:
         build(config)
     else:
@@ -134,20 +136,7 @@ def prune(cache_dir, **limits):
     return [r.entry for r in plan_prune(entries(cache_dir), **limits) if remove(r.entry)]
 
 
-def flip(path, offset):
-    """Change a byte; size and time stay."""
-    stat = path.stat()
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
 def digest_of(latents):
-    import torch
-
     digest = xxhash.xxh3_64()
     for split in (latents.train, latents.val):
         digest.update(split.batch(torch.arange(len(split))).numpy().tobytes())
@@ -195,7 +184,7 @@ def test_a_build_that_goes_on_is_not_swept_and_one_that_was_cut_short_is(tiny_co
     assert list(cache_dir.iterdir()) == []
 
 
-def test_an_entry_says_what_it_is_and_other_folders_are_none(build):
+def test_an_entry_says_what_it_is_or_that_it_is_damaged_and_other_folders_are_none(build):
     config, entry = build()
     cache_dir = config.training.latent_cache_dir
     for name in (".prefect", "legacy", "0" * 11):
@@ -210,6 +199,12 @@ def test_an_entry_says_what_it_is_and_other_folders_are_none(build):
     assert latents < entry.num_bytes < latents + 40_000
     assert time.time() - entry.generated_at < 300
     assert entries(cache_dir / "nowhere") == []
+    os.truncate(entry.directory / "val_000.safetensors", 5000)
+    assert entries(cache_dir)[0].state == "damaged"
+    (entry.directory / store.MANIFEST_NAME).write_text("{")
+    (found,) = entries(cache_dir)
+    assert (found.state, found.summary) == ("damaged", "no readable manifest")
+    assert prune(cache_dir) == [found]
 
 
 def test_loading_is_a_use_and_verifying_is_none(build, stage_all):
@@ -225,43 +220,37 @@ def test_loading_is_a_use_and_verifying_is_none(build, stage_all):
     assert time.time() - entries(cache_dir)[0].last_used_at < 60
 
 
-def test_a_use_that_cannot_be_noted_does_not_stop_the_load(build, monkeypatch, caplog):
+def test_on_a_read_only_file_system_an_entry_is_held_and_its_use_goes_unnoted(
+    build, monkeypatch, caplog
+):
     config, entry = build()
-
-    def read_only(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "utime", read_only)
-    with caplog.at_level(logging.DEBUG, "ups"):
-        _, hold = store.hold_current(config.training.latent_cache_dir, entry.config_hash)
-    hold.close()
-    assert caplog.text.count("is not noted: [Errno 30] Read-only file system") == 1
-
-
-def test_a_lock_file_that_may_only_be_read_can_still_be_held(build, monkeypatch):
-    _, entry = build()
     real = os.open
 
-    def read_only(path, flags, *rest):
+    def read_only(path, flags=os.O_RDWR, *_, **__):
         if flags & (os.O_RDWR | os.O_CREAT):
             raise OSError(errno.EROFS, "Read-only file system")
-        return real(path, flags, *rest)
+        return real(path, flags)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, caplog.at_level(logging.DEBUG, "ups"):
+        patch.setattr(os, "utime", read_only)
         patch.setattr(os, "open", read_only)
-        hold = store.InUse(entry.directory)
+        _, hold = store.hold_current(config.training.latent_cache_dir, entry.config_hash)
+    assert caplog.text.count("is not noted: [Errno 30] Read-only file system") == 1
     assert not remove(entry)
     hold.close()
     assert remove(entry)
 
 
-def test_verify_names_every_damaged_chunk(build):
+def test_verify_names_damaged_chunks_files_that_are_gone_or_no_latents_and_a_wrong_manifest(
+    build, flip_bit
+):
     config, entry = build()
     manifest = store.read_manifest(entry.directory)
     train, val = manifest.files
-    flip(entry.directory / train.name, train.data_offset + 9 * train.row_bytes)  # chunks of 4 rows
-    flip(entry.directory / train.name, train.data_offset + train.num_bytes - 1)
-    flip(entry.directory / val.name, val.data_offset)
+    row = 9  # of chunks of 4
+    flip_bit(entry.directory / train.name, train.data_offset + row * train.row_bytes)
+    flip_bit(entry.directory / train.name, train.data_offset + train.num_bytes - 1)
+    flip_bit(entry.directory / val.name, val.data_offset)
     read = []
     damage = verify(entry, lambda done, total: read.append((done, total)))
     assert [(d.file, d.chunk) for d in damage] == [(train.name, 2), (train.name, 4), (val.name, 0)]
@@ -269,33 +258,25 @@ def test_verify_names_every_damaged_chunk(build):
     assert read[-1] == (manifest.num_bytes, manifest.num_bytes)
     assert entries(config.training.latent_cache_dir)[0].state == "complete"  # by its sizes
 
-
-def test_verify_names_files_that_are_gone_or_are_no_latents(build):
-    _, entry = build()
-    train, val = store.read_manifest(entry.directory).files
     (entry.directory / train.name).unlink()
-    flip(entry.directory / val.name, 20)
+    flip_bit(entry.directory / val.name, 20)
     damage = verify(entry)
     assert [(d.file, d.chunk) for d in damage] == [(train.name, None), (val.name, None)]
     assert "is gone" in damage[0].reason
     assert "header" in damage[1].reason
 
-
-def test_verify_finds_a_manifest_of_another_key_or_none(build):
-    _, entry = build()
     path = entry.directory / store.MANIFEST_NAME
     path.write_text(path.read_text().replace('"dim": 16', '"dim": 17'))
-    assert [d.file for d in verify(entry)] == [store.MANIFEST_NAME]
+    assert [d.file for d in verify(entry)] == [store.MANIFEST_NAME, train.name, val.name]
     path.write_text("{")
     assert [d.file for d in verify(entry)] == [store.MANIFEST_NAME]
 
 
-def test_verify_stops_when_told(build):
+def test_a_verify_that_is_broken_off_lets_go_of_the_entry(build):
     _, entry = build()
-    stop = threading.Event()
-    with pytest.raises(Interrupted, match="was stopped"):
-        verify(entry, lambda *_: stop.set(), stop)
-    assert remove(entry)  # and lets go of it
+    with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
+        verify(entry, Mock(side_effect=KeyboardInterrupt("Ctrl-C")))
+    assert remove(entry)
     with pytest.raises(CacheError, match="is gone"):
         verify(entry)
 
@@ -311,13 +292,13 @@ def test_a_removed_entry_leaves_nothing_and_is_built_again(build, stage_all):
     assert ensure(config, stage_all(config)).reused
 
 
-def test_what_no_run_can_read_is_swept_and_what_it_reads_stays(build, stage_all):
+def test_what_no_run_can_read_is_swept_and_what_it_reads_stays(build, stage_all, flip_bit):
     config, first = build()
     cache_dir = config.training.latent_cache_dir
     hold = store.InUse(first.directory)
     second = ensure(config, stage_all(config), overwrite=True)
-    train = store.read_manifest(cache_dir / second.config_hash / second.generation).files[0]
-    flip(cache_dir / second.config_hash / second.generation / train.name, train.data_offset)
+    train = cache_dir / second.config_hash / second.generation / "train_000.safetensors"
+    flip_bit(train, store.DATA_ALIGNMENT)
     aside = store.quarantine(cache_dir, second.config_hash)
     third = ensure(config, stage_all(config), overwrite=True)
     states = {e.generation: (e.state, e.in_use) for e in entries(cache_dir)}
@@ -330,17 +311,6 @@ def test_what_no_run_can_read_is_swept_and_what_it_reads_stays(build, stage_all)
     hold.close()
     assert [e.generation for e in prune(cache_dir)] == [first.generation]
     assert ensure(config, stage_all(config)).generation == third.generation
-
-
-def test_a_file_of_the_wrong_size_or_no_manifest_is_damage(build):
-    config, entry = build()
-    cache_dir = config.training.latent_cache_dir
-    os.truncate(entry.directory / "val_000.safetensors", 5000)
-    assert entries(cache_dir)[0].state == "damaged"
-    (entry.directory / store.MANIFEST_NAME).write_text("{")
-    (found,) = entries(cache_dir)
-    assert (found.state, found.summary) == ("damaged", "no readable manifest")
-    assert prune(cache_dir) == [found]
 
 
 def test_the_least_recently_used_go_until_the_rest_fits(build):
@@ -425,12 +395,8 @@ def test_a_build_over_the_budget_removes_older_entries_and_never_the_new_one(
 
 
 def test_a_budget_that_cannot_be_kept_does_not_fail_the_build(build, monkeypatch, caplog):
-    config, first = build(latent__dim=4)
-
-    def refuse(_):
-        raise PermissionError("made up")
-
-    monkeypatch.setattr(store, "remove_unused", refuse)
+    _, first = build(latent__dim=4)
+    monkeypatch.setattr(store, "remove_unused", Mock(side_effect=PermissionError("made up")))
     _, second = build(training__latent_cache_max_gb=1e-6)
     assert second.state == "complete"
     assert f"{first.directory} cannot be removed: made up" in caplog.text

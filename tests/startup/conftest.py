@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.telemetry.phases import Span, tabulate
+from ups.runs.breakdown import Span, tabulate
+from ups.startup.judge.history import JudgedBenchmark
+from ups.startup.measure.records import RunRecord
 
 STARTED_AT = 1_795_475_000.0
 GAP_S = 0.25
@@ -43,12 +44,12 @@ def _run(scenario: str, repeat: int, download_s: float) -> RunRecord:
 
 
 @pytest.fixture
-def benchmark() -> Callable[..., BenchmarkRecord]:
+def benchmark() -> Callable[..., JudgedBenchmark]:
     """`benchmark(downloads_s, id=…, settings=…)`: scenario → what its runs' downloads took."""
 
     def make(
         downloads_s: dict[str, tuple[float, ...]] | None = None, **changes: object
-    ) -> BenchmarkRecord:
+    ) -> JudgedBenchmark:
         chosen = DOWNLOADS_S if downloads_s is None else downloads_s
         fields = {
             "id": "b1",
@@ -65,11 +66,6 @@ def benchmark() -> Callable[..., BenchmarkRecord]:
                 for repeat, seconds in enumerate(found)
             ),
         }
-        return BenchmarkRecord.model_validate({**fields, **changes})
+        return JudgedBenchmark.model_validate({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def bases() -> dict[str, str | None]:
-    return {"legacy": None, "cold": None, "warm": None, "no-parallel_downloads": "cold"}

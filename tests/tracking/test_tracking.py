@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -13,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ups.tracking
 from ups.errors import Interrupted
-from ups.runs import open_run_dir
-from ups.telemetry.metrics_file import add_to_summary, write_rows
+from ups.runs.folder import open_run_dir
+from ups.runs.metrics import add_to_summary, write_rows
 from ups.tracking import tracked
 
 KEY = "5ec2e7" * 6 + "abcd"  # of the form that Weights & Biases gives out
@@ -59,13 +58,17 @@ def warnings(caplog):
         ("import os; print('Segmentation fault', flush=True); os._exit(139)", 30,
          "exit code 139, its last words: Segmentation fault"),
         ("import time; time.sleep(600)", 0.3, "not done 0 s after the run, and ended"),
+        (None, 30, "the package wandb is missing: `pip install 'ups-train[wandb]'`"),
     ],
 )  # fmt: skip
-def test_a_tracker_that_fails_is_one_warning_and_holds_nothing_up(
+def test_a_tracker_that_fails_or_is_missing_is_one_warning_and_holds_nothing_up(
     start, instead_of_wandb, caplog, monkeypatch, code, end_s, said
 ):
     monkeypatch.setitem(ups.tracking.END_S, "completed", end_s)
-    instead_of_wandb(code)
+    if code is None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    else:
+        instead_of_wandb(code)
     config, run_dir = start(wandb=True)
     with tracked(config, run_dir) as trackers:
         began = time.monotonic()
@@ -76,15 +79,6 @@ def test_a_tracker_that_fails_is_one_warning_and_holds_nothing_up(
     assert warning.startswith("logging.wandb: ")
     assert said in warning
     assert "metrics.jsonl in its folder has everything" in warning
-
-
-def test_a_package_that_is_missing_is_one_warning_with_the_remedy(start, caplog, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    config, run_dir = start(tensorboard=True)
-    with tracked(config, run_dir) as trackers:
-        trackers.start()
-    (warning,) = warnings(caplog)
-    assert "the package tensorboard is missing: `pip install 'ups-train[tensorboard]'`" in warning
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -108,7 +102,8 @@ def test_a_server_that_does_not_answer_costs_the_training_nothing_and_the_run_is
     start, no_wandb_key, read_wandb, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "ups")
-    with silent_server() as url:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never says a word
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         for name, value in {"BASE_URL": url, "API_KEY": KEY, "INIT_TIMEOUT": "1"}.items():
             monkeypatch.setenv(f"WANDB_{name}", value)
         config, run_dir = start(wandb=True)
@@ -140,27 +135,6 @@ def test_wandb_writes_nothing_of_its_own_while_the_run_is_silent(
             time.sleep(0.05)
         time.sleep(1)
     assert read_wandb(run_dir).num_stats == 0
-
-
-class silent_server:
-    """A server on loopback that accepts connections, and never says a word."""
-
-    def __enter__(self):
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.connections = []
-        threading.Thread(target=self._accept, daemon=True).start()
-        return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-
-    def _accept(self):
-        try:
-            while True:
-                self.connections.append(self.socket.accept()[0])
-        except OSError:  # closed
-            pass
-
-    def __exit__(self, *_):
-        for connection in (*self.connections, self.socket):
-            connection.close()
 
 
 def test_the_tracker_of_a_killed_run_finishes_by_itself(start):

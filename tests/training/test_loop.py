@@ -8,10 +8,9 @@ import threading
 import pytest
 import torch
 
-from ups.device import training_device
 from ups.errors import CheckpointError, DeviceError, Interrupted, TrainingDiverged
-from ups.latents.build import ensure
-from ups.latents.loader import load
+from ups.pipeline.phases import build_cache, load_latents
+from ups.runs.metrics import read_metrics
 from ups.training import checkpoint
 from ups.training.evaluate import evaluate
 from ups.training.loop import epoch_order, train
@@ -24,10 +23,10 @@ def prepared(tiny_config, stage_all, tmp_path):
 
     def make(folder="run", **overrides):
         config = tiny_config(**overrides)
-        sources = stage_all(config)
-        device = training_device(config)
-        entries = {"burgers1d": ensure(config, sources)}
-        latents = load(config, entries, {"burgers1d": sources}, device=device)
+        sources, entries = {"burgers1d": stage_all(config)}, None
+        if config.features.preload != "off":
+            entries = {"burgers1d": build_cache(config, sources["burgers1d"])}
+        latents = load_latents(config, sources, entries)
         run_dir = tmp_path / folder
         run_dir.mkdir(exist_ok=True)
         return config, latents, run_dir
@@ -35,34 +34,24 @@ def prepared(tiny_config, stage_all, tmp_path):
     return make
 
 
-def weights(path):
-    record = checkpoint.load(path)
-    return {**record["model"], **{f"ema.{k}": v for k, v in record["ema"].items()}}
-
-
-def assert_same_weights(first, second):
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def test_training_lowers_the_loss_and_leaves_a_record(prepared):
+def test_training_lowers_the_loss_and_leaves_a_record_and_a_checkpoint_with_the_config(prepared):
     config, latents, run_dir = prepared(stages__operator__epochs=8)
     first_steps = []
     result = train(config, latents, run_dir, on_first_step=first_steps.append)
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(run_dir).epochs
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert rows[-1]["train/loss"] < 0.7 * rows[0]["train/loss"]
     assert result.num_steps == 32
     assert first_steps == [result.first_step_at]
-    assert result.checkpoint.exists()
+    saved = json.loads(checkpoint.load(result.checkpoint)["config"])
+    assert saved == config.model_dump(mode="json")
     best = min(rows, key=lambda row: row["val/nrmse_rollout"])
     assert result.best_val_nrmse == best["val/nrmse_rollout"]
 
 
-def stop_after(latents, count):
+def stop_after(data, count):
     """An event that is set while the batch of the step `count` is fetched."""
-    stop, real, fetched = threading.Event(), latents.train.batch, []
+    stop, real, fetched = threading.Event(), data.batch, []
 
     def fetch(index_B):
         fetched.append(index_B)
@@ -70,30 +59,24 @@ def stop_after(latents, count):
             stop.set()
         return real(index_B)
 
-    latents.train.batch = fetch
+    data.batch = fetch
     return stop
 
 
-@pytest.mark.parametrize(
-    "steps", [8, 9, 10]
-)  # the end of an epoch, the start and the middle of one
-def test_a_stopped_run_resumes_to_the_same_weights(prepared, steps):
+# The end of an epoch, the start and the middle of one.
+@pytest.mark.parametrize("steps", [8, 9, 10])
+def test_a_stopped_run_resumes_to_the_same_weights(prepared, assert_same_weights, steps):
     config, latents, whole = prepared("whole")
     train(config, latents, whole)
     config, latents, halves = prepared("halves")
     with pytest.raises(Interrupted):
-        train(config, latents, halves, stop=stop_after(latents, steps))
+        train(config, latents, halves, stop=stop_after(latents.train, steps))
     assert checkpoint.load(halves / "checkpoints/last.pt")["position"]["step"] == steps
     config, latents, halves = prepared("halves")
     result = train(config, latents, halves)
     assert result.resumed_from_step == steps
-    assert_same_weights(
-        weights(whole / "checkpoints/last.pt"), weights(halves / "checkpoints/last.pt")
-    )
-    losses = [
-        [json.loads(line)["train/loss"] for line in (d / "metrics.jsonl").read_text().splitlines()]
-        for d in (whole, halves)
-    ]
+    assert_same_weights(whole, halves)
+    losses = [[row["train/loss"] for row in read_metrics(d).epochs] for d in (whole, halves)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # summed in two parts
 
 
@@ -106,6 +89,9 @@ def test_sigterm_lets_the_step_end_leaves_a_checkpoint_and_is_delivered(prepared
     def terminate(*_):
         raise Terminated
 
+    def terminate_me(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with pytest.raises(Terminated):
@@ -113,7 +99,7 @@ def test_sigterm_lets_the_step_end_leaves_a_checkpoint_and_is_delivered(prepared
                 config,
                 latents,
                 run_dir,
-                on_first_step=lambda _: os.kill(os.getpid(), signal.SIGTERM),
+                on_first_step=lambda _: signal.raise_signal(signal.SIGTERM),
             )
         assert signal.getsignal(signal.SIGTERM) is terminate
     finally:
@@ -121,42 +107,36 @@ def test_sigterm_lets_the_step_end_leaves_a_checkpoint_and_is_delivered(prepared
     assert checkpoint.load(run_dir / "checkpoints/last.pt")["position"]["step"] == 1
 
 
-def test_a_made_up_step_leaves_no_trace(prepared):
+def test_a_made_up_step_leaves_no_trace(prepared, assert_same_weights):
     config, latents, cold = prepared("cold")
     train(config, latents, cold)
     config, latents, warm = prepared("warm")
     step = TrainStep(config)
     step.take_made_up_step()
     train(config, latents, warm, step=step)
-    assert_same_weights(
-        weights(cold / "checkpoints/last.pt"), weights(warm / "checkpoints/last.pt")
-    )
+    assert_same_weights(cold, warm)
 
 
-@pytest.mark.parametrize("preload", ["disk", "off"])
-def test_the_tier_does_not_change_what_is_trained(prepared, stage_all, preload):
-    from ups.pipeline import build_cache, load_latents
-
-    exact = {"training__latent_cache_dtype": "float32"}
-    config, latents, ram = prepared("ram", **exact)
-    train(config, latents, ram)
-    config, _, other = prepared("other", features__preload=preload, **exact)
-    sources = stage_all(config)
-    entries = None if preload == "off" else {"burgers1d": build_cache(config, sources)}
-    train(config, load_latents(config, {"burgers1d": sources}, entries), other)
-    first, second = (weights(d / "checkpoints/last.pt")["head.weight"] for d in (ram, other))
-    assert torch.allclose(first, second, atol=1e-5)
+EXACT = {"training__latent_cache_dtype": "float32"}
+HALVED = {"training__batch_size": 5, "training__accumulation_steps": 2}
 
 
-def test_accumulated_batches_are_one_large_batch(prepared):
-    config, latents, large = prepared("large", training__batch_size=10)
-    train(config, latents, large)
-    config, latents, small = prepared(
-        "small", training__batch_size=5, training__accumulation_steps=2
-    )
-    train(config, latents, small)
-    first, second = (weights(d / "checkpoints/last.pt")["head.weight"] for d in (large, small))
-    assert torch.allclose(first, second, atol=1e-5)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (EXACT, {**EXACT, "features__preload": "disk"}),
+        (EXACT, {**EXACT, "features__preload": "off"}),
+        ({"training__batch_size": 10}, HALVED),
+    ],
+    ids=["from disk", "on demand", "accumulated"],
+)
+def test_neither_the_tier_nor_accumulating_a_batch_changes_what_is_trained(prepared, one, other):
+    weights = []
+    for folder, overrides in (("one", one), ("other", other)):
+        config, latents, run_dir = prepared(folder, **overrides)
+        train(config, latents, run_dir)
+        weights.append(checkpoint.load(run_dir / "checkpoints/last.pt")["model"]["head.weight"])
+    assert torch.allclose(*weights, atol=1e-5)
 
 
 def test_a_longer_horizon_trains_through_fed_back_predictions(prepared):
@@ -174,10 +154,9 @@ def test_training_ends_after_the_steps_it_may_take_and_is_scored(prepared):
 
 
 def test_patience_ends_training_early(prepared):
+    impatient = {"patience": 1, "epochs": 50, "optimizer__lr": 1e-12}
     config, latents, run_dir = prepared(
-        stages__operator__epochs=50,
-        stages__operator__patience=1,
-        stages__operator__optimizer__lr=1e-12,
+        **{f"stages__operator__{k}": v for k, v in impatient.items()}
     )
     assert train(config, latents, run_dir).num_epochs < 50
 
@@ -200,26 +179,16 @@ def test_a_new_run_goes_on_from_a_checkpoint_when_told(prepared):
     assert checkpoint.load(result.checkpoint)["position"]["epoch"] == result.best_epoch
 
 
-def test_resuming_another_model_is_refused(prepared):
+def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(prepared):
     config, latents, first = prepared("first")
     train(config, latents, first)
+    last = first / "checkpoints/last.pt"
     config, latents, second = prepared("second", operator__hidden_dim=64)
     with pytest.raises(CheckpointError, match="was trained with operator .*64"):
-        train(config, latents, second, resume=first / "checkpoints/last.pt")
-
-
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "last.pt"
-    path.write_bytes(b"not a checkpoint")
+        train(config, latents, second, resume=last)
+    last.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="not a checkpoint that can be read"):
-        checkpoint.load(path)
-
-
-def test_the_checkpoint_holds_the_config(prepared):
-    config, latents, run_dir = prepared()
-    result = train(config, latents, run_dir)
-    saved = json.loads(checkpoint.load(result.checkpoint)["config"])
-    assert saved == config.model_dump(mode="json")
+        train(config, latents, second, resume=last)
 
 
 def test_every_epoch_has_its_own_order_of_all_trajectories(prepared):
@@ -261,40 +230,28 @@ def test_a_rollout_that_always_diverges_still_leaves_a_checkpoint(prepared):
     assert result.checkpoint.exists()
 
 
-def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared):
+def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared, assert_same_weights):
     config, latents, whole = prepared("whole")
     train(config, latents, whole)
-    config, latents, killed = prepared("killed")
-    pid = os.fork()
-    if pid == 0:
-        train(
-            config,
-            latents,
-            killed,
-            on_epoch=lambda row: row["epoch"] == 2 and os.kill(os.getpid(), signal.SIGKILL),
-        )
+    config, latents, killed = prepared("killed", training__log_every=100)  # else within an epoch
+
+    def kill_at_8(step, _):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if (pid := os.fork()) == 0:
+        train(config, latents, killed, progress=kill_at_8)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     result = train(config, latents, killed)
     assert result.resumed_from_step == 8
-    assert_same_weights(
-        weights(whole / "checkpoints/last.pt"), weights(killed / "checkpoints/last.pt")
-    )
-    rows = (killed / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3]
+    assert_same_weights(whole, killed)
+    assert [row["epoch"] for row in read_metrics(killed).epochs] == [1, 2, 3]
 
 
 def test_a_stop_during_validation_takes_effect_between_its_batches(prepared):
     config, latents, run_dir = prepared(evaluation__batch_size=1)
-    stop = threading.Event()
-    real = latents.val.batch
-
-    def stopping(index_B):
-        stop.set()
-        return real(index_B)
-
-    latents.val.batch = stopping
     with pytest.raises(Interrupted):
-        train(config, latents, run_dir, stop=stop)
+        train(config, latents, run_dir, stop=stop_after(latents.val, 1))
     assert checkpoint.load(run_dir / "checkpoints/last.pt")["position"]["step"] == 4
 
 

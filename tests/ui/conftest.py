@@ -5,28 +5,28 @@ What a test saw lies in `.ui/` afterwards; of a failed test its last view, as `f
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from deployments.layout import PROJECT_DIR, Stack
-from ups.config import load_config
-from ups.startup.scenarios import BY_NAME, overrides_of
+from deployments.layout import PROJECT_DIR
+from tests.live import LiveStack
+from ups.config import dump_config, load_config
+from ups.startup.measure.scenarios import BY_NAME, overrides_of
 
 SHOTS = PROJECT_DIR / ".ui"
 FLAGS = [
@@ -39,83 +39,11 @@ FLAGS = [
     "--disable-sync",
 ]
 WIDTH, HEIGHT = 1440, 900
-Ups = Callable[..., tuple[int, str]]
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-BENCHMARK = {"scenarios": ["cold", "warm"], "repeats": 2, "num_trajectories": 8}
+BENCHMARK = {"scenarios": ["cold", "warm"], "repeats": 2}
+NUM_TRAJECTORIES = 8
 COMPLETED_RGB = (34, 160, 80)  # of a bar in the timeline, in both UIs
 BAR_PX, LANE_PX = 6, 24  # a bar is at least that wide; two below each other are that far apart
 EDGE_PX = 25  # of the timeline: the band of the run's own states
-
-
-class Live:
-    """The stack, and the benchmark that was run on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stack = Stack.find()
-        self.api = httpx.Client(base_url=self.stack.api_url, timeout=30)
-        self.benchmark_id = self.refused_id = ""
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "tiny.yaml"
-
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """What the API answers; asked again while SQLite is busy, which is a 503."""
-        deadline = time.monotonic() + 20
-        while True:
-            answer = self.api.request(method, path, json=body)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                return answer.raise_for_status().json()
-            assert time.monotonic() < deadline, answer.text
-            time.sleep(1)
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        return self.ask("GET", f"/deployments/name/{name}")
-
-    def trigger(self, name: str, **parameters: Any) -> str:
-        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
-        return self.ask("POST", path, {"parameters": parameters})["id"]
-
-    def trigger_benchmark(self, **parameters: Any) -> str:
-        """One small enough to wait for; its history is that of this stack."""
-        wanted = {
-            **BENCHMARK,
-            "folder": str(self.folder / "benchmarks"),
-            "thresholds": {"least_runs": 1},
-            **parameters,
-        }
-        return self.trigger("benchmark-startup/benchmark-startup", **wanted)
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        return self.ask("GET", f"/flow_runs/{run_id}")
-
-    def runs_of(self, name: str) -> list[dict[str, Any]]:
-        only = {"deployments": {"id": {"any_": [self.deployment(name)["id"]]}}}
-        return self.ask("POST", "/flow_runs/filter", only)
-
-    def children(self, run_id: str) -> list[dict[str, Any]]:
-        """Task runs of a flow run, without those that stand for the flow runs it triggered."""
-        only = {"flow_runs": {"id": {"any_": [run_id]}}}
-        found = self.ask("POST", "/task_runs/filter", only)
-        return [t for t in found if t["state"]["state_details"]["child_flow_run_id"] is None]
-
-    def subflows(self, run_id: str) -> list[dict[str, Any]]:
-        only = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}}
-        return self.ask("POST", "/flow_runs/filter", only)
-
-    def artifact(self, key: str, run_id: str) -> dict[str, Any]:
-        """That a flow run made under this key."""
-        only = {"key": {"any_": [key]}, "flow_run_id": {"any_": [run_id]}}
-        (artifact,) = self.ask("POST", "/artifacts/filter", {"artifacts": only})
-        return artifact
-
-    def wait_until(self, run_id: str, types: set[str], timeout_s: float = 120) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
-        while (run := self.run(run_id))["state_type"] not in types:
-            assert time.monotonic() < deadline, f"{run['name']} is {run['state_name']}"
-            time.sleep(0.5)
-        return run
 
 
 @pytest.fixture(scope="session")
@@ -135,35 +63,29 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def live(
     browser: Browser,
-    ups: Ups,
-    free_ports: Callable[[int], list[int]],
+    new_stack: Callable[..., AbstractContextManager[LiveStack]],
+    examples_that_need: Callable[[str], dict[str, str]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Live]:
+) -> Iterator[LiveStack]:
     """With a benchmark that ended, one refused while it ran, and a tiny config for its data."""
     folder = tmp_path_factory.mktemp("ui")
-    ports = free_ports(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UPS_STACK_DIR", str(folder / ".stack"))
-        patch.setenv("UPS_PREFECT_PORT", str(ports[0]))
-        patch.setenv("UPS_S3_PORT", str(ports[1]))
-        patch.delenv("PDEBENCH_ROOT", raising=False)
-        try:
-            code, output = ups("up")
-            assert code == 0, output
-            live = Live(folder)
-            _run_benchmark(live)
-            _write_config(live.config)
-            yield live
-            live.api.close()
-        finally:
-            ups("down")
+    with new_stack(folder, examples_that_need("a stack for minutes")) as live:
+        done = live.ups("up")
+        assert done.returncode == 0, done.stderr
+        _run_benchmark(live)
+        live.config = _write_config(folder)
+        yield live
 
 
-def _run_benchmark(live: Live) -> None:
-    with _start_benchmark(live.folder / "benchmarks") as process:
+def _run_benchmark(live: LiveStack) -> None:
+    """The example of `ups benchmark`, made small, with its figures as JSON."""
+    live.means["3"] = str(BENCHMARK["repeats"])
+    small = [f"{name}={json.dumps(value)}" for name, value in _small(live).items()]
+    options = [word for value in small for word in ("-p", value)]
+    with live.start(*live.words("ups benchmark"), "--json", *options) as process:
         live.benchmark_id = _run_id(process)
-        live.wait_until(live.benchmark_id, FINAL | {"RUNNING"})
-        live.refused_id = live.trigger_benchmark(folder=str(live.folder / "other"))
+        live.wait(lambda: live.run(live.benchmark_id)["state_type"] not in ("SCHEDULED", "PENDING"))
+        live.refused_id = _trigger_benchmark(live, folder=str(live.folder / "other"))
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     comparison = json.loads(output)
@@ -172,17 +94,25 @@ def _run_benchmark(live: Live) -> None:
     assert f"run {num_runs} of {num_runs}: " in errors
 
 
-def _start_benchmark(folder: Path) -> subprocess.Popen[str]:
-    """`ups benchmark --json`, as a person types it."""
-    command = [sys.executable, "-m", "deployments.cli"]
-    command += ["benchmark", "-s", ",".join(BENCHMARK["scenarios"]), "--json"]
-    command += ["--repeats", str(BENCHMARK["repeats"])]
-    rest = {**BENCHMARK, "folder": str(folder), "thresholds": {"least_runs": 1}}
-    for name in rest.keys() - {"scenarios", "repeats"}:
-        command += ["-p", f"{name}={json.dumps(rest[name])}"]
-    return subprocess.Popen(
-        command, cwd=PROJECT_DIR, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def _small(live: LiveStack) -> dict[str, Any]:
+    """Parameters of a benchmark to wait for; its history is that of this stack."""
+    return {
+        "num_trajectories": NUM_TRAJECTORIES,
+        "folder": str(live.folder / "benchmarks"),
+        "thresholds": {"least_runs": 1},
+    }
+
+
+def _trigger_benchmark(live: LiveStack, **parameters: Any) -> str:
+    number = live.deployment("benchmark-startup/benchmark-startup")["id"]
+    body = {"parameters": {**BENCHMARK, **_small(live), **parameters}}
+    return live.ask("POST", f"/deployments/{number}/create_flow_run", body)["id"]
+
+
+@pytest.fixture
+def trigger_benchmark(live: LiveStack) -> Callable[..., str]:
+    """`trigger_benchmark(**parameters)`: the id of another small one's run."""
+    return functools.partial(_trigger_benchmark, live)
 
 
 def _run_id(process: subprocess.Popen[str]) -> str:
@@ -194,15 +124,16 @@ def _run_id(process: subprocess.Popen[str]) -> str:
     pytest.fail(f"no run was started: {process.communicate()[0]}")
 
 
-def _write_config(path: Path) -> None:
+def _write_config(folder: Path) -> Path:
     """A config like the benchmark's, on the objects that it has made."""
-    overrides = overrides_of(BY_NAME["cold"], path.parent, BENCHMARK["num_trajectories"])
-    config = load_config("benchmark", {**overrides, "name": "tiny"})
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    overrides = overrides_of(BY_NAME["cold"], folder, NUM_TRAJECTORIES)
+    path = folder / "tiny.yaml"
+    path.write_text(dump_config(load_config("benchmark", {**overrides, "name": "tiny"})))
+    return path
 
 
 @pytest.fixture
-def page(browser: Browser, live: Live) -> Iterator[Page]:
+def page(browser: Browser, live: LiveStack) -> Iterator[Page]:
     """A page in a context of its own, which reaches the stack alone; times are shown in UTC."""
     context = browser.new_context(
         base_url=live.stack.ui_url,
@@ -279,8 +210,12 @@ class Timeline:
         """What the panel says that opens when a bar is clicked; in the first UI."""
         names = []
         for x, y in self.bars(num):
-            self.canvas.click(position={"x": x, "y": y})
             panel = self.page.locator(".flow-run-graph-selection-panel")
+            for _ in range(4):  # a busy page loses clicks
+                self.canvas.click(position={"x": x, "y": y})
+                self.page.wait_for_timeout(1500)
+                if panel.count():
+                    break
             expect(panel).to_contain_text("Duration")
             names.append(panel.inner_text().partition("\nState")[0].splitlines()[-1])
             panel.get_by_role("button").first.click()
@@ -294,7 +229,10 @@ def timeline(page: Page) -> Timeline:
 
 
 def _bars(png: bytes) -> list[tuple[float, float]]:
-    """Where to click: the middle of each bar of a timeline whose tasks are all completed."""
+    """Where to click each bar of a timeline whose tasks are all completed: near its right end.
+
+    At the left end of a subflow's bar there is the arrow that unfolds it.
+    """
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     is_bar = np.abs(pixels - COMPLETED_RGB).sum(axis=2) < 60
     found: list[tuple[int, int, int]] = []
@@ -306,4 +244,4 @@ def _bars(png: bytes) -> list[tuple[float, float]]:
             )
             if right - left >= BAR_PX and not known:
                 found.append((int(left), int(right), y))
-    return [((left + right) / 2, y + LANE_PX / 3) for left, right, y in found]
+    return [(right - min((right - left) / 2, 8), y + LANE_PX / 3) for left, right, y in found]

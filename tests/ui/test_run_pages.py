@@ -9,7 +9,7 @@ UIS = {"v1": "", "v2": "/v2"}
 
 
 def test_the_timeline_of_a_benchmark_shows_its_tasks_and_its_runs(live, page, shoot, timeline):
-    tasks = [task["name"] for task in live.children(live.benchmark_id)]
+    tasks = [task["name"] for task in live.task_runs(live.benchmark_id)]
     runs = [run["name"] for run in live.subflows(live.benchmark_id)]
     timeline.open(live.benchmark_id)
     shown = timeline.names(len(tasks) + len(runs))
@@ -22,7 +22,7 @@ def test_the_timeline_of_a_benchmark_shows_its_tasks_and_its_runs(live, page, sh
 
 def test_the_timeline_of_a_training_shows_its_numbered_phases(live, page, shoot, timeline):
     run = live.subflows(live.benchmark_id)[0]
-    tasks = [task["name"] for task in live.children(run["id"])]
+    tasks = [task["name"] for task in live.task_runs(run["id"])]
     timeline.open(run["id"])
     shown = timeline.names(len(tasks))
     assert sorted(shown) == sorted(tasks)
@@ -32,7 +32,7 @@ def test_the_timeline_of_a_training_shows_its_numbered_phases(live, page, shoot,
 
 @pytest.mark.parametrize("ui", UIS)
 def test_the_page_of_a_benchmark_lists_its_artifacts(ui, live, page, shoot, timeline):
-    num = len(live.children(live.benchmark_id)) + len(live.subflows(live.benchmark_id))
+    num = len(live.task_runs(live.benchmark_id)) + len(live.subflows(live.benchmark_id))
     timeline.open(live.benchmark_id, UIS[ui])
     assert len(timeline.bars(num)) == num
     page.set_viewport_size({"width": 1200, "height": 1200})  # what is further down is not drawn

@@ -1,35 +1,34 @@
 """The object store slowed down from outside: the benchmark fails, and its page says why."""
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 from playwright.sync_api import expect
 
 from deployments.layout import BIN_DIR, PROJECT_DIR
+from tests.live import free_ports, wait_until
 
 pytestmark = pytest.mark.ui
 
 BYTES_S = 1_000_000
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 def test_a_slowed_object_store_is_worse_download_and_fails_the_run(
-    live, free_ports, ups, page, shoot
+    live, trigger_benchmark, page, shoot
 ):
     with slowed(live.stack, *free_ports(1)):
-        run_id = live.trigger_benchmark(scenarios=["cold"], repeats=1)
-        run = live.wait_until(run_id, FINAL)
-    code, output = ups("up")  # starts the store that was killed
-    assert code == 0, output
+        run = live.wait_for_state(trigger_benchmark(scenarios=["cold"], repeats=1))
+    done = live.ups("up")  # starts the store that was killed
+    assert done.returncode == 0, done.stderr
     assert run["state_type"] == "FAILED"
     assert "cold: worse: download" in run["state"]["message"]
-    artifact = live.artifact("benchmark-startup", run_id)
+    artifact = live.artifact("benchmark-startup", run["id"])
     page.goto(f"/artifacts/artifact/{artifact['id']}")
     expect(page.get_by_role("heading", name="Worse: cold")).to_be_visible()
     expect(page.get_by_text("cold: worse: download")).to_be_visible()
@@ -43,14 +42,14 @@ def slowed(stack, port):
     keys = stack.store_env()
     pair = f'"{keys["AWS_ACCESS_KEY_ID"]},{keys["AWS_SECRET_ACCESS_KEY"]}"'
     store = [BIN_DIR / "rclone", "serve", "s3", stack.folder / "s3", "--config", os.devnull]
-    link = ["-m", "benchmarks.link_proxy", stack.host, str(port), "0", str(BYTES_S)]
+    link = ["-m", "speed.link_proxy", stack.host, str(port), "0", str(BYTES_S)]
     with contextlib.ExitStack() as running:
         running.enter_context(
             started([*store, "--addr", f"{stack.host}:{port}"], RCLONE_AUTH_KEY=pair)
         )
         running.enter_context(started([sys.executable, *link, str(stack.s3_port)]))
         for listening in (port, stack.s3_port):
-            wait_until_it_listens(stack.host, listening)
+            wait_until(functools.partial(listens, stack.host, listening), 20)
         yield
 
 
@@ -70,10 +69,6 @@ def started(command, **env):
         process.wait(10)
 
 
-def wait_until_it_listens(host, port):
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"nothing listens on {host}:{port}")
+def listens(host, port):
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+        return True

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ups.config import SPLITS, Parsed, load_config
-from ups.startup.history import History
-from ups.startup.records import BenchmarkRecord, RunRecord
-from ups.telemetry import machine
+from ups.config import load_config
+from ups.machine import host
+from ups.startup.judge.history import History
+from ups.startup.measure.records import BenchmarkRecord, RunRecord
 from ups.validate.estimate import validate_estimate
 from ups.validate.sources import planned
 
@@ -24,14 +24,8 @@ NUM = 256  # trajectories of the benchmark's training data, beside 16 that are s
 
 
 def run_of(scenario, phases, repeat=0):
-    return RunRecord(
-        scenario=scenario,
-        repeat=repeat,
-        flow_run_id="f",
-        triggered_at=1.0,
-        ttfs_s=sum(phases.values()),
-        phases=phases,
-    )
+    given = {"flow_run_id": "f", "triggered_at": 1.0, "ttfs_s": sum(phases.values())}
+    return RunRecord(scenario=scenario, repeat=repeat, phases=phases, **given)
 
 
 @pytest.fixture
@@ -44,46 +38,44 @@ def folder(tmp_path):
 def history(folder):
     """`history(id, **fields)`: a benchmark of this machine, cold three times and warm once."""
 
-    def add(id="b1", runs=None, **fields):
+    def add(id="b1", **fields):
+        cold = [run_of("cold", {**COLD_S, "boot": boot}, i) for i, boot in enumerate((0.5, 9, 0))]
         values = {
             "started_at": 100.0,
-            "machine_id": machine.identity(folder),
+            "machine_id": host.identity(folder),
             "machine": {},
             "versions": {},
             "commit": "c",
             "settings": {"config": "benchmark", "num_trajectories": NUM},
+            "runs": [*cold, run_of("warm", WARM_S)],
         }
-        record = BenchmarkRecord(id=id, **{**values, **fields})
-        file = History(folder / "history.sqlite")
-        file.begin(record)
-        cold = [run_of("cold", {**COLD_S, "boot": boot}, i) for i, boot in enumerate((0.5, 9, 0))]
-        for run in [*cold, run_of("warm", WARM_S)] if runs is None else runs:
-            file.add_run(record.id, run)
+        History(folder).save(BenchmarkRecord(id=id, **{**values, **fields}))
 
     return add
 
 
 @pytest.fixture
-def smoke():
-    """`smoke(num)`: the benchmark's config with `num` training trajectories, nothing staged."""
+def estimate(folder):
+    """`estimate(num)`: the checks of a run with `num` training trajectories, nothing staged."""
 
-    def make(num, **overrides):
+    def check(num=NUM, *, is_local=False, is_cached=False, **overrides):
         counts = {"train": num, "val": 8, "test": 8}
         given = {"data.generate.num_trajectories": counts, "startup.price_per_hour": 3600.0}
         config = load_config("benchmark", {**given, **overrides})
-        return Parsed("x.yaml", config), {split: planned(config, split) for split in SPLITS}
+        sources = planned(config)
+        if is_local:
+            data = config.data.model_copy(update={"sources": None})
+            config = config.model_copy(update={"data": data})
+        entries = {"burgers1d": is_cached}
+        checks = validate_estimate(config, sources, entries=entries, folder=folder)
+        return {check.name: check for check in checks}
 
-    return make
+    return check
 
 
-def estimate(parsed, sources, folder, is_there=False):
-    checks = validate_estimate(parsed, sources, entries={"burgers1d": is_there}, folder=folder)
-    return {check.name: check for check in checks}
-
-
-def test_a_run_like_the_benchmarks_takes_as_long(history, smoke, folder):
+def test_a_run_like_the_benchmarks_takes_as_long(history, estimate):
     history()
-    found = estimate(*smoke(NUM), folder)
+    found = estimate()
     assert found["to fetch"].figures["num_bytes"] == (NUM + 16) * 201 * 1024 * 4
     assert found["seconds"].figures == COLD_S  # the median boot
     assert found["startup"].figures["ttfs_s"] == pytest.approx(5.0)  # the warm-up is beside
@@ -93,72 +85,55 @@ def test_a_run_like_the_benchmarks_takes_as_long(history, smoke, folder):
     assert found["cost"].text == "$5.0000 for the startup, at $3600 an hour"
 
 
-def test_what_grows_with_the_data_is_scaled_and_the_rest_is_not(history, smoke, folder):
+def test_what_grows_with_the_data_is_scaled_and_the_rest_is_not(history, estimate):
     history()
     num = 3 * (NUM + 16) - 16  # three times as many bytes
-    found = estimate(*smoke(num), folder)["seconds"]
-    seconds = found.figures
+    found = estimate(num)["seconds"]
     assert found.text.endswith("(download for × 3, cache for × 3.1, load for × 3.1)")
-    assert seconds["download"] == pytest.approx(0.5 + 1.5 * 3)
     ratio = (num + 8) / (NUM + 8)  # test is not encoded
-    assert seconds["cache"] == pytest.approx(0.5 + 1.0 * ratio)
-    assert seconds["load"] == pytest.approx(0.5 * ratio)
-    fixed = ("queue", "boot", "warm-up", "first step")
-    assert {p: seconds[p] for p in fixed} == {p: COLD_S[p] for p in fixed}
+    scaled = {"download": 0.5 + 1.5 * 3, "cache": 0.5 + 1.0 * ratio, "load": 0.5 * ratio}
+    assert found.figures == pytest.approx({**COLD_S, **scaled})
+    # The load by bytes of latents: the benchmark's dim is 32.
+    assert estimate(**{"latent.dim": 64})["seconds"].figures == {**COLD_S, "load": 1.0}
 
 
-def test_the_load_is_scaled_by_bytes_of_latents(history, smoke, folder):
+def test_a_run_that_finds_all_is_like_a_warm_one(history, estimate):
     history()
-    seconds = estimate(*smoke(NUM, **{"latent.dim": 64}), folder)["seconds"].figures
-    assert seconds["load"] == pytest.approx(1.0)  # the benchmark's dim is 32
-    assert seconds["cache"] == COLD_S["cache"]
-
-
-def test_a_warm_up_longer_than_all_beside_it_is_waited_for(history, smoke, folder):
-    history(runs=[run_of("cold", {**COLD_S, "warm-up": 10.0})])
-    found = estimate(*smoke(NUM), folder)
-    assert found["startup"].figures["ttfs_s"] == pytest.approx(0.25 + 0.5 + 10.0 + 0.25)
-
-
-def test_a_run_that_finds_all_is_like_a_warm_one(history, smoke, folder, on_disk):
-    history()
-    parsed, sources = smoke(NUM)
-    local = {"sources": None}
-    data = parsed.config.data.model_copy(update=local)
-    staged = Parsed("x", parsed.config.model_copy(update={"data": data}))
-    found = estimate(staged, sources, folder, is_there=True)
+    found = estimate(is_local=True, is_cached=True)
     assert found["to fetch"].figures["num_bytes"] == 0
     assert found["startup"].figures["scenario"] == "warm"
     assert found["seconds"].figures["download"] == 0.5
-    missing = estimate(staged, sources, folder, is_there=False)
-    assert "no benchmark of this machine has `changed-config` runs" in missing["startup"].text
+    missing = estimate(is_local=True)["startup"].text
+    assert "no benchmark of this machine has `changed-config` runs" in missing
 
 
-def test_the_newest_benchmark_of_this_machine_counts(history, smoke, folder):
-    history("old", [run_of("cold", {**COLD_S, "queue": 50.0})], started_at=1.0)
-    history("new", started_at=2.0)
+def test_the_newest_benchmark_of_this_machine_counts_and_a_longer_warm_up_is_waited_for(
+    history, estimate
+):
+    history("old", runs=[run_of("cold", {**COLD_S, "queue": 50.0})], started_at=1.0)
+    history("new", runs=[run_of("cold", {**COLD_S, "warm-up": 10.0})], started_at=2.0)
     history("elsewhere", started_at=3.0, machine_id="another")
-    history("empty", [], started_at=4.0)
-    assert estimate(*smoke(NUM), folder)["startup"].figures["benchmark"] == "new"
+    history("empty", runs=[], started_at=4.0)
+    found = estimate()["startup"].figures
+    assert found["benchmark"] == "new"
+    assert found["ttfs_s"] == pytest.approx(0.25 + 0.5 + 10.0 + 0.25)
 
 
-def test_without_a_benchmark_of_this_machine_it_says_how_to_get_one(history, smoke, folder):
-    assert estimate(*smoke(NUM), folder)["startup"].status == "skip"
+def test_without_a_benchmark_of_this_machine_it_says_how_to_get_one(history, estimate, folder):
+    assert estimate()["startup"].status == "skip"
     assert list(folder.iterdir()) == []  # no history is made to look into it
     history("elsewhere", machine_id="another")
-    found = estimate(*smoke(NUM), folder)["startup"]
+    found = estimate()["startup"]
     assert found.text == "not checked: no benchmark of this machine yet: run `make benchmark`"
 
 
-def test_an_unknown_size_is_not_estimated(history, smoke, folder):
+def test_neither_an_unknown_size_nor_a_benchmark_whose_config_is_gone_is_a_measure(
+    history, estimate
+):
     history()
-    parsed, sources = smoke(NUM, **{"data.generate": None})
-    found = estimate(parsed, sources, folder)
+    found = estimate(**{"data.generate": None})
     assert found["to fetch"].status == found["startup"].status == "skip"
-
-
-def test_a_benchmark_whose_config_is_gone_is_no_measure(history, smoke, folder):
-    history(settings={"config": "removed", "num_trajectories": 8})
-    found = estimate(*smoke(NUM), folder)["startup"]
+    history("newer", started_at=200.0, settings={"config": "removed", "num_trajectories": 8})
+    found = estimate()["startup"]
     assert found.status == "skip"
     assert "no config 'removed'" in found.text

@@ -18,14 +18,11 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 
-from ups.config import SPLITS, load_config
-from ups.vast.onstart import Onstart
+from ups.vast.script import Onstart
 
 ROOT = Path(__file__).parents[2]
 CONTAINER_ID = "4711"
-KEY = "the-key-of-the-container"
 # A folder's name that is a command wherever it is not quoted; `canary` would be its trace.
 NASTY = """it's "$(touch canary)" `touch canary`; touch canary & $HOME \\ -x *"""
 UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
@@ -53,7 +50,7 @@ class Vastai:
     """An executable `vastai` in `folder` that writes down its calls and answers as told.
 
     `answers("stop instance", "no", "yes")`: those in turn, the last one again and again; on
-    standard error where a text begins with `stderr:`.
+    standard error where a text begins with `stderr:`, as JSON where it is no text.
     """
 
     folder: Path
@@ -66,9 +63,10 @@ class Vastai:
         (self.folder / "answers").write_text("{}")
         self.answers("stop instance", f"stopping instance {CONTAINER_ID}.\n")
 
-    def answers(self, command: str, *texts: str) -> None:
+    def answers(self, command: str, *answers: Any) -> None:
         path = self.folder / "answers"
-        path.write_text(json.dumps({**json.loads(path.read_text()), command: list(texts)}))
+        texts = [a if isinstance(a, str) else json.dumps(a) for a in answers]
+        path.write_text(json.dumps({**json.loads(path.read_text()), command: texts}))
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -122,6 +120,10 @@ class Machine:
         defaults = {"commit": "0" * 40, "repo": "/nowhere", "parameters": {}}
         return Onstart(**{**folders, **defaults, **values})
 
+    def guarded(self, **values: Any) -> subprocess.Popen[str]:
+        """Start a script that has a watchdog."""
+        return self.start(self.onstart(auto_shutdown=True, **values))
+
     def start(self, onstart: Onstart) -> subprocess.Popen[str]:
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
@@ -133,7 +135,7 @@ class Machine:
             "HOME": str(home),
             "TMPDIR": str(self.temporary),
             "CONTAINER_ID": CONTAINER_ID,
-            "CONTAINER_API_KEY": KEY,
+            "CONTAINER_API_KEY": "the-key-of-the-container",
             "UPS_POLL_S": "0.2",
             "UPS_RETRY_S": "0.2",
             "VAST_URL": "http://127.0.0.1:9",  # nobody listens there
@@ -188,85 +190,66 @@ class Repository:
     commit: str
 
 
-def run_git(folder: Path, *arguments: object) -> str:
-    name = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    command = ["git", *name, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 @pytest.fixture(scope="session")
 def git() -> Callable[..., str]:
     """`git(folder, *arguments)`: its output."""
-    return run_git
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+
+    def run(folder: Path, *arguments: object) -> str:
+        command = ["git", *name, *map(str, arguments)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory) -> Repository:
+def committed(git: Callable[..., str]) -> Callable[[Path, str], str]:
+    """`committed(folder, message)`: the commit of the folder as it is."""
+
+    def commit(folder: Path, message: str) -> str:
+        git(folder, "init", "-qb", "main")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", message)
+        return git(folder, "rev-parse", "HEAD")
+
+    return commit
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory, git, committed, write_tiny, bucket_sources) -> Repository:
     """A bare repository of the tree as it is here, and a tiny config on the session's bucket."""
     folder = tmp_path_factory.mktemp("repository")
     tree, bare = folder / "tree", folder / "bare.git"
-    listed = run_git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    run_git(tree, "init", "-q", "-b", "main")
-    run_git(tree, "add", "-A")
-    run_git(tree, "commit", "-qm", "the tree")
-    (tree / "deployments" / "configs" / "tiny.yaml").write_text(_tiny())
-    run_git(tree, "add", "-A")
-    run_git(tree, "commit", "-qm", "a tiny config")
-    run_git(folder, "clone", "-q", "--bare", tree, bare)
-    return Repository(bare, run_git(tree, "rev-parse", "HEAD"))
+    committed(tree, "the tree")
+    write_tiny(
+        tree / "deployments" / "configs" / "tiny.yaml",
+        name="tiny",
+        data__generate=None,
+        data__sources=bucket_sources,
+        stages__operator__epochs=1,
+    )
+    commit = committed(tree, "a tiny config")
+    git(folder, "clone", "-q", "--bare", tree, bare)
+    return Repository(bare, commit)
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory, repository: Repository) -> Path:
+def checkout(tmp_path_factory, git, repository: Repository) -> Path:
     """A clone as a person has it: `origin` has its commit."""
     folder = tmp_path_factory.mktemp("checkout") / "clone"
-    run_git(folder.parent, "clone", "-q", repository.bare, folder)
+    git(folder.parent, "clone", "-q", repository.bare, folder)
     return folder
-
-
-def _tiny() -> str:
-    changes = {
-        "name": "tiny",
-        "data.grid_points": 256,
-        "data.generate": None,
-        "data.sources": {
-            split: [{"key": f"burgers1d/burgers1d_{split}.h5", "bucket": "tiny"}]
-            for split in SPLITS
-        },
-        "latent.tokens": 8,
-        "latent.dim": 16,
-        "operator.hidden_dim": 32,
-        "training.batch_size": 6,
-        "stages.operator.epochs": 1,
-    }
-    return yaml.safe_dump(load_config("smoke", changes).model_dump(mode="json"))
 
 
 @pytest.fixture(scope="session")
 def uv() -> str:
     return UV
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory) -> Path:
-    """The `bin` of an image's Python that has the locked torch, and uv."""
-    folder = tmp_path_factory.mktemp("image")
-    venv = folder / "venv"
-    subprocess.run([UV, "venv", "-q", "--python", sys.executable, venv], check=True)
-    install = [UV, "pip", "install", "-q", "--python", venv / "bin" / "python"]
-    find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
-    subprocess.run(
-        [*install, "-c", ROOT / "constraints.txt", "torch"],
-        env={**os.environ, "UV_FIND_LINKS": find_links},
-        check=True,
-    )
-    (venv / "bin" / "uv").symlink_to(UV)
-    return venv / "bin"
 
 
 @pytest.fixture(scope="session")
@@ -276,3 +259,15 @@ def package_env() -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
     find_links = env.get("UV_FIND_LINKS") or env.get("PIP_FIND_LINKS", "")
     return {**env, "UV_CACHE_DIR": cache.stdout.strip(), "UV_FIND_LINKS": find_links}
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory, package_env) -> Path:
+    """The `bin` of an image's Python that has the locked torch, and uv."""
+    venv = tmp_path_factory.mktemp("image") / "venv"
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, venv], check=True)
+    install = [UV, "pip", "install", "-q", "--python", venv / "bin" / "python"]
+    locked = [*install, "-c", ROOT / "constraints.txt", "torch"]
+    subprocess.run(locked, env={**os.environ, **package_env}, check=True)
+    (venv / "bin" / "uv").symlink_to(UV)
+    return venv / "bin"

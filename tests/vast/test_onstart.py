@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ups.errors import ConfigError, VastError
-from ups.vast.launch import checked
-from ups.vast.onstart import MAX_PACKED, Onstart
+from ups.vast.launch import SENT, checked
+from ups.vast.script import MAX_PACKED, Onstart
 
 ROOT = Path(__file__).parents[2]
 SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or "shellcheck"
@@ -56,50 +56,32 @@ def options():
         yield {"auto_shutdown": shutdown, "api_url": server, **values}
 
 
-def test_all_scripts_pass_bash_and_shellcheck(tmp_path):
-    paths = []
+def test_all_scripts_and_the_half_in_the_repository_pass_bash_and_shellcheck(tmp_path):
+    paths = [ROOT / "ups" / "vast" / "provision.sh"]
     for number, values in enumerate(options()):
         for kind in ("script", "packed"):
             paths.append(tmp_path / f"{number}-{kind}.sh")
             paths[-1].write_text(getattr(onstart(**values), kind)())
-    assert len(paths) == 16
+    assert len(paths) == 17
     for path in paths:
         subprocess.run(["bash", "-n", path], check=True)
     subprocess.run([SHELLCHECK, "--external-sources", *paths], cwd=ROOT, check=True)
 
 
-def test_the_half_that_lies_in_the_repository_passes_them_too():
-    path = ROOT / "ups" / "vast" / "provision.sh"
-    subprocess.run(["bash", "-n", path], check=True)
-    subprocess.run([SHELLCHECK, path], check=True)
-
-
-@pytest.mark.parametrize("value", HOSTILE)
-def test_every_value_arrives_as_it_is_and_runs_nothing(value, tmp_path):
-    given = onstart(repo=value, mount=f"/{value.replace(':', '')}")
-    assert read_back(given, tmp_path) == given_values(given)
-
-
 @pytest.mark.parametrize("value", [*HOSTILE, *NEWLINES])
-def test_parameters_may_hold_anything(value, tmp_path):
-    given = onstart(parameters={"config": value, "overrides": {value: value}})
-    assert read_back(given, tmp_path) == given_values(given)
-
-
-def given_values(given):
-    return [given.repo, given.commit, json.dumps(given.parameters), given.mount, given.work]
-
-
-def read_back(given, folder):
-    """What bash has in the variables after the script's first lines; they leave no trace."""
-    head = given.script().partition("# From here on")[0]
+def test_every_value_arrives_in_bash_as_it_is_and_runs_nothing(value, tmp_path):
+    given = {"parameters": {"config": value, "overrides": {value: value}}}
+    if value in HOSTILE:  # parameters alone may hold more than one line
+        given |= {"repo": value, "mount": f"/{value.replace(':', '')}"}
+    made = onstart(**given)
+    head = made.script().partition("# From here on")[0]
     show = """printf '%s\\0' "$REPO" "$COMMIT" "$PARAMETERS" "$MOUNT" "$WORK\""""
-    done = subprocess.run(
-        ["bash", "-c", f"{head}\n{show}"], cwd=folder, capture_output=True, check=True
-    )
+    command = ["bash", "-c", f"{head}\n{show}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    values = [made.repo, made.commit, json.dumps(made.parameters), made.mount, made.work]
+    assert done.stdout.decode().split("\0")[:-1] == values
     assert done.stderr == b""
-    assert list(folder.iterdir()) == []
-    return done.stdout.decode().split("\0")[:-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_packed_script_is_the_same_without_comments():
@@ -119,8 +101,6 @@ def test_the_packed_script_fits_and_one_that_does_not_is_refused():
 
 
 def test_no_secret_of_the_environment_stands_in_a_script(monkeypatch):
-    from ups.vast.launch import SENT
-
     for name in SENT:
         monkeypatch.setenv(name, f"secret-{name}")
     given = onstart(auto_shutdown=True)

@@ -1,25 +1,16 @@
 """What a rented machine will find, held against what lies here before anything is paid for."""
 
-import subprocess
-
 import pytest
 
 from ups.errors import ConfigError
-from ups.vast.source import find_source
+from ups.vast.script import find_source
 
 
 @pytest.fixture
-def clone(tmp_path, repository):
+def clone(tmp_path, repository, git):
     """A clone that a test may change."""
-    folder = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", "--shared", repository.bare, folder], check=True)
-    for name, value in (("user.name", "t"), ("user.email", "t@example.org")):
-        subprocess.run(["git", "config", name, value], cwd=folder, check=True)
-    return folder
-
-
-def commit(folder):
-    subprocess.run(["git", "commit", "-qam", "more"], cwd=folder, check=True)
+    git(tmp_path, "clone", "-q", "--shared", repository.bare, "clone")
+    return tmp_path / "clone"
 
 
 def test_the_source_is_origin_and_the_whole_commit(clone, repository):
@@ -28,19 +19,19 @@ def test_the_source_is_origin_and_the_whole_commit(clone, repository):
     assert (config, source.differs, source.pushed) == ("tiny", False, True)
 
 
-def test_a_config_given_by_its_path_is_named_as_the_clone_knows_it(clone):
+def test_a_config_given_by_its_path_is_named_as_the_clone_knows_it(clone, git):
     path = clone / "deployments" / "configs" / "smoke.yaml"
     assert find_source(None, "HEAD", str(path), clone)[1] == "deployments/configs/smoke.yaml"
-    other = clone / "benchmarks" / "mine.yaml"
+    other = clone / "speed" / "mine.yaml"
     other.write_text(path.read_text())
-    subprocess.run(["git", "add", other], cwd=clone, check=True)
-    commit(clone)
-    assert find_source("/r", "HEAD", str(other), clone)[1] == "benchmarks/mine.yaml"
+    git(clone, "add", other)
+    git(clone, "commit", "-qm", "more")
+    assert find_source("/r", "HEAD", str(other), clone)[1] == "speed/mine.yaml"
 
 
-def test_a_commit_that_was_not_pushed_and_files_that_differ_are_told(clone):
+def test_a_commit_that_was_not_pushed_and_files_that_differ_are_told(clone, git):
     (clone / "README.md").write_text("other")
-    commit(clone)
+    git(clone, "commit", "-qam", "more")
     (clone / "Makefile").write_text("other")
     source = find_source(None, "HEAD", "tiny", clone)[0]
     assert (source.differs, source.pushed) == (True, False)
@@ -75,23 +66,19 @@ def test_an_address_without_a_secret_is_taken_as_it_is(clone, address):
     assert find_source(address, "HEAD", "tiny", clone)[0].repo == address
 
 
-def test_a_config_that_differs_from_the_commit_is_refused(clone):
+def test_a_commit_with_another_config_or_without_the_scripts_second_half_is_refused(clone, git):
     (clone / "deployments" / "configs" / "tiny.yaml").write_text("name: other")
-    with pytest.raises(
-        ConfigError, match=r"tiny\.yaml differs from commit \w{12}: commit and push"
-    ):
+    differs = r"tiny\.yaml differs from commit \w{12}: commit and push"
+    with pytest.raises(ConfigError, match=differs):
         find_source(None, "HEAD", "tiny", clone)
-
-
-def test_a_commit_without_the_second_half_of_the_script_is_refused(clone):
-    subprocess.run(["git", "rm", "-q", "ups/vast/provision.sh"], cwd=clone, check=True)
-    commit(clone)
+    git(clone, "rm", "-q", "ups/vast/provision.sh")
+    git(clone, "commit", "-qm", "less")
     with pytest.raises(ConfigError, match=r"has no ups/vast/provision\.sh"):
         find_source(None, "HEAD", "tiny", clone)
 
 
-def test_without_a_remote_the_address_is_asked_for(clone):
-    subprocess.run(["git", "remote", "remove", "origin"], cwd=clone, check=True)
+def test_without_a_remote_the_address_is_asked_for(clone, git):
+    git(clone, "remote", "remove", "origin")
     with pytest.raises(ConfigError, match="no remote `origin`: give the address with --repo"):
         find_source(None, "HEAD", "tiny", clone)
     assert find_source("https://example.org/r", "HEAD", "tiny", clone)[0].repo.endswith("/r")
@@ -107,6 +94,8 @@ def test_without_a_remote_the_address_is_asked_for(clone):
         ("/srv/git/ups.git", "/srv/git/ups.git"),
     ],
 )
-def test_a_remote_by_ssh_is_cloned_by_https_since_the_machine_has_no_key(clone, remote, address):
-    subprocess.run(["git", "remote", "set-url", "origin", remote], cwd=clone, check=True)
+def test_a_remote_by_ssh_is_cloned_by_https_since_the_machine_has_no_key(
+    clone, git, remote, address
+):
+    git(clone, "remote", "set-url", "origin", remote)
     assert find_source(None, "HEAD", "tiny", clone)[0].repo == address

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECOND = 1 / 3600
-STOP = ["stop", "instance", "4711"]
+KEY = "the-key-of-the-container"
 # The real job follows a run that the server calls Running for ever; beside it, a tracker writes.
 HUNG = """
 import sys, threading, time
@@ -50,20 +49,16 @@ job._follow("r")
 
 
 @pytest.fixture
-def hanging():
+def hanging(busy_port):
     """The address of a git server that takes the connection and never says a word."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        yield f"git://127.0.0.1:{server.getsockname()[1]}/r.git"
+    return f"git://127.0.0.1:{busy_port}/r.git"
 
 
 def test_a_script_that_fails_stops_the_instance_with_the_containers_key(machine, vastai):
-    process = machine.start(machine.onstart(auto_shutdown=True))
-    assert process.wait(20) != 0
+    assert machine.guarded().wait(20) != 0
     machine.wait_for(lambda: "the stop was accepted" in machine.log)
-    (call,) = vastai.calls
-    assert call == {"argv": STOP, "key": "the-key-of-the-container"}  # not among the arguments
+    # The key is not among the arguments.
+    assert vastai.calls == [{"argv": ["stop", "instance", "4711"], "key": KEY}]
     assert "does not appear to be a git repository" in machine.log
     assert "ended with exit code 128 in phase clone" in machine.log
     assert machine.canaries == []
@@ -86,15 +81,14 @@ def test_without_auto_shutdown_nothing_is_stopped(machine, vastai):
 
 
 def test_a_script_that_makes_no_progress_is_stopped(machine, vastai, hanging):
-    onstart = machine.onstart(auto_shutdown=True, repo=hanging, max_stall_hours=SECOND)
-    process = machine.start(onstart)
+    process = machine.guarded(repo=hanging, max_stall_hours=SECOND)
     machine.wait_for(lambda: vastai.stops)
     assert process.poll() is None, "it hangs"
     assert "stopping the instance: no progress for 1 s" in machine.log
 
 
 def test_a_run_that_hangs_is_stopped_though_a_tracker_goes_on_writing(
-    machine, vastai, tmp_path, git
+    machine, vastai, tmp_path, committed
 ):
     tree = tmp_path / "tree"
     (tree / "ups" / "vast").mkdir(parents=True)
@@ -102,16 +96,9 @@ def test_a_run_that_hangs_is_stopped_though_a_tracker_goes_on_writing(
     (tree / "ups" / "vast" / "provision.sh").write_text(
         f'export PYTHONPATH={ROOT}\n{sys.executable} job.py "$STATE" "$MOUNT"\n'
     )
-    git(tree, "init", "-q")
-    git(tree, "add", "-A")
-    git(tree, "commit", "-qm", "a job")
-    onstart = machine.onstart(
-        repo=str(tree),
-        commit=git(tree, "rev-parse", "HEAD"),
-        auto_shutdown=True,
-        max_stall_hours=3 * SECOND,
+    process = machine.guarded(
+        repo=str(tree), commit=committed(tree, "a job"), max_stall_hours=3 * SECOND
     )
-    process = machine.start(onstart)
     machine.wait_for(lambda: vastai.stops)
     assert "flow run " in machine.log, "the job did not get as far as the run"
     assert "stopping the instance: no progress for 3 s" in machine.log
@@ -121,10 +108,7 @@ def test_a_run_that_hangs_is_stopped_though_a_tracker_goes_on_writing(
 
 
 def test_a_script_that_takes_too_long_is_stopped_though_it_gets_on(machine, vastai, hanging):
-    onstart = machine.onstart(
-        auto_shutdown=True, repo=hanging, max_hours=SECOND, max_stall_hours=SECOND
-    )
-    machine.start(onstart)
+    machine.guarded(repo=hanging, max_hours=SECOND, max_stall_hours=SECOND)
     machine.wait_for(lambda: list(machine.temporary.glob("*/beat")))
     (beat,) = machine.temporary.glob("*/beat")
     while not vastai.stops:
@@ -133,26 +117,30 @@ def test_a_script_that_takes_too_long_is_stopped_though_it_gets_on(machine, vast
     assert "stopping the instance: not done after 1 s" in machine.log
 
 
-def test_a_script_that_is_killed_with_all_its_processes_is_noticed(machine, vastai, hanging):
-    process = machine.start(machine.onstart(auto_shutdown=True, repo=hanging))
-    machine.wait_for(lambda: "clone" in machine.log)
-    os.killpg(process.pid, signal.SIGKILL)  # nobody waits for it: a zombie counts as dead
+@pytest.mark.parametrize(
+    ("kills_watchdog", "last", "message"),
+    [
+        # Nobody waits for the process: a zombie counts as dead.
+        (False, signal.SIGKILL, "stopping the instance: the script died"),
+        (True, signal.SIGTERM, "and its watchdog is gone"),
+    ],
+)
+def test_of_script_and_watchdog_the_one_that_is_left_stops_the_instance(
+    machine, vastai, hanging, kills_watchdog, last, message
+):
+    process = machine.guarded(repo=hanging)
+    # From here on what the script says gets through: `tee` has its traps.
+    machine.wait_for((machine.mount / "onstart.log").exists)
+    if kills_watchdog:
+        os.kill(machine.watchdog(), signal.SIGKILL)
+    os.killpg(process.pid, last)
     machine.wait_for(lambda: vastai.stops)
-    assert "stopping the instance: the script died" in machine.log
-
-
-def test_a_script_whose_watchdog_is_killed_stops_the_instance_itself(machine, vastai, hanging):
-    process = machine.start(machine.onstart(auto_shutdown=True, repo=hanging))
-    machine.wait_for(lambda: "clone" in machine.log)
-    os.kill(machine.watchdog(), signal.SIGKILL)
-    os.killpg(process.pid, signal.SIGTERM)
-    machine.wait_for(lambda: vastai.stops)
-    assert "and its watchdog is gone" in machine.log
+    assert message in machine.log
 
 
 def test_a_machine_without_room_for_the_watchdog_is_stopped(machine, vastai):
     machine.env["TMPDIR"] = "/nowhere"
-    machine.start(machine.onstart(auto_shutdown=True))
+    machine.guarded()
     machine.wait_for(lambda: vastai.stops)
 
 
@@ -163,47 +151,34 @@ def test_a_stop_that_is_refused_is_tried_again_and_one_that_has_no_effect_asked_
     refused = "Failed with error 429: API requests too frequent\n"  # vastai ends with 0
     accepted = "stopping instance 4711.\n"
     vastai.answers("stop instance", refused, refused, accepted)
-    machine.start(machine.onstart(auto_shutdown=True))
+    machine.guarded()
     machine.wait_for(lambda: machine.log.count("the stop was accepted") >= 2)
     assert machine.log.count("the stop was not accepted") == 2
 
 
 def test_without_the_tool_the_request_is_made_by_hand(machine, vastai):
     (vastai.folder / "vastai").unlink()
-    with VastApi([429, False, True]) as api:
+    answers, requests = [(429, False), (200, False), (200, True)], []
+
+    class Vast(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append((self.path, self.headers["Authorization"], body))
+            status, success = answers.pop(0)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"success": success}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Vast) as api:
+        threading.Thread(target=api.serve_forever, args=(0.05,), daemon=True).start()
         machine.env["VAST_URL"] = f"http://127.0.0.1:{api.server_port}"
-        machine.start(machine.onstart(auto_shutdown=True))
+        machine.guarded()
         machine.wait_for(lambda: "the stop was accepted" in machine.log)
-    expected = ("/api/v0/instances/4711/", "Bearer the-key-of-the-container", {"state": "stopped"})
-    assert api.requests == [expected] * 3
+        api.shutdown()
+    expected = ("/api/v0/instances/4711/", f"Bearer {KEY}", {"state": "stopped"})
+    assert requests == [expected] * 3
     assert "HTTP Error 429" in machine.log
-    assert "the-key-of-the-container" not in machine.log
-
-
-class VastApi(HTTPServer):
-    """Answers PUT with the given HTTP errors, or with success or not, in turn."""
-
-    def __init__(self, answers):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.requests = answers, []
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_PUT(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers["Authorization"], body))
-        answer = self.server.answers.pop(0)
-        self.send_response(answer if answer not in (True, False) else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"success": answer is True}).encode())
-
-    def log_message(self, *_):
-        pass
+    assert KEY not in machine.log

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ups.data.s3errors import answer
 from ups.errors import DataError, ObjectUnavailable
@@ -23,16 +24,14 @@ Manifest = dict[str, dict[str, Any]]
 _ONE_WRITER = threading.Lock()
 
 
-class Call(Protocol):
-    """Calls, tries again what can pass, and explains what cannot."""
-
-    def __call__(self, uri: str, call: Any, /) -> Any: ...
-
-
 class Manifests:
-    """Each is read once, whichever thread asks first."""
+    """The manifests of a store; each is read once, whichever thread asks first.
 
-    def __init__(self, client: S3Client, call: Call) -> None:
+    Args:
+        call: takes a URI and a call to make; tries again what can pass, explains what cannot.
+    """
+
+    def __init__(self, client: S3Client, call: Callable[[str, Callable[[], Any]], Any]) -> None:
         self._client, self._call = client, call
         self._read: dict[tuple[str, str], Manifest] = {}
         self._lock = threading.Lock()

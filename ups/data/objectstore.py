@@ -26,18 +26,20 @@ from ups.data.s3errors import (
 )
 from ups.data.stamps import hash_file
 from ups.errors import ConfigError, FetchError, ObjectUnavailable
+from ups.progress import Progress
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
-    from s3transfer.subscribers import BaseSubscriber
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in total)
+NUM_CONNECTIONS = 32  # kept open; at least the threads that share a store
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
+    """What the store, and the manifest beside the object, say of it."""
+
     bucket: str
     key: str
     num_bytes: int
@@ -63,21 +65,14 @@ class ObjectStore:
     Args:
         endpoint_url: default: what boto3 finds (AWS_ENDPOINT_URL_S3, the profile, AWS).
         retry: how often, and how long apart, failures that can pass are tried again.
-        num_connections: kept open; at least the number of threads that share the store.
     Raises:
         ConfigError: the endpoint is no URL.
         ObjectUnavailable: the AWS profile does not exist.
     """
 
-    def __init__(
-        self,
-        endpoint_url: str | None = None,
-        *,
-        retry: Retry | None = None,
-        num_connections: int = 32,
-    ) -> None:
+    def __init__(self, endpoint_url: str | None = None, *, retry: Retry | None = None) -> None:
         self.retry = retry or Retry()
-        self._client, self._another_client = _connect(endpoint_url, num_connections)
+        self._client, self._another_client = _connect(endpoint_url)
         self.endpoint = self._client.meta.endpoint_url
         self._manifests = Manifests(self._client, self._call)
 
@@ -96,13 +91,7 @@ class ObjectStore:
             FetchError: the store cannot be reached, or object and manifest differ in size.
             DataError: the manifest is not one.
         """
-        return self._describe(
-            bucket,
-            key,
-            lambda: self._client.head_object(Bucket=bucket, Key=key),
-            fresh,
-            retry,
-        )[0]
+        return self._describe(bucket, key, lambda: self._ask_head(bucket, key), fresh, retry)[0]
 
     def open_first(
         self, bucket: str, key: str, num_bytes: int, *, fresh: bool = False
@@ -122,7 +111,7 @@ class ObjectStore:
             except self._client.exceptions.ClientError as error:
                 if answer(error)[1] != 416:  # an empty object has no first byte
                     raise
-                return self._client.head_object(Bucket=bucket, Key=key)
+                return self._ask_head(bucket, key)
 
         info, found = self._describe(bucket, key, get, fresh, None)
         if "Body" not in found:
@@ -176,7 +165,7 @@ class ObjectStore:
         """
         uri = f"s3://{bucket}/{key}"
         try:
-            self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
+            self._call(uri, lambda: self._ask_head(bucket, key))
         except ObjectUnavailable as error:
             if answer(error.__cause__)[1] == 404:
                 return False
@@ -215,19 +204,29 @@ class ObjectStore:
             ObjectUnavailable: forbidden, or no credentials.
             FetchError: the store failed too often.
         """
+        from boto3.s3.transfer import ProgressCallbackInvoker
         from s3transfer.manager import TransferConfig, TransferManager
 
         uri, num_bytes = f"s3://{bucket}/{key}", path.stat().st_size
         sha256 = hash_file(path)
         self._call(uri, lambda: self._ensure_bucket(bucket))
-        parts = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20)
+        in_parts = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20)
         # With retries of its own, so that a failed part is sent again, not the whole file.
         client = self._another_client(self.retry.attempts)
 
+        sent, lock = 0, threading.Lock()
+
+        def report(count: int) -> None:
+            nonlocal sent
+            with lock:
+                sent += count
+                if progress is not None:
+                    progress(sent, num_bytes)
+
         def put() -> None:
-            with TransferManager(client, parts) as manager:
-                report = _subscriber(progress, num_bytes)
-                manager.upload(str(path), bucket, key, subscribers=[report]).result()
+            with TransferManager(client, in_parts) as manager:
+                reports = [ProgressCallbackInvoker(report)]
+                manager.upload(str(path), bucket, key, subscribers=reports).result()
 
         try:
             self._call(uri, put, replace(self.retry, attempts=1))
@@ -235,6 +234,9 @@ class ObjectStore:
             client.close()
         self._manifests.record(bucket, key, {"sha256": sha256, "bytes": num_bytes})
         return self.head(bucket, key)
+
+    def _ask_head(self, bucket: str, key: str) -> Any:
+        return self._client.head_object(Bucket=bucket, Key=key)
 
     def _call(self, uri: str, call: Callable[[], T], retry: Retry | None = None) -> T:
         return retrying(call, uri=uri, endpoint=self.endpoint, retry=retry or self.retry)
@@ -270,9 +272,7 @@ class ObjectStore:
         )
 
 
-def _connect(
-    endpoint_url: str | None, num_connections: int
-) -> tuple[S3Client, Callable[[int], S3Client]]:
+def _connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Client]]:
     """A client that does not retry by itself, and what makes others that do, with n attempts."""
     import boto3
     from botocore.config import Config
@@ -284,7 +284,7 @@ def _connect(
     config = Config(
         connect_timeout=10,
         read_timeout=60,  # a store may hash a large object before its first answer
-        max_pool_connections=num_connections,
+        max_pool_connections=NUM_CONNECTIONS,
         request_checksum_calculation="when_required",  # B2 and others know no CRC headers
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if custom else "auto"},
@@ -308,23 +308,6 @@ def _connect(
         ) from error
     except transport_errors() as error:
         raise ObjectUnavailable(f"no client for the object store: {describe(error)}") from error
-
-
-def _subscriber(progress: Progress | None, total: int) -> BaseSubscriber:
-    """Passes on what s3transfer's threads report."""
-    from s3transfer.subscribers import BaseSubscriber
-
-    class Report(BaseSubscriber):
-        def __init__(self) -> None:
-            self.done, self.lock = 0, threading.Lock()
-
-        def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:  # noqa: ARG002
-            with self.lock:
-                self.done += bytes_transferred
-                if progress is not None:
-                    progress(self.done, total)
-
-    return Report()
 
 
 def _identity(response: Mapping[str, Any]) -> str:

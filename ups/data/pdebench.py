@@ -5,9 +5,8 @@
 
 A file holds one data set, `tensor` (PDEBench) or `data`, of shape (N, T, X) or (N, T, X, 1), with
 the equation's parameter in an attribute (ν in `Nu`, β in `beta`) and the saved times in
-`t-coordinate`, T or T + 1 of them. A data set that
-is contiguous float32 is read straight from its offset: h5py holds one lock for the whole process,
-`preadv` none.
+`t-coordinate`, T or T + 1 of them. A data set that is contiguous float32 is read straight from its
+offset: h5py holds one lock for the whole process, `preadv` none.
 """
 
 from __future__ import annotations
@@ -24,12 +23,14 @@ import numpy.typing as npt
 
 from ups.equations import EQUATIONS, Equation, EquationName
 from ups.errors import DataError, ShapeError
+from ups.files import read_fully
 
 log = logging.getLogger(__name__)
 
 DATA_KEYS = ("tensor", "data")
 SUFFIXES = (".h5", ".hdf5")
 ALIASES = {"val": ("val", "valid")}
+MOST_LISTED = 8
 
 Frames = npt.NDArray[np.float32]
 
@@ -134,18 +135,24 @@ class TrajectoryFile:
         Raises:
             DataError: naming the first bad trajectory, as a row of the file.
         """
-        check_finite(frames, self.path, self._first + lo)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = frames.sum()  # one pass, no temporary; NaN and infinity always reach the sum
+        if np.isfinite(total):
+            return
+        bad = ~np.isfinite(frames).reshape(len(frames), -1).all(axis=1)
+        if bad.any():
+            raise DataError(
+                f"{self.path}: trajectory {self._first + lo + int(bad.argmax())} has NaN or "
+                f"infinite values ({int(bad.sum())} of the {len(frames)} just read do), expected "
+                "finite ones; fetch or generate the file again, or leave those rows out"
+            )
 
     def _read_raw(self, fd: int, offset: int, out: Frames) -> None:
-        left = out.data.cast("B")
-        while left:
-            num_read = os.preadv(fd, [left], offset)
-            if num_read == 0:
-                raise DataError(
-                    f"{self.path} ends at byte {offset}, {len(left)} bytes early: it became "
-                    "shorter while it was read; fetch or generate it again"
-                )
-            left, offset = left[num_read:], offset + num_read
+        if missing := read_fully(fd, out.data.cast("B"), offset):
+            raise DataError(
+                f"{self.path} ends at byte {offset + out.nbytes - missing}, {missing} bytes early: "
+                "it became shorter while it was read; fetch or generate it again"
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -160,7 +167,7 @@ class TrajectoryFile:
         self.close()
 
 
-def find_files(root: Path, task: str, split: str) -> list[Path]:
+def find_files(root: Path, problem: str, split: str) -> list[Path]:
     """`{root}/{task}_{split}.h5`, else the shards `{task}_{split}_*.h5` in order of name.
 
     Also .hdf5, and `valid` for `val`; links are followed.
@@ -171,40 +178,30 @@ def find_files(root: Path, task: str, split: str) -> list[Path]:
     names = ALIASES.get(split, (split,))
     for name in names:
         for suffix in SUFFIXES:
-            if (whole := root / f"{task}_{name}{suffix}").is_file():
+            if (whole := root / f"{problem}_{name}{suffix}").is_file():
                 return [whole]
     for name in names:
-        shards = [p for suffix in SUFFIXES for p in root.glob(f"{task}_{name}_*{suffix}")]
+        shards = [p for suffix in SUFFIXES for p in root.glob(f"{problem}_{name}_*{suffix}")]
         if shards := sorted(p for p in shards if p.is_file()):
             return shards
-    wanted = " or ".join(f"{task}_{n}{end}" for n in names for end in (".h5", "_*.h5"))
-    there = sorted(p.name for p in root.iterdir()) if root.is_dir() else None
-    found = "no such folder" if there is None else f"found {_listed(there)}"
+    wanted = " or ".join(f"{problem}_{n}{end}" for n in names for end in (".h5", "_*.h5"))
+    found = "no such folder"
+    if root.is_dir():
+        found = f"found {_listed(sorted(p.name for p in root.iterdir()))}"
     raise DataError(
         f"no {split} data in {root}: looked for {wanted} (or .hdf5), {found}; "
         "stage the files there, or set data.root or PDEBENCH_ROOT"
     )
 
 
-def check_finite(array: Frames, path: Path, first_row: int) -> None:
-    """Refuse NaN and infinity.
+def locate(ends: npt.NDArray[np.int64], index: int) -> tuple[int, int]:
+    """Which of several files holds a row, and which of its rows that is.
 
     Args:
-        array: (B, T, X), trajectories first_row … of `path`.
-    Raises:
-        DataError: naming the first bad trajectory, as a row of the file.
+        ends: for each file, the number of rows up to its end.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = array.sum()  # one pass and no temporary; NaN and infinity always reach the sum
-    if np.isfinite(total):
-        return
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    if bad.any():
-        raise DataError(
-            f"{path}: trajectory {first_row + int(bad.argmax())} has NaN or infinite values "
-            f"({int(bad.sum())} of the {len(array)} just read do), expected finite ones; "
-            "fetch or generate the file again, or leave those rows out"
-        )
+    which = int(np.searchsorted(ends, index, side="right"))
+    return which, index - (int(ends[which - 1]) if which else 0)
 
 
 def _open(path: Path) -> Any:
@@ -259,11 +256,13 @@ def _check_shape(data: Any, path: Path, grid_points: int | None) -> tuple[int, i
         )
     num, num_frames, points = (int(n) for n in shape[:3])
     if data.dtype.kind not in "fiu":
-        raise DataError(f"{path}: data set {name!r} holds {data.dtype}, expected real numbers")
+        raise DataError(
+            f"{path}: data set {name!r} holds {data.dtype}, expected real numbers; convert the file"
+        )
     if num < 1 or num_frames < 2:
         raise DataError(
             f"{path}: data set {name!r} has {num} trajectories of {num_frames} frames, "
-            "expected at least 1 of at least 2"
+            "expected at least 1 of at least 2; generate it again"
         )
     if grid_points is not None and points != grid_points:
         raise DataError(
@@ -296,13 +295,12 @@ def _find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> flo
     name, symbol = equation.attribute, equation.symbol
     if (value := _attribute(file, data, name)) is not None:
         return value
-    of_others = [e for e in EQUATIONS.values() if _attribute(file, data, e.attribute) is not None]
-    if of_others:
-        other = of_others[0]
-        raise DataError(
-            f"{path}: found the attribute {other.attribute!r} of {other.name}, expected {name!r} "
-            f"of {equation.name}; correct the equation of its task"
-        )
+    for other in EQUATIONS.values():
+        if _attribute(file, data, other.attribute) is not None:
+            raise DataError(
+                f"{path}: found the attribute {other.attribute!r} of {other.name}, expected "
+                f"{name!r} of {equation.name}; correct the equation of its task"
+            )
     if isinstance(params := file.get("params"), h5py.Dataset) and params.dtype.kind in "fiu":
         values = np.unique(params[()])
         if len(values) == 1:
@@ -336,22 +334,23 @@ def _find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
         if len(t) not in (num_frames, num_frames + 1):
             raise DataError(
                 f"{path}: t-coordinate has {len(t)} entries, expected {num_frames} or "
-                f"{num_frames + 1}, the number of frames or one more"
+                f"{num_frames + 1}, the number of frames or one more; correct the file"
             )
         steps = np.diff(t[:num_frames])
         dt = float(steps.mean())
         if not dt > 0 or np.abs(steps - dt).max() > 0.01 * dt:
-            raise DataError(f"{path}: t-coordinate is not evenly spaced and increasing")
+            raise DataError(
+                f"{path}: t-coordinate is not evenly spaced and increasing, as the operator's one "
+                "time step needs it; correct the file"
+            )
         return float(f"{dt:.6g}")  # float32 times: 0.01, not 0.00999999978
-    for holder in (file, data):
-        if "dt" in holder.attrs:
-            return float(np.ravel(holder.attrs["dt"])[0])
+    if (attribute := _attribute(file, data, "dt")) is not None:
+        return attribute
     dt = 2.0 / (num_frames - 1)
     log.warning("%s: no t-coordinate and no attribute dt; took %g, PDEBench's t = 0 to 2", path, dt)
     return dt
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    if not names:
-        return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return (", ".join(names[:MOST_LISTED]) or "nothing") + more

@@ -19,11 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ups.data.objectstore import ObjectInfo, ObjectStore, Opened, Progress
+from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.s3errors import retrying
 from ups.data.stamps import beside, boot_id
 from ups.errors import DiskFull, Interrupted, UpsError
-from ups.files import require_free_space, write_atomically
+from ups.files import require_free_space, write_atomically, write_fully
+from ups.progress import Progress
 
 MIB = 1 << 20
 # A request costs milliseconds of the processor; SHA-256, which follows in order, is at the end as
@@ -82,7 +83,9 @@ class RangedFetch:
             Interrupted: `stop` was set; the partial file stays, to be resumed.
             FetchError, ObjectChanged, ObjectUnavailable: from the first thread that failed.
         """
-        self._check_space()
+        present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
+        needed = max(0, self.info.num_bytes - present)
+        require_free_space(self.dest.parent, needed, self.info.uri, ROOT_REMEDY)
         with contextlib.ExitStack() as stack:
             self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             stack.callback(os.close, self._fd)
@@ -214,13 +217,8 @@ class RangedFetch:
         return min(self.range_bytes, self.info.num_bytes - index * self.range_bytes)
 
     def _write(self, fd: int, data: bytes, offset: int | None = None) -> None:
-        """At the offset, or at the end of a file that is opened to append."""
         try:
-            rest = memoryview(data)
-            while rest:
-                done = os.write(fd, rest) if offset is None else os.pwrite(fd, rest, offset)
-                rest = rest[done:]
-                offset = None if offset is None else offset + done
+            write_fully(fd, data, offset)
         except OSError as error:
             raise self._disk_error(error) from error
 
@@ -234,18 +232,13 @@ class RangedFetch:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # then it stays sparse
                 raise self._disk_error(error) from error
 
-    def _check_space(self) -> None:
-        present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
-        needed = max(0, self.info.num_bytes - present)
-        require_free_space(self.dest.parent, needed, self.info.uri, ROOT_REMEDY)
-
     def _disk_error(self, error: OSError) -> UpsError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFull(
                 f"{self.partial}: the disk is full; expected room for "
                 f"{self.info.num_bytes / 1e6:.0f} MB. Make room, or {ROOT_REMEDY}"
             )
-        return UpsError(f"{self.partial} cannot be written: {error}")
+        return UpsError(f"{self.partial} cannot be written: {error}; {ROOT_REMEDY}")
 
     def _journal_head(self) -> dict[str, Any]:
         return {
@@ -266,8 +259,7 @@ class RangedFetch:
             head = json.loads(first)
             range_bytes = int(head["range_bytes"])
             whole = self.partial.stat().st_size == self.info.num_bytes
-            pairs = [line.split() for line in rest]
-            arrived = {int(index): int(filled) for index, filled in pairs}
+            arrived = {int(index): int(filled) for index, filled in map(str.split, rest)}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}
         expected = self._journal_head() | {"range_bytes": range_bytes}

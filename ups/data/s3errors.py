@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class ObjectChanged(FetchError):
-    """The object is no longer the one that `head` described."""
+    """Raised when an object is no longer the one that `head` described."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,8 @@ def retrying(
                     f"{describe(error)}. Check that {endpoint} answers, then run again: "
                     "a download goes on where it stopped."
                 ) from error
-            wait_s = retry.wait_s(failures)
-            logger.info(
-                "%s: %s, attempt %d of %d in %.1f s",
-                uri,
-                describe(error),
-                failures + 1,
-                retry.attempts,
-                wait_s,
-            )
+            wait_s, attempt = retry.wait_s(failures), f"{failures + 1} of {retry.attempts}"
+            logger.info("%s: %s, attempt %s in %.1f s", uri, describe(error), attempt, wait_s)
         if halt.wait(wait_s):
             raise Interrupted(f"{uri}: stopped while waiting to try again")
 
@@ -143,22 +136,16 @@ def _explain_answer(error: Exception, uri: str, endpoint: str) -> UpsError | Non
     if status in (412, 416):
         return ObjectChanged(f"{uri}: the object changed while it was read")
     if code == "NoSuchBucket":
-        return ObjectUnavailable(
-            f"{uri}: no such bucket at {endpoint}; create it, or correct data.bucket"
-        )
-    if status == 404:
-        return ObjectUnavailable(
-            f"{uri}: no such key at {endpoint}; upload it, or correct data.sources"
-        )
-    if status in (401, 403):
-        return ObjectUnavailable(
-            f"{uri}: {endpoint} refuses access ({code}); expected credentials that may read it: "
-            f"{CREDENTIALS_HINT}"
-        )
-    return ObjectUnavailable(
-        f"{uri}: {endpoint} answers {describe(error)}; "
-        "check the endpoint (AWS_ENDPOINT_URL_S3) and the region (AWS_DEFAULT_REGION)"
-    )
+        reason = f"no such bucket at {endpoint}; create it, or correct data.bucket"
+    elif status == 404:
+        reason = f"no such key at {endpoint}; upload it, or correct data.sources"
+    elif status in (401, 403):
+        reason = f"{endpoint} refuses access ({code}); expected credentials that may read it: "
+        reason += CREDENTIALS_HINT
+    else:
+        reason = f"{endpoint} answers {describe(error)}; check the endpoint (AWS_ENDPOINT_URL_S3) "
+        reason += "and the region (AWS_DEFAULT_REGION)"
+    return ObjectUnavailable(f"{uri}: {reason}")
 
 
 def answer(error: BaseException | None) -> tuple[str, int]:

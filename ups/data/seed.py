@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ups.config import SPLITS, RunConfig, Source, Split
-from ups.config_data import Task
+from ups.config import SPLITS, Problem, RunConfig, Source, Split
 from ups.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,8 +19,9 @@ Say = Callable[[float, str], None]
 """Takes a line of progress: seconds since the split was begun, what was done."""
 
 
-def is_seeded_by_us(task: Task) -> bool:
-    return task.generate is not None and task.sources is not None
+def is_seeded_by_us(problem: Problem) -> bool:
+    """Whether the problem's objects are generated where the store lacks them."""
+    return problem.generate is not None and problem.sources is not None
 
 
 def seed(config: RunConfig, say: Say) -> list[str]:
@@ -36,33 +36,37 @@ def seed(config: RunConfig, say: Say) -> list[str]:
     from ups.data.objectstore import ObjectStore
 
     data = config.data
-    tasks = [task for task in data.tasks if is_seeded_by_us(task)]
-    if not tasks:
+    problems = [problem for problem in data.problems if is_seeded_by_us(problem)]
+    if not problems:
         return []
     store = ObjectStore(data.endpoint_url)
     try:
         missing = []
-        for task in tasks:
+        for problem in problems:
             for split in SPLITS:
-                source = only_source(config, task, split)
+                source = only_source(config, problem, split)
                 if not store.exists(source.bucket or data.bucket, source.key):
-                    missing.append((task, split, source))
-        for task, split, source in missing:
-            _generate(config, task, split, source, store, say)
+                    missing.append((problem, split, source))
+        for problem, split, source in missing:
+            _generate(config, problem, split, source, store, say)
     finally:
         store.close()
-    return [data.label(task, split) for task, split, _ in missing]
+    return [data.label(problem, split) for problem, split, _ in missing]
 
 
 def _generate(
-    config: RunConfig, task: Task, split: Split, source: Source, store: ObjectStore, say: Say
+    config: RunConfig, problem: Problem, split: Split, source: Source, store: ObjectStore, say: Say
 ) -> None:
-    from ups.data import generators
+    import torch
 
-    data, generate = config.data, task.generate
-    assert generate is not None
-    bucket, label = source.bucket or data.bucket, data.label(task, split)
-    num = generate.num_trajectories[split]
+    from ups.data.generate import generate
+
+    data, settings = config.data, problem.generate
+    assert settings is not None
+    parameter = settings.parameter_of(problem.equation)
+    assert parameter is not None, "a config is checked for it when it is loaded"
+    bucket, label = source.bucket or data.bucket, data.label(problem, split)
+    num = settings.num_trajectories[split]
     begin = reported = time.monotonic()
 
     def progress(done: int) -> None:
@@ -73,14 +77,15 @@ def _generate(
 
     with tempfile.TemporaryDirectory(prefix="ups-seed-") as folder:
         path = Path(folder) / Path(source.key).name
-        generators.generate(
+        generate(
             path,
             num,
-            equation=task.equation,
-            settings=generate,
+            problem.equation,
+            parameter,
             # Splits that began from one seed would share their trajectories.
-            seed=generate.seed * len(SPLITS) + SPLITS.index(split),
+            seed=settings.seed * len(SPLITS) + SPLITS.index(split),
             grid_points=data.grid_points,
+            device="cuda" if torch.cuda.is_available() else "cpu",
             progress=progress,
         )
         size_mb = path.stat().st_size / 1e6
@@ -91,14 +96,15 @@ def _generate(
     )
 
 
-def only_source(config: RunConfig, task: Task, split: Split) -> Source:
-    """
+def only_source(config: RunConfig, problem: Problem, split: Split) -> Source:
+    """The object that the split is generated into.
+
     Raises:
         ConfigError: there are more, or none, and only one can be generated.
     """
-    sources = (task.sources or {}).get(split, [])
+    sources = (problem.sources or {}).get(split, [])
     if len(sources) != 1:
-        key = config.data.key_of(task)
+        key = config.data.key_of(problem)
         raise ConfigError(
             f"{key}.sources.{split}: found {len(sources)} objects, expected 1 with {key}.generate"
         )

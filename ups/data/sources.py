@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ups.config import Model, RunConfig, Split
+from ups.config import Model, ProblemConfig, RunConfig, Split
+from ups.progress import Progress
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
@@ -17,13 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-
 
 class Wanted(Model):
     """One source before it is staged: where it comes from, and where it goes."""
 
-    task: str
+    problem: str
     split: Split
     bucket: str | None
     key: str | None
@@ -48,55 +47,48 @@ class Staged(Model):
     seconds: float
 
 
-def wanted(config: RunConfig, split: Split) -> list[Wanted]:
+def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
     """The sources of a split: objects where the config names them, else files under the root.
 
-    Args:
-        config: of one task.
     Raises:
         DataError: the config names no objects, and there is no such file either.
     """
-    root, data, task = config.data_root, config.data, config.data.only_task
-    if task.sources is None:
+    root, data, problem = config.data_root, config.data, config.problem
+    if problem.sources is None:
         from ups.data.pdebench import find_files
 
         return [
-            Wanted(task=task.name, split=split, bucket=None, key=None, path=path, rows=None)
-            for path in find_files(root, task.name, split)
+            Wanted(problem=problem.name, split=split, bucket=None, key=None, path=path, rows=None)
+            for path in find_files(root, problem.name, split)
         ]
-    return [
-        Wanted(
-            task=task.name,
-            split=split,
-            bucket=source.bucket or data.bucket,
-            key=source.key,
-            path=root / (source.bucket or data.bucket) / source.key,
-            rows=source.rows,
-        )
-        for source in task.sources[split]
-    ]
+    found = []
+    for source in problem.sources[split]:
+        bucket, key = source.bucket or data.bucket, source.key
+        place = {"bucket": bucket, "key": key, "path": root / bucket / key, "rows": source.rows}
+        found.append(Wanted(problem=problem.name, split=split, **place))
+    return found
 
 
-def open_file(
-    config: RunConfig, path: Path, rows: tuple[int, int] | None, *, any_grid: bool = False
-) -> TrajectoryFile:
-    """A file of the task of this config, or rows of it, checked for the config's grid.
+def open_file(config: ProblemConfig, path: Path, rows: tuple[int, int] | None) -> TrajectoryFile:
+    """A file of the problem of this config, or rows of it, checked for the config's grid.
 
-    Args:
-        any_grid: unless the grid is not to be compared.
     Raises:
         DataError: see `TrajectoryFile`.
     """
     from ups.data.pdebench import TrajectoryFile
 
-    data = config.data
-    grid_points = None if any_grid else data.grid_points
-    return TrajectoryFile(path, rows, grid_points=grid_points, equation=data.only_task.equation)
+    grid_points, equation = config.data.grid_points, config.problem.equation
+    return TrajectoryFile(path, rows, grid_points=grid_points, equation=equation)
+
+
+def open_files(config: ProblemConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
+    """The files of staged sources; see `open_file`."""
+    return [open_file(config, source.path, source.rows) for source in sources]
 
 
 def open_store(config: RunConfig) -> ObjectStore | None:
     """The store that the config's objects are in; None where it names local files alone."""
-    if all(task.sources is None for task in config.data.tasks):
+    if config.data.is_local:
         return None
     from ups.data.objectstore import ObjectStore
 
@@ -104,7 +96,7 @@ def open_store(config: RunConfig) -> ObjectStore | None:
 
 
 def stage(
-    config: RunConfig,
+    config: ProblemConfig,
     split: Split,
     store: ObjectStore | None,
     *,
@@ -114,7 +106,6 @@ def stage(
     """Have the sources of a split on disk, whole, with their SHA-256 known.
 
     Args:
-        config: of one task.
         progress: called with bytes done and in all, of the object that is being fetched.
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ups.background import Background
-from ups.data.objectstore import ObjectInfo, ObjectStore, Opened, Progress
+from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ObjectChanged
 from ups.data.stamps import Stamp, beside, hash_file, read_stamp, write_stamp
 from ups.errors import ChecksumMismatch, FetchError, Interrupted
 from ups.files import exclusive_lock
+from ups.progress import Progress
+from ups.units import format_size
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Download:
+    """How an object came to be on the disk."""
+
     path: Path
     sha256: str
     num_bytes: int
@@ -153,9 +157,8 @@ class _Fetch:
         if expected is None or not self.dest.is_file():
             return None
         stat = self.dest.stat()
-        sha256 = None
-        if info is None or stat.st_size == info.num_bytes:
-            sha256 = hash_file(self.dest, self.stop)
+        has_size = info is None or stat.st_size == info.num_bytes
+        sha256 = hash_file(self.dest, self.stop) if has_size else ""
         if sha256 != expected:
             logger.warning("%s differs from its object: it is replaced", self.dest)
             return None
@@ -174,28 +177,17 @@ class _Fetch:
             fetch.discard()
             raise ChecksumMismatch(info.uri, info.sha256, sha256)
         write_stamp(self.dest, fetch.publish(), sha256, info.etag)
-        seconds = time.perf_counter() - started
-        logger.info(
-            "downloaded %s %s in %.1f s, %.0f MB/s, %s%s",
-            info.uri,
-            _size(info.num_bytes),
-            seconds,
-            (info.num_bytes - fetch.resumed_bytes) / 1e6 / seconds,
-            "sha256 verified against the manifest" if info.sha256 else "no sha256 to compare with",
-            f", {_size(fetch.resumed_bytes)} resumed" if fetch.resumed_bytes else "",
-        )
-        return Download(self.dest, sha256, info.num_bytes, seconds, False, fetch.resumed_bytes)
+        seconds, resumed = time.perf_counter() - started, fetch.resumed_bytes
+        size, rate = format_size(info.num_bytes), (info.num_bytes - resumed) / 1e6 / seconds
+        how = "sha256 verified against the manifest" if info.sha256 else "no sha256 to compare with"
+        how += f", {format_size(resumed)} resumed" if resumed else ""
+        logger.info("downloaded %s %s in %.1f s, %.0f MB/s, %s", info.uri, size, seconds, rate, how)
+        return Download(self.dest, sha256, info.num_bytes, seconds, False, resumed)
 
     def _reused(self, sha256: str, started: float) -> Download:
         num_bytes, seconds = self.dest.stat().st_size, time.perf_counter() - started
-        logger.info(
-            "reused %s, %s, verified as s3://%s/%s in %.2f s",
-            self.dest,
-            _size(num_bytes),
-            self.bucket,
-            self.key,
-            seconds,
-        )
+        size, uri = format_size(num_bytes), f"s3://{self.bucket}/{self.key}"
+        logger.info("reused %s, %s, verified as %s in %.2f s", self.dest, size, uri, seconds)
         if self.progress is not None:
             self.progress(num_bytes, num_bytes)
         return Download(self.dest, sha256, num_bytes, seconds, True, 0)
@@ -218,7 +210,3 @@ def _watching(stop: threading.Event | None, call: Callable[[], T]) -> T:
         if stop is not None and stop.is_set():
             raise Interrupted("stopped while waiting for the object store")
     return asked.result()
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -11,28 +11,39 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from ups.config import Model, RunConfig
+from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged, open_file
 from ups.errors import DataError, Interrupted
-from ups.files import exclusive_lock, require_free_space, start_writeback, sync_directory
+from ups.files import (
+    exclusive_lock,
+    require_free_space,
+    start_writeback,
+    sync_directory,
+    write_atomically,
+    write_fully,
+)
 from ups.latents import store
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
 from ups.latents.prune import keep_budget
 from ups.latents.store import BUILDING, PROGRESS_NAME, LatentFile, Manifest
+from ups.progress import Progress
+from ups.units import format_size
 
 log = logging.getLogger(__name__)
 
 CACHE_REMEDY = "set training.latent_cache_dir to a larger disk"
-Progress = Callable[[int, int], None]
+
+Job = tuple[int, int]
+"""One chunk to encode: which file of the plan, and which chunk of it."""
 
 
 class CacheEntry(Model):
@@ -47,16 +58,8 @@ class CacheEntry(Model):
     changed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One chunk: `rows` of a source, to be written into the file `index` of the plan."""
-
-    index: int
-    chunk: int
-
-
 def ensure(
-    config: RunConfig,
+    config: ProblemConfig,
     sources: Mapping[str, Sequence[Staged]],
     *,
     device: str = "cpu",
@@ -68,10 +71,9 @@ def ensure(
     """The cache entry of this config and data: the one that is there, or a new one.
 
     Args:
-        config: of one task.
         sources: the staged sources of train and val.
         device: where to encode; on a CUDA out-of-memory the batch is halved, then the CPU used.
-        keep: generations that no budget removes: of the other tasks of the run.
+        keep: generations that no budget removes: of the other problems of the run.
         progress: called with trajectories done and in all.
     Raises:
         Interrupted: `stop` was set; what is encoded is kept, and the next build goes on from it.
@@ -101,15 +103,9 @@ def ensure(
         store.publish(cache_dir, manifest)
         seconds = time.monotonic() - started
         result = _entry_of(manifest, reused=False, seconds=seconds, changed=tuple(changed))
-    log.info(
-        "encoded %d trajectories to %s: %.0f MB in %.2f s, %.0f trajectories/s, hash=%s",
-        result.num_trajectories,
-        entry / manifest.generation,
-        result.num_bytes / 1e6,
-        seconds,
-        result.num_trajectories / seconds,
-        config_hash,
-    )
+    num, directory, size = result.num_trajectories, entry / manifest.generation, result.num_bytes
+    rate = f"{format_size(size)} in {seconds:.2f} s, {num / seconds:.0f} trajectories/s"
+    log.info("encoded %d trajectories to %s: %s, hash=%s", num, directory, rate, config_hash)
     if config.training.latent_cache_max_gb is not None:
         max_bytes = int(config.training.latent_cache_max_gb * 1e9)
         keep_budget(cache_dir, max_bytes, keep={manifest.generation, *keep})
@@ -121,7 +117,7 @@ class _Build:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ProblemConfig,
         sources: Mapping[str, Sequence[Staged]],
         fields: dict[str, Any],
         device: str,
@@ -136,50 +132,47 @@ class _Build:
                 self.readers.append(reader)
                 self.files.append(_plan_file(config, reader, f"{split}_{i:03d}", split))
 
-    @property
-    def _train_readers(self) -> list[TrajectoryFile]:
-        return [r for r, f in zip(self.readers, self.files, strict=True) if f.split == "train"]
-
     def run(self, stop: threading.Event, progress: Progress) -> Manifest:
         total = sum(file.shape[0] for file in self.files)
         directory, encoder, done = self._resume() or self._start()
-        finished = sum(_num_rows(self.files, job) for job in done)
+        finished = sum(len(self.files[index].chunk(chunk)) for index, chunk in done)
         progress(finished, total)
-        jobs = [_Job(i, c) for i, f in enumerate(self.files) for c in range(f.num_chunks)]
-        with ChunkEncoder(self.config, encoder, self.device) as chunks:
-            lock = threading.Lock()
-            journal = (directory / PROGRESS_NAME).open("a", buffering=1)
-            handles = [os.open(directory / f.name, os.O_WRONLY | os.O_CLOEXEC) for f in self.files]
+        jobs = [(i, c) for i, f in enumerate(self.files) for c in range(f.num_chunks)]
+        lock = threading.Lock()
+        with ExitStack() as stack:
+            chunks = stack.enter_context(ChunkEncoder(self.config, encoder, self.device))
+            journal = stack.enter_context((directory / PROGRESS_NAME).open("a", buffering=1))
+            handles = [
+                stack.enter_context((directory / file.name).open("r+b", buffering=0)).fileno()
+                for file in self.files
+            ]
+            for reader in self.readers:
+                stack.enter_context(reader)
 
-            def work(job: _Job) -> None:
+            def work(job: Job) -> None:
                 nonlocal finished
+                index, chunk = job
                 if stop.is_set():
                     raise Interrupted("the cache build was stopped; a new one goes on from here")
-                file, (first, end) = self.files[job.index], self.files[job.index].chunk(job.chunk)
-                data = chunks.encode(self.readers[job.index], first, end)
-                offset = file.data_offset + first * file.row_bytes
-                _write_all(handles[job.index], data, offset)
-                start_writeback(handles[job.index], offset, len(data))
+                file, handle = self.files[index], handles[index]
+                rows = file.chunk(chunk)
+                data = chunks.encode(self.readers[index], rows.start, rows.stop)
+                offset = file.data_offset + rows.start * file.row_bytes
+                write_fully(handle, data, offset)
+                start_writeback(handle, offset, len(data))
                 checksum = xxhash.xxh3_64_hexdigest(data)
                 with lock:
                     done[job] = checksum
-                    journal.write(json.dumps([job.index, job.chunk, checksum]) + "\n")
-                    finished += end - first
+                    journal.write(json.dumps([index, chunk, checksum]) + "\n")
+                    finished += len(rows)
                     progress(finished, total)
 
-            try:
-                self._map(work, [job for job in jobs if job not in done])
-                for handle in handles:
-                    os.fsync(handle)
-            finally:
-                journal.close()
-                for handle in handles:
-                    os.close(handle)
-                for reader in self.readers:
-                    reader.close()
+            self._map(work, [job for job in jobs if job not in done])
+            for handle in handles:
+                os.fsync(handle)
         return self._finish(directory, encoder, done)
 
-    def _map(self, work: Callable[[_Job], None], jobs: list[_Job]) -> None:
+    def _map(self, work: Callable[[Job], None], jobs: list[Job]) -> None:
         """Run the jobs on the workers; a fault, or Ctrl-C, ends the others at their chunk."""
         workers = self.config.training.num_workers if self.config.features.parallel_encode else 0
         if workers <= 1:
@@ -188,7 +181,7 @@ class _Build:
             return
         failed = threading.Event()
 
-        def guarded(job: _Job) -> None:
+        def guarded(job: Job) -> None:
             if not failed.is_set():
                 work(job)
 
@@ -200,13 +193,13 @@ class _Build:
                 failed.set()
                 raise
 
-    def _start(self) -> tuple[Path, PatchEncoder, dict[_Job, str]]:
+    def _start(self) -> tuple[Path, PatchEncoder, dict[Job, str]]:
         _drop_partial_builds(self.entry)
         needed = sum(file.data_offset + file.num_bytes for file in self.files)
-        require_free_space(
-            self.entry, needed, f"the latent cache of {self.config.name}", CACHE_REMEDY
-        )
-        encoder = fit_encoder(self.config, self._train_readers)
+        what = f"the latent cache of {self.config.name}"
+        require_free_space(self.entry, needed, what, CACHE_REMEDY)
+        planned = zip(self.readers, self.files, strict=True)
+        encoder = fit_encoder(self.config, [r for r, file in planned if file.split == "train"])
         generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         directory = self.entry / f"{BUILDING}{generation}"
         directory.mkdir()
@@ -214,11 +207,10 @@ class _Build:
             with (directory / file.name).open("wb") as handle:
                 handle.write(file.header)
                 os.posix_fallocate(handle.fileno(), 0, file.data_offset + file.num_bytes)
-        header = json.dumps(self._header(encoder))
-        (directory / PROGRESS_NAME).write_text(header + "\n")
+        (directory / PROGRESS_NAME).write_text(json.dumps(self._header(encoder)) + "\n")
         return directory, encoder, {}
 
-    def _resume(self) -> tuple[Path, PatchEncoder, dict[_Job, str]] | None:
+    def _resume(self) -> tuple[Path, PatchEncoder, dict[Job, str]] | None:
         """A build that was killed, if it was of the same files: its finished chunks, re-checked."""
         for directory in sorted(self.entry.glob(f"{BUILDING}*")):
             try:
@@ -233,8 +225,10 @@ class _Build:
             done = {}
             for line in lines[1:-1]:
                 index, chunk, checksum = json.loads(line)
-                if _stored_checksum(directory, self.files[index], chunk) == checksum:
-                    done[_Job(index, chunk)] = checksum
+                with (directory / self.files[index].name).open("rb", buffering=0) as handle:
+                    found = store.read_checksum(handle, self.files[index], chunk)
+                if found == checksum:
+                    done[index, chunk] = checksum
             log.info("resuming %s: %d chunks are done", directory, len(done))
             return directory, encoder, done
         return None
@@ -246,11 +240,11 @@ class _Build:
             "encoder": encoder.to_manifest(),
         }
 
-    def _finish(self, directory: Path, encoder: PatchEncoder, done: dict[_Job, str]) -> Manifest:
+    def _finish(self, directory: Path, encoder: PatchEncoder, done: dict[Job, str]) -> Manifest:
         files = tuple(
             file.model_copy(
                 update={
-                    "checksums": tuple(done[_Job(i, c)] for c in range(file.num_chunks)),
+                    "checksums": tuple(done[i, c] for c in range(file.num_chunks)),
                     "mtime_ns": (directory / file.name).stat().st_mtime_ns,
                 }
             )
@@ -264,7 +258,8 @@ class _Build:
             encoder=encoder.to_manifest(),
             files=files,
         )
-        store.save_cache_metadata(directory, manifest)
+        text = manifest.model_dump_json(indent=1)
+        write_atomically(directory / store.MANIFEST_NAME, text.encode())
         (directory / PROGRESS_NAME).unlink()
         (directory / store.IN_USE_NAME).touch()
         directory.rename(self.entry / manifest.generation)
@@ -272,7 +267,7 @@ class _Build:
         return manifest
 
 
-def _plan_file(config: RunConfig, reader: TrajectoryFile, stem: str, split: Any) -> LatentFile:
+def _plan_file(config: ProblemConfig, reader: TrajectoryFile, stem: str, split: Any) -> LatentFile:
     return LatentFile(
         name=f"{stem}.safetensors",
         split=split,
@@ -289,38 +284,16 @@ def _plan_file(config: RunConfig, reader: TrajectoryFile, stem: str, split: Any)
     )
 
 
-def _num_rows(files: Sequence[LatentFile], job: _Job) -> int:
-    first, end = files[job.index].chunk(job.chunk)
-    return end - first
-
-
-def _entry_of(
-    manifest: Manifest, *, reused: bool, seconds: float, changed: tuple[str, ...] = ()
-) -> CacheEntry:
+def _entry_of(manifest: Manifest, **how: Any) -> CacheEntry:
     return CacheEntry(
         config_hash=manifest.config_hash,
         generation=manifest.generation,
-        reused=reused,
         num_trajectories=sum(file.shape[0] for file in manifest.files),
         num_bytes=manifest.num_bytes,
-        seconds=seconds,
-        changed=changed,
+        **how,
     )
 
 
 def _drop_partial_builds(entry: Path) -> None:
     for directory in entry.glob(f"{BUILDING}*"):
         shutil.rmtree(directory)
-
-
-def _stored_checksum(directory: Path, file: LatentFile, chunk: int) -> str:
-    first, end = file.chunk(chunk)
-    with (directory / file.name).open("rb", buffering=0) as handle:
-        handle.seek(file.data_offset + first * file.row_bytes)
-        return xxhash.xxh3_64_hexdigest(handle.read((end - first) * file.row_bytes))
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written

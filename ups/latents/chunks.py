@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -55,12 +54,7 @@ class ChunkEncoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._threads_before)
 
     def encode(self, source: TrajectoryFile, first: int, end: int) -> memoryview:
@@ -105,12 +99,12 @@ class ChunkEncoder:
     def _encode_on_cpu(self, source: TrajectoryFile, first: int, latents: Tensor) -> float:
         squares = 0.0
         for i in range(0, len(latents), CPU_BATCH):
-            part = latents[i : i + CPU_BATCH]
-            frames = self._read(source, first + i, len(part))
-            product = self._buffer("product", part.shape, torch.float32)
+            batch = latents[i : i + CPU_BATCH]
+            frames = self._read(source, first + i, len(batch))
+            product = self._buffer("product", batch.shape, torch.float32)
             encoded = self._encoders["cpu"].encode(frames, out=product)
             squares += _sum_of_squares(encoded).item()
-            part.copy_(encoded)
+            batch.copy_(encoded)
         return squares
 
     def _encode_on_gpu(
@@ -153,9 +147,9 @@ class ChunkEncoder:
                 self._device = "cpu"
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of this shape in memory that this thread keeps; pinned where a GPU reads it."""
-        kept: Tensor | None = getattr(self._local, name, None)
-        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:]:
-            kept = torch.empty(shape, dtype=dtype, pin_memory=self._device != "cpu")
-            setattr(self._local, name, kept)
-        return kept if len(kept) == shape[0] else kept[: shape[0]]
+        """A tensor of this shape in memory of this thread's own; pinned where a GPU reads it."""
+        buffer: Tensor | None = getattr(self._local, name, None)
+        if buffer is None or len(buffer) < shape[0] or buffer.shape[1:] != shape[1:]:
+            buffer = torch.empty(shape, dtype=dtype, pin_memory=self._device != "cpu")
+            setattr(self._local, name, buffer)
+        return buffer if len(buffer) == shape[0] else buffer[: shape[0]]

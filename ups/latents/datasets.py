@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,15 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.data.pdebench import Frames, TrajectoryFile
+from ups.config import ProblemConfig, RunConfig
+from ups.data.pdebench import Frames, TrajectoryFile, locate
+from ups.errors import DataError
 from ups.latents.encode import PatchEncoder
 from ups.latents.store import LatentFile
+from ups.models.conditioning import conditioning
 
 NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32}
 
 
 class LatentDataset(Protocol):
-    """Latents of one split, of all tasks, and what conditions the operator on each of them.
+    """Latents of one split, of all problems, and what conditions the operator on each of them.
 
     Attributes:
         condition_NC: (N, C) on `index_device`.
@@ -111,9 +115,8 @@ class DiskCacheDataset:
     def batch(self, index_B: Tensor) -> Tensor:
         rows = []
         for index in index_B.tolist():
-            which = int(np.searchsorted(self._ends, index, side="right"))
-            first = int(self._ends[which - 1]) if which else 0
-            rows.append(self._maps[which][index - first, :: self._stride])
+            which, row = locate(self._ends, index)
+            rows.append(self._maps[which][row, :: self._stride])
         return torch.from_numpy(np.stack(rows)).view(self._stored).to(self.device)
 
 
@@ -121,20 +124,19 @@ class GridLatentPairDataset:
     """Encodes trajectories on demand: slower per batch, and needs no cache.
 
     Args:
-        parts: of each task, the files and the encoder.
+        problems: of each, the files and the encoder.
     """
 
     index_device = "cpu"
 
     def __init__(
         self,
-        parts: Sequence[tuple[Sequence[TrajectoryFile], PatchEncoder]],
+        problems: Sequence[tuple[Sequence[TrajectoryFile], PatchEncoder]],
         condition_NC: Tensor,
         time_stride: int,
     ) -> None:
-        self._readers = [reader for readers, _ in parts for reader in readers]
-        self._part_of = [i for i, (readers, _) in enumerate(parts) for _ in readers]
-        self._encoders = [encoder for _, encoder in parts]
+        self._readers = [reader for readers, _ in problems for reader in readers]
+        self._encoders = [encoder for readers, encoder in problems for _ in readers]
         self._stride = time_stride
         self._ends = np.cumsum([r.num_trajectories for r in self._readers])
         self.condition_NC = condition_NC
@@ -143,30 +145,28 @@ class GridLatentPairDataset:
         return int(self._ends[-1])
 
     def batch(self, index_B: Tensor) -> Tensor:
-        frames: dict[int, list[Frames]] = {}
-        places: dict[int, list[int]] = {}
+        frames: dict[PatchEncoder, list[Frames]] = {}
+        places: dict[PatchEncoder, list[int]] = {}
         for place, index in enumerate(index_B.tolist()):
-            which = int(np.searchsorted(self._ends, index, side="right"))
-            row = index - (int(self._ends[which - 1]) if which else 0)
+            which, row = locate(self._ends, index)
             trajectory = self._readers[which].read(row, row + 1)
             self._readers[which].check_finite(trajectory, row)
-            part = self._part_of[which]
-            frames.setdefault(part, []).append(trajectory[0, :: self._stride])
-            places.setdefault(part, []).append(place)
-        encoded = [self._encode(part, np.stack(of_part)) for part, of_part in frames.items()]
-        order = torch.tensor([place for of_part in places.values() for place in of_part])
+            encoder = self._encoders[which]
+            frames.setdefault(encoder, []).append(trajectory[0, :: self._stride])
+            places.setdefault(encoder, []).append(place)
+        encoded = [
+            encoder.encode(torch.from_numpy(np.stack(of_encoder)).to(encoder.device))
+            for encoder, of_encoder in frames.items()
+        ]
+        order = torch.tensor([place for of_encoder in places.values() for place in of_encoder])
         return torch.cat(encoded)[order.argsort().to(encoded[0].device)]
-
-    def _encode(self, part: int, frames_BTX: Frames) -> Tensor:
-        encoder = self._encoders[part]
-        return encoder.encode(torch.from_numpy(frames_BTX).to(encoder.device))
 
 
 class LegacyCacheDataset:
     """The files of legacy mode, one `.pt` per trajectory, read anew for every batch.
 
     Args:
-        directories: one for each task.
+        directories: one for each problem.
     """
 
     index_device = "cpu"
@@ -184,3 +184,84 @@ class LegacyCacheDataset:
     def batch(self, index_B: Tensor) -> Tensor:
         samples = [torch.load(self._paths[i], weights_only=True) for i in index_B.tolist()]
         return torch.stack([s["latent"][:: self._stride] for s in samples]).to(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The trajectories of one file, and what they have in common."""
+
+    problem: str
+    equation: str
+    num: int
+    num_frames: int
+    dt: float
+    parameter: float
+
+    @classmethod
+    def of_latents(cls, config: ProblemConfig, file: LatentFile) -> Rows:
+        """The trajectories of an encoded file of the problem of `config`."""
+        problem, (num, num_frames, _, _) = config.problem, file.shape
+        (parameter,) = file.parameters.values()
+        return cls(problem.name, problem.equation, num, num_frames, file.dt, parameter)
+
+    @classmethod
+    def of_fields(cls, config: ProblemConfig, file: TrajectoryFile) -> Rows:
+        """The trajectories of a file of the problem of `config` that is not encoded."""
+        problem = config.problem
+        sizes = file.num_trajectories, file.num_frames
+        return cls(problem.name, problem.equation, *sizes, file.dt, file.parameter)
+
+
+def condition_of(config: RunConfig, rows: Sequence[Rows]) -> Tensor:
+    """(N, C) float32, what conditions the operator on each of the trajectories."""
+    stride, equations = config.training.time_stride, config.data.equations
+    return torch.cat(
+        [
+            conditioning(equations, r.equation, torch.full((r.num,), r.parameter), r.dt * stride)
+            for r in rows
+        ]
+    )
+
+
+def ranges_of(rows: Sequence[Rows]) -> dict[str, range]:
+    """Problem → where its trajectories are among all of them."""
+    ranges: dict[str, range] = {}
+    end = 0
+    for r in rows:
+        first = ranges[r.problem].start if r.problem in ranges else end
+        end += r.num
+        ranges[r.problem] = range(first, end)
+    return ranges
+
+
+def check_alike(config: RunConfig, rows: Sequence[Rows]) -> None:
+    """Refuse trajectories that one batch could not hold together.
+
+    Raises:
+        DataError: they have not, after the time stride, or are too short for one training pair.
+    """
+    stride, first = config.training.time_stride, rows[0]
+    for r in rows:
+        check_frames(config, r.num_frames)
+        found, expected = -(-r.num_frames // stride), -(-first.num_frames // stride)
+        if found != expected:
+            raise DataError(
+                f"trajectories of {first.problem} have {first.num_frames} frames and those of "
+                f"{r.problem} {r.num_frames}: with training.time_stride {stride} that is "
+                f"{expected} and {found}, expected the same number: use data saved alike"
+            )
+
+
+def check_frames(config: RunConfig, num_frames: int) -> None:
+    """Refuse trajectories without a single training pair.
+
+    Raises:
+        DataError: a trajectory is too short for one training pair.
+    """
+    training = config.training
+    needed = training.time_stride * training.rollout_horizon + 1
+    if num_frames < needed:
+        raise DataError(
+            f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
+            f"and rollout_horizon {training.rollout_horizon} need {needed}: lower one of them"
+        )

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ups.config import RunConfig
-from ups.data.pdebench import Frames, TrajectoryFile
+from ups.config import ProblemConfig
+from ups.data.pdebench import Frames, TrajectoryFile, locate
 from ups.errors import ShapeError
 
 FIT_FRAME_STRIDE = 8
@@ -56,7 +56,10 @@ class PatchEncoder:
         """
         points = self.weight_PD.shape[0]
         if frames.shape[-1] % points:
-            raise ShapeError(f"frames have {frames.shape[-1]} points, not a multiple of {points}")
+            raise ShapeError(
+                f"frames have {frames.shape[-1]} points, not a multiple of {points}: encode them "
+                "with the encoder of their grid"
+            )
         patches = frames.reshape(-1, points)
         into = None if out is None else out.view(-1, out.shape[-1])
         latents = torch.addmm(self._bias_D, patches, self._scaled_PD, out=into)
@@ -67,6 +70,7 @@ class PatchEncoder:
         return (latents @ self.weight_PD.T).flatten(-2) * self.std + self.mean
 
     def to_manifest(self) -> dict[str, Any]:
+        """The encoder as JSON can hold it, to the bit."""
         weight = self.weight_PD.cpu().numpy().astype("<f4")
         return {
             "mean": self.mean,
@@ -77,12 +81,13 @@ class PatchEncoder:
 
     @classmethod
     def from_manifest(cls, record: Mapping[str, Any]) -> Self:
+        """The encoder that `to_manifest` wrote down, on the CPU."""
         flat = np.frombuffer(base64.b64decode(record["weight_float32_base64"]), "<f4")
         weight = torch.from_numpy(flat.reshape(record["shape"]).copy())
         return cls(weight, record["mean"], record["std"])
 
 
-def fit_encoder(config: RunConfig, train: Sequence[TrajectoryFile]) -> PatchEncoder:
+def fit_encoder(config: ProblemConfig, train: Sequence[TrajectoryFile]) -> PatchEncoder:
     """Fit on a seeded subset of the training trajectories, on the CPU in float64.
 
     Every machine gets the same weights: the subset, the signs and the precision are fixed.
@@ -121,8 +126,7 @@ def fit_encoder(config: RunConfig, train: Sequence[TrajectoryFile]) -> PatchEnco
 
 def _read_for_fit(files: Sequence[TrajectoryFile], ends: NDArray[np.int64], index: int) -> Frames:
     """Every 8th frame of trajectory `index` of all the files' rows."""
-    which = int(np.searchsorted(ends, index, side="right"))
-    row = index - (int(ends[which - 1]) if which else 0)
+    which, row = locate(ends, index)
     frames = files[which].read_frames(row, FIT_FRAME_STRIDE)
     files[which].check_finite(frames[None], row)
     return frames

@@ -6,26 +6,18 @@ import contextlib
 import json
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ups.config import Model
 from ups.equations import EQUATIONS
-from ups.errors import CacheDamaged, CacheError, Interrupted
+from ups.errors import CacheDamaged, CacheError
 from ups.files import is_locked
 from ups.latents import store
 from ups.latents.key import hash_fields
-from ups.latents.store import (
-    BUILDING,
-    DAMAGED,
-    IN_USE_NAME,
-    LOCK_NAME,
-    PROGRESS_NAME,
-    LatentFile,
-    Manifest,
-)
+from ups.latents.store import BUILDING, DAMAGED, LatentFile, Manifest
+from ups.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +63,14 @@ def entries(cache_dir: Path) -> list[Entry]:
     `complete` means by the sizes of the files; `verify` reads them.
     """
     found: list[Entry] = []
-    for home in cache_dir.glob("*"):
-        if CONFIG_HASH.fullmatch(home.name):
+    for entry_dir in cache_dir.glob("*"):
+        if CONFIG_HASH.fullmatch(entry_dir.name):
             try:
-                found += _generations(home)
+                found += _generations(entry_dir)
             except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, or a file
                 continue
             except PermissionError as error:
-                log.warning("%s is left out: %s", home, error)
+                log.warning("%s is left out: %s", entry_dir, error)
     return sorted(found, key=lambda entry: entry.last_used_at, reverse=True)
 
 
@@ -97,38 +89,31 @@ def match_key(found: Sequence[Entry], prefix: str) -> str:
     return matching[0]
 
 
-def verify(
-    entry: Entry,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
-    stop: threading.Event | None = None,
-) -> list[Damage]:
+def verify(entry: Entry, progress: Progress = lambda _done, _all: None) -> list[Damage]:
     """Read an entry and compare every chunk with its checksum; nobody removes it meanwhile.
 
     Args:
         progress: called with bytes read and in all.
     Raises:
         CacheError: there is nothing to verify: a partial build, or it is being removed.
-        Interrupted: `stop` was set.
     """
     if entry.state == "partial":
         raise CacheError(f"{entry.config_hash} is a partial build: there is nothing to verify yet")
     try:
         hold = store.InUse(entry.directory)
     except FileNotFoundError as error:
-        raise CacheError(f"{entry.directory} is gone") from error
-    try:
+        raise CacheError(
+            f"{entry.directory} is gone: see `ups cache list` for the others"
+        ) from error
+    with contextlib.closing(hold):
         try:
             manifest = store.read_manifest(entry.directory)
         except CacheError as error:
             return [Damage(file=store.MANIFEST_NAME, chunk=None, reason=str(error))]
-        return list(_damage(entry, manifest, progress, stop or threading.Event()))
-    finally:
-        hold.close()
+        return list(_damage(entry, manifest, progress))
 
 
-def _damage(
-    entry: Entry, manifest: Manifest, progress: Callable[[int, int], None], stop: threading.Event
-) -> Iterator[Damage]:
+def _damage(entry: Entry, manifest: Manifest, progress: Progress) -> Iterator[Damage]:
     if hash_fields(manifest.key_fields) != entry.config_hash:
         reason = f"its key fields are not those of {entry.config_hash}"
         yield Damage(file=store.MANIFEST_NAME, chunk=None, reason=reason)
@@ -137,31 +122,29 @@ def _damage(
         path, before = entry.directory / file.name, done
         try:
             for chunk, found in enumerate(store.read_checksums(path, file)):
-                if stop.is_set():
-                    raise Interrupted(f"the check of {entry.config_hash} was stopped")
                 try:
                     store.check_chunk(path, chunk, found, file.checksums[chunk])
                 except CacheDamaged as error:
                     yield Damage(file=file.name, chunk=chunk, reason=str(error))
-                first, end = file.chunk(chunk)
-                done += (end - first) * file.row_bytes
+                done += len(file.chunk(chunk)) * file.row_bytes
                 progress(done, manifest.num_bytes)
         except (CacheDamaged, OSError) as error:
             yield Damage(file=file.name, chunk=None, reason=str(error))
         done = before + file.num_bytes
 
 
-def _generations(home: Path) -> Iterator[Entry]:
-    locked = is_locked(home / LOCK_NAME)
-    pointed = store.current_generation(home)
-    for directory in home.iterdir():
+def _generations(entry_dir: Path) -> Iterator[Entry]:
+    locked = is_locked(entry_dir / store.LOCK_NAME)
+    pointed = store.current_generation(entry_dir)
+    for directory in entry_dir.iterdir():
         if directory.is_dir():
             with contextlib.suppress(FileNotFoundError):
                 yield _look(directory, current=directory.name == pointed, locked=locked)
 
 
 def _look(directory: Path, *, current: bool, locked: bool) -> Entry:
-    """
+    """One generation as it is now.
+
     Raises:
         FileNotFoundError: it was removed meanwhile.
     """
@@ -169,9 +152,9 @@ def _look(directory: Path, *, current: bool, locked: bool) -> Entry:
     with contextlib.suppress(CacheError, LookupError):
         manifest = store.read_manifest(directory)
         summary = _describe(manifest.key_fields, manifest.files)
-    stamp, state = directory / IN_USE_NAME, _state(directory, manifest, current)
+    stamp, state = directory / store.IN_USE_NAME, _state(directory, manifest, current)
     if state == "partial":
-        summary, stamp = _progress(directory) or summary, directory / PROGRESS_NAME
+        summary, stamp = _progress(directory) or summary, directory / store.PROGRESS_NAME
     return Entry(
         config_hash=directory.parent.name,
         generation=directory.name.removeprefix(BUILDING).removeprefix(DAMAGED),
@@ -182,7 +165,7 @@ def _look(directory: Path, *, current: bool, locked: bool) -> Entry:
         num_bytes=sum(path.stat().st_size for path in directory.iterdir()),
         generated_at=manifest.generated_at if manifest else None,
         last_used_at=(stamp if stamp.exists() else directory).stat().st_mtime,
-        in_use=locked or is_locked(directory / IN_USE_NAME),
+        in_use=locked or is_locked(directory / store.IN_USE_NAME),
     )
 
 
@@ -213,13 +196,11 @@ def _describe(fields: Mapping[str, Any], files: Sequence[LatentFile]) -> str:
 def _progress(directory: Path) -> str:
     """What a build makes and how far it is; empty where its journal cannot be read."""
     try:
-        header, *lines = (directory / PROGRESS_NAME).read_text().split("\n")[:-1]
+        header, *lines = (directory / store.PROGRESS_NAME).read_text().split("\n")[:-1]
         plan = json.loads(header)
         files = [LatentFile.model_validate(file) for file in plan["files"]]
-        done = 0
-        for index, chunk in {tuple(json.loads(line)[:2]) for line in lines}:
-            first, end = files[index].chunk(chunk)
-            done += end - first
+        chunks = {tuple(json.loads(line)[:2]) for line in lines}
+        done = sum(len(files[index].chunk(chunk)) for index, chunk in chunks)
         return f"{_describe(plan['key_fields'], files)}, {done} of them encoded"
     except (OSError, ValueError, LookupError) as error:
         log.debug("%s: unreadable journal: %s", directory, error)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ups.config import RunConfig, Split
+from ups.config import ProblemConfig, Split
 
 FORMAT_VERSION = 2
 ENCODED_SPLITS: tuple[Split, ...] = ("train", "val")
@@ -23,17 +23,17 @@ class SourceIdentity(Protocol):
 
 
 def key_fields(
-    config: RunConfig, sources: Mapping[str, Sequence[SourceIdentity]]
+    config: ProblemConfig, sources: Mapping[str, Sequence[SourceIdentity]]
 ) -> dict[str, Any]:
     """The fields that the key is made of; they stand in the manifest too.
 
     Args:
-        config: of one task: its entry is the same whatever other tasks a run has.
+        config: the entry is the same whatever other problems a run has.
         sources: the staged sources of each split; only the encoded splits are looked at.
     """
     return {
         "format": FORMAT_VERSION,
-        "task": config.data.only_task.equation,
+        "task": config.problem.equation,
         "sources": {
             split: [
                 {"sha256": s.sha256, "rows": list(s.rows) if s.rows else None}
@@ -53,7 +53,9 @@ def hash_fields(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def compute_cache_hash(config: RunConfig, sources: Mapping[str, Sequence[SourceIdentity]]) -> str:
+def compute_cache_hash(
+    config: ProblemConfig, sources: Mapping[str, Sequence[SourceIdentity]]
+) -> str:
     """The cache key: the first 12 hex digits of the SHA-256 of the key fields' canonical JSON."""
     return hash_fields(key_fields(config, sources))
 

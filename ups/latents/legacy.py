@@ -10,62 +10,57 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ups.config import RunConfig
-from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged, open_file
+from ups.config import ProblemConfig, RunConfig, Split
+from ups.data.sources import Staged, open_files
 from ups.errors import Interrupted
 from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry
-from ups.latents.datasets import LegacyCacheDataset
+from ups.latents.datasets import LegacyCacheDataset, Rows, check_frames
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.loader import Latents
-from ups.latents.rows import Rows, check_alike, check_frames, condition_of, ranges_of
+from ups.latents.loader import Latents, assemble
 from ups.latents.store import estimate_cache_size_mb
+from ups.progress import Progress
 
 BATCH = 4
 
 
-def split_dir(config: RunConfig, split: str) -> Path:
-    """Of the config of one task."""
-    name = config.data.only_task.name
-    return config.training.latent_cache_dir / "legacy" / f"{name}_{split}"
+def split_dir(config: ProblemConfig, split: str) -> Path:
+    return config.training.latent_cache_dir / "legacy" / f"{config.problem.name}_{split}"
 
 
-def encoder_path(config: RunConfig) -> Path:
-    """Of the config of one task."""
-    name = config.data.only_task.name
-    return config.training.latent_cache_dir / "legacy" / f"{name}_encoder.json"
+def encoder_path(config: ProblemConfig) -> Path:
+    return config.training.latent_cache_dir / "legacy" / f"{config.problem.name}_encoder.json"
 
 
 def precompute(
-    config: RunConfig,
+    config: ProblemConfig,
     sources: Mapping[str, Sequence[Staged]],
     *,
     stop: threading.Event | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CacheEntry:
     """Encode train and val on the CPU to `{task}_{split}/sample_{i:05d}.pt`.
 
     Args:
-        config: of one task; what was there of it is removed.
+        config: what an earlier run left of it is removed.
     """
     started = time.monotonic()
     dtype = getattr(torch, config.training.latent_cache_dtype)
     num_bytes = done = 0
     for split in ENCODED_SPLITS:
         shutil.rmtree(split_dir(config, split), ignore_errors=True)
-    readers = {split: _open(config, sources[split]) for split in ENCODED_SPLITS}
+    readers = {split: open_files(config, sources[split]) for split in ENCODED_SPLITS}
     encoder = fit_encoder(config, readers["train"])
     total = sum(r.num_trajectories for files in readers.values() for r in files)
     for split in ENCODED_SPLITS:
-        directory = split_dir(config, split)
-        index = 0
+        directory, index = split_dir(config, split), 0
         for reader in readers[split]:
             check_frames(config, reader.num_frames)
             needed_mb = estimate_cache_size_mb(config, reader.num_trajectories, reader.num_frames)
@@ -106,39 +101,22 @@ def load(
     """The data sets that read those files, batch by batch.
 
     Args:
-        sources: task → the staged sources of each split.
+        sources: problem → the staged sources of each split.
     """
-    started, by_task = time.monotonic(), config.by_task()
+    started, by_problem = time.monotonic(), config.by_problem()
     encoders = {
-        name: PatchEncoder.from_manifest(json.loads(encoder_path(alone).read_text()))
-        for name, alone in by_task.items()
+        name: PatchEncoder.from_manifest(json.loads(encoder_path(own_config).read_text()))
+        for name, own_config in by_problem.items()
     }
-    rows = {
-        split: [r for n, alone in by_task.items() for r in _look(alone, sources[n][split])]
-        for split in ENCODED_SPLITS
-    }
-    train, val = (
-        LegacyCacheDataset(
-            [split_dir(alone, split) for alone in by_task.values()],
-            condition_of(config, rows[split]),
-            config.training.time_stride,
-            device,
-        )
-        for split in ENCODED_SPLITS
-    )
-    for of_split in rows.values():
-        check_alike(config, of_split)
-    seconds = time.monotonic() - started
-    return Latents(train, val, encoders, ranges_of(rows["val"]), "legacy", 0, seconds)
+    rows: dict[Split, list[Rows]] = {split: [] for split in ENCODED_SPLITS}
+    for split, of_split in rows.items():
+        for name, own_config in by_problem.items():
+            for reader in open_files(own_config, sources[name][split]):
+                with reader:
+                    of_split.append(Rows.of_fields(own_config, reader))
 
+    def open_split(split: Split, condition_NC: Tensor) -> LegacyCacheDataset:
+        directories = [split_dir(own_config, split) for own_config in by_problem.values()]
+        return LegacyCacheDataset(directories, condition_NC, config.training.time_stride, device)
 
-def _look(config: RunConfig, sources: Sequence[Staged]) -> list[Rows]:
-    rows = []
-    for reader in _open(config, sources):
-        with reader:
-            rows.append(Rows.of_fields(config, reader))
-    return rows
-
-
-def _open(config: RunConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
-    return [open_file(config, s.path, s.rows) for s in sources]
+    return assemble(config, rows, open_split, encoders, "legacy", started)

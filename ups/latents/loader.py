@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import xxhash
 from torch import Tensor
 
 from ups.config import RunConfig, Split
-from ups.data.sources import Staged, open_file
+from ups.data.sources import Staged, open_files
 from ups.errors import CacheDamaged, CacheError, Interrupted
+from ups.files import read_fully
 from ups.latents import store
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
@@ -28,12 +29,16 @@ from ups.latents.datasets import (
     GridLatentPairDataset,
     LatentDataset,
     PreloadedCacheDataset,
+    Rows,
+    check_alike,
+    condition_of,
+    ranges_of,
 )
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS
-from ups.latents.rows import Rows, check_alike, condition_of, ranges_of
 from ups.latents.store import LatentFile
 from ups.latents.tiers import choose_tier
+from ups.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +48,8 @@ class Latents:
     """Train and val, ready to be read, and the encoders that turn them back into fields.
 
     Attributes:
-        encoders: task → the encoder of its latents.
-        val_ranges: task → where its trajectories are in val.
+        encoders: problem → the encoder of its latents.
+        val_ranges: problem → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
         num_bytes: read to get there.
     """
@@ -56,12 +61,11 @@ class Latents:
     tier: str
     num_bytes: int
     seconds: float
-    holds: list[store.InUse] = field(default_factory=list, repr=False)
+    holds: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
         """Let go of the cache entries, which may then be evicted."""
-        while self.holds:
-            self.holds.pop().close()
+        self.holds.close()
 
 
 def load(
@@ -75,11 +79,11 @@ def load(
     """Load entries into the best tier, all as one; damaged ones are set aside and rebuilt once.
 
     Args:
-        entries: task → its entry.
-        sources: task → the staged sources of each split.
+        entries: problem → its entry.
+        sources: problem → the staged sources of each split.
     Raises:
         CacheDamaged: a rebuilt entry is damaged, too.
-        DataError: the trajectories of the tasks do not go together.
+        DataError: the trajectories of the problems do not go together.
     """
     try:
         return _load(config, entries, device, stop)
@@ -89,74 +93,73 @@ def load(
         moved = ", ".join(str(path) for path in aside if path is not None) or "nowhere"
         log.warning("%s; moved to %s; building it anew", damage, moved)
     rebuilt: dict[str, CacheEntry] = {}
-    for name, alone in config.by_task().items():
+    for name, own_config in config.by_problem().items():
         keep = [entry.generation for entry in rebuilt.values()]
-        rebuilt[name] = ensure(alone, sources[name], device=device, keep=keep, stop=stop)
+        rebuilt[name] = ensure(own_config, sources[name], device=device, keep=keep, stop=stop)
     return _load(config, rebuilt, device, stop)
 
 
 def _load(
-    config: RunConfig,
-    entries: Mapping[str, CacheEntry],
-    device: str,
-    stop: threading.Event | None,
+    config: RunConfig, entries: Mapping[str, CacheEntry], device: str, stop: threading.Event | None
 ) -> Latents:
     started = time.monotonic()
     cache_dir, stride = config.training.latent_cache_dir, config.training.time_stride
     manifests: dict[str, store.Manifest] = {}
-    holds: list[store.InUse] = []
-    try:
-        for name in config.by_task():
-            manifests[name], hold = store.hold_current(cache_dir, entries[name].config_hash)
-            holds.append(hold)
+    files: dict[Split, list[tuple[Path, LatentFile]]] = {split: [] for split in ENCODED_SPLITS}
+    rows: dict[Split, list[Rows]] = {split: [] for split in ENCODED_SPLITS}
+    with ExitStack() as holds:
+        for name, own_config in config.by_problem().items():
+            manifest, hold = store.hold_current(cache_dir, entries[name].config_hash)
+            manifests[name] = manifest
+            holds.callback(hold.close)
+            for split in ENCODED_SPLITS:
+                for file in manifest.of_split(split):
+                    path = store.generation_dir(cache_dir, manifest) / file.name
+                    files[split].append((path, file))
+                    rows[split].append(Rows.of_latents(own_config, file))
         num_bytes = sum(manifest.num_bytes for manifest in manifests.values())
         tier, stepped_down = choose_tier(config, num_bytes, device)
         for reason in stepped_down:
             log.warning("%s", reason)
-        read = threading.Event() if stop is None else stop
-        splits: dict[Split, LatentDataset] = {}
-        rows: dict[Split, list[Rows]] = {}
-        for split in ENCODED_SPLITS:
-            files, rows[split] = _of_split(config, manifests, split)
-            check_alike(config, rows[split])
-            condition_NC = condition_of(config, rows[split])
+
+        def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:
             if tier == "disk":
-                splits[split] = DiskCacheDataset(files, condition_NC, stride, device)
-            else:
-                z_NTKD = read_files(files, config, tier, read)
-                splits[split] = PreloadedCacheDataset(z_NTKD, condition_NC, device)
-    except BaseException:
-        for hold in holds:
-            hold.close()
-        raise
+                return DiskCacheDataset(files[split], condition_NC, stride, device)
+            z_NTKD = read_files(files[split], config, tier == "gpu", stop or threading.Event())
+            return PreloadedCacheDataset(z_NTKD, condition_NC, device)
+
+        encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
+        latents = assemble(config, rows, open_split, encoders, tier, started, num_bytes)
+        latents.holds = holds.pop_all()
+    keys = ", ".join(manifest.config_hash for manifest in manifests.values())
+    size, rate = format_size(num_bytes), num_bytes / 1e6 / latents.seconds
+    log.info("latents %s in %s: %s in %.2f s, %.0f MB/s", keys, tier, size, latents.seconds, rate)
+    return latents
+
+
+def assemble(
+    config: RunConfig,
+    rows: Mapping[Split, Sequence[Rows]],
+    open_split: Callable[[Split, Tensor], LatentDataset],
+    encoders: dict[str, PatchEncoder],
+    tier: str,
+    started: float,
+    num_bytes: int = 0,
+) -> Latents:
+    """The latents of trajectories that go together.
+
+    Args:
+        rows: what is in each split.
+        open_split: makes a split's data set from its conditioning, (N, C).
+        started: time.monotonic() at which the load began.
+    Raises:
+        DataError: the trajectories do not go together.
+    """
+    for of_split in rows.values():
+        check_alike(config, of_split)
+    train, val = (open_split(split, condition_of(config, rows[split])) for split in ENCODED_SPLITS)
     seconds = time.monotonic() - started
-    megabytes = num_bytes / 1e6
-    log.info(
-        "latents %s in %s: %.0f MB in %.2f s, %.0f MB/s",
-        ", ".join(manifest.config_hash for manifest in manifests.values()),
-        tier,
-        megabytes,
-        seconds,
-        megabytes / seconds,
-    )
-    encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
-    val_ranges = ranges_of(rows["val"])
-    return Latents(
-        splits["train"], splits["val"], encoders, val_ranges, tier, num_bytes, seconds, holds
-    )
-
-
-def _of_split(
-    config: RunConfig, manifests: Mapping[str, store.Manifest], split: Split
-) -> tuple[list[tuple[Path, LatentFile]], list[Rows]]:
-    """The files of a split of all tasks, where they are, and what is in them."""
-    files, rows = [], []
-    for name, alone in config.by_task().items():
-        directory = store.generation_dir(config.training.latent_cache_dir, manifests[name])
-        for file in manifests[name].of_split(split):
-            files.append((directory / file.name, file))
-            rows.append(Rows.of_latents(alone, file))
-    return files, rows
+    return Latents(train, val, encoders, ranges_of(rows["val"]), tier, num_bytes, seconds)
 
 
 def load_on_demand(
@@ -164,44 +167,33 @@ def load_on_demand(
 ) -> Latents:
     """No cache: the encoders are fitted, and encode each batch when it is asked for."""
     started = time.monotonic()
-    by_task = config.by_task()
+    by_problem = config.by_problem()
     readers = {
-        split: {
-            name: [open_file(alone, s.path, s.rows) for s in sources[name][split]]
-            for name, alone in by_task.items()
-        }
+        split: {n: open_files(own, sources[n][split]) for n, own in by_problem.items()}
         for split in ENCODED_SPLITS
     }
     rows = {
-        split: [Rows.of_fields(by_task[name], file) for name in of for file in of[name]]
+        split: [Rows.of_fields(by_problem[name], file) for name in of for file in of[name]]
         for split, of in readers.items()
     }
-    for of_split in rows.values():
-        check_alike(config, of_split)
-    encoders = {n: fit_encoder(alone, readers["train"][n]) for n, alone in by_task.items()}
-    train, val = (
-        GridLatentPairDataset(
-            [(readers[split][name], encoders[name].to(device)) for name in by_task],
-            condition_of(config, rows[split]),
-            config.training.time_stride,
-        )
-        for split in ENCODED_SPLITS
-    )
+    encoders = {n: fit_encoder(own, readers["train"][n]) for n, own in by_problem.items()}
+
+    def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:
+        problems = [(readers[split][name], encoders[name].to(device)) for name in by_problem]
+        return GridLatentPairDataset(problems, condition_NC, config.training.time_stride)
+
     log.info("no cache (features.preload is off): encoding each batch on demand, on %s", device)
-    seconds = time.monotonic() - started
-    return Latents(train, val, encoders, ranges_of(rows["val"]), "on demand", 0, seconds)
+    return assemble(config, rows, open_split, encoders, "on demand", started)
 
 
 def read_files(
-    files: Sequence[tuple[Path, LatentFile]],
-    config: RunConfig,
-    tier: str,
-    stop: threading.Event,
+    files: Sequence[tuple[Path, LatentFile]], config: RunConfig, on_gpu: bool, stop: threading.Event
 ) -> Tensor:
     """(N, T', K, D) as stored, every chunk checked and only every s-th frame kept.
 
     Args:
         files: where each of them is, and what it holds; of one number of frames after the stride.
+        on_gpu: into GPU memory, else into RAM.
 
     Several threads read: one alone does not fill a fast disk or a memory bus.
 
@@ -215,7 +207,6 @@ def read_files(
     shape = (sum(f.shape[0] for _, f in files), -(-frames // stride), tokens, dim)
     # Entries may have been built with different chunks, and have different frames before stride.
     most_bytes = max(f.chunk_rows * f.row_bytes for _, f in files)
-    on_gpu = tier == "gpu"
     pinned = config.training.pin_memory and on_gpu
     resident = torch.empty(shape, dtype=dtype, device="cuda") if on_gpu else _in_ram(shape, dtype)
     in_place = stride == 1 and not on_gpu
@@ -225,21 +216,19 @@ def read_files(
         path, file, chunk, offset = job
         if stop.is_set():
             raise Interrupted("loading the latents was stopped")
-        first, end = file.chunk(chunk)
-        target = resident[offset + first : offset + end]
+        in_file = file.chunk(chunk)
+        target = resident[offset + in_file.start : offset + in_file.stop]
         if not in_place and not hasattr(local, "buffer"):
             local.buffer = torch.empty(most_bytes, dtype=torch.uint8, pin_memory=pinned)
             local.stream = torch.cuda.Stream() if on_gpu else None
             if local.stream is not None:  # `resident` may be memory just freed on the default one
                 local.stream.wait_stream(torch.cuda.default_stream())
-        of_chunk = (end - first, *file.shape[1:])
-        rows: Tensor = (
-            target
-            if in_place
-            else local.buffer[: (end - first) * file.row_bytes].view(dtype).view(of_chunk)
-        )
+        rows = target
+        if not in_place:
+            stored = local.buffer[: len(in_file) * file.row_bytes].view(dtype)
+            rows = stored.view(len(in_file), *file.shape[1:])
         view = bytes_of(rows)
-        read_exactly(path, view, file.data_offset + first * file.row_bytes)
+        read_exactly(path, view, file.data_offset + in_file.start * file.row_bytes)
         store.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
         if in_place:
             return
@@ -268,13 +257,11 @@ def _in_ram(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def read_exactly(path: Path, view: memoryview, offset: int) -> None:
-    """Fill `view` from the file; a short file raises CacheDamaged."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        while view:
-            count = os.preadv(fd, [view], offset)
-            if count == 0:
-                raise CacheDamaged(f"{path} ends {len(view)} bytes early")
-            view, offset = view[count:], offset + count
-    finally:
-        os.close(fd)
+    """Fill `view` from the file.
+
+    Raises:
+        CacheDamaged: the file is shorter.
+    """
+    with path.open("rb", buffering=0) as file:
+        if missing := read_fully(file.fileno(), view, offset):
+            raise CacheDamaged(f"{path} ends {missing} bytes early")

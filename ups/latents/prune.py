@@ -1,4 +1,4 @@
-"""What of a cache directory goes, and how: never what somebody reads or builds.
+"""Choose and delete cache entries, never one that is being read or built.
 
 `remove` takes the locks of readers and builders without waiting, so there is no moment between a
 look and a removal in which a job could start to read.
@@ -93,16 +93,15 @@ def keep_budget(cache_dir: Path, max_bytes: int, keep: Collection[str]) -> None:
         for e in gone
     ]
     too_much = after > max_bytes
-    log.log(
-        logging.WARNING if too_much else logging.INFO,
-        "%s held %s, training.latent_cache_max_gb allows %s: removed %s; %s stay%s",
-        cache_dir,
-        format_size(before),
-        format_size(max_bytes),
-        ", ".join(names) or "nothing",
-        format_size(after),
-        ", which are in use or just built" if too_much else "",
+    message = (
+        f"{cache_dir} held {format_size(before)}, training.latent_cache_max_gb allows "
+        f"{format_size(max_bytes)}: removed {', '.join(names) or 'nothing'}; "
+        f"{format_size(after)} stay"
     )
+    if too_much:
+        log.warning("%s, which are in use or just built", message)
+    else:
+        log.info("%s", message)
 
 
 def remove(entry: Entry) -> bool:
@@ -112,26 +111,23 @@ def remove(entry: Entry) -> bool:
     Raises:
         CacheError: the operating system refused.
     """
-    home = entry.directory.parent
+    entry_dir = entry.directory.parent
     try:
-        lock = lock_now(home / LOCK_NAME)
+        lock = lock_now(entry_dir / LOCK_NAME)
         if lock is None:
             log.info("%s is being built or checked and stays", entry.directory)
             return False
         try:
             removed = store.remove_unused(entry.directory)
-            _drop_if_empty(home)
+            if {path.name for path in entry_dir.iterdir()} <= {LOCK_NAME, POINTER_NAME}:
+                (entry_dir / POINTER_NAME).unlink(missing_ok=True)
+                (entry_dir / LOCK_NAME).unlink()
+                with contextlib.suppress(OSError):  # somebody who waits for the lock made a new one
+                    entry_dir.rmdir()
         finally:
             os.close(lock)
     except OSError as error:
-        raise CacheError(f"{entry.directory} cannot be removed: {error}") from error
+        raise CacheError(
+            f"{entry.directory} cannot be removed: {error}; see who owns the cache directory"
+        ) from error
     return removed
-
-
-def _drop_if_empty(home: Path) -> None:
-    """Remove the folder of an entry without generations; the caller holds its lock."""
-    if {path.name for path in home.iterdir()} <= {LOCK_NAME, POINTER_NAME}:
-        (home / POINTER_NAME).unlink(missing_ok=True)
-        (home / LOCK_NAME).unlink()
-        with contextlib.suppress(OSError):  # somebody who waits for the lock made a new one
-            home.rmdir()

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 from pydantic import ValidationError
@@ -101,10 +101,10 @@ class LatentFile(Model):
     def num_chunks(self) -> int:
         return -(-self.shape[0] // self.chunk_rows)
 
-    def chunk(self, index: int) -> tuple[int, int]:
-        """The rows [first, end) of a chunk."""
+    def chunk(self, index: int) -> range:
+        """The rows of a chunk."""
         first = index * self.chunk_rows
-        return first, min(first + self.chunk_rows, self.shape[0])
+        return range(first, min(first + self.chunk_rows, self.shape[0]))
 
 
 class Manifest(Model):
@@ -133,12 +133,9 @@ def generation_dir(cache_dir: Path, manifest: Manifest) -> Path:
     return entry_dir(cache_dir, manifest.config_hash) / manifest.generation
 
 
-def save_cache_metadata(directory: Path, manifest: Manifest) -> None:
-    write_atomically(directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
-
-
 def read_manifest(directory: Path) -> Manifest:
-    """
+    """The manifest of a generation.
+
     Raises:
         CacheError: there is no manifest, or it cannot be read.
     """
@@ -191,18 +188,6 @@ def valid_generation(cache_dir: Path, config_hash: str) -> str | None:
         return open_current(cache_dir, config_hash).generation
     except CacheError:
         return None
-
-
-def check_cache_complete(
-    cache_dir: Path, config_hash: str, num_samples: int | None = None
-) -> tuple[bool, int]:
-    """Whether the entry has all trajectories (`num_samples` of them, if given), and how many."""
-    try:
-        manifest = open_current(cache_dir, config_hash)
-    except CacheError:
-        return False, 0
-    count = sum(file.shape[0] for file in manifest.files)
-    return num_samples is None or count == num_samples, count
 
 
 def estimate_cache_size_mb(config: RunConfig, num_samples: int, num_frames: int = 201) -> float:
@@ -259,7 +244,9 @@ def hold_current(cache_dir: Path, config_hash: str) -> tuple[Manifest, InUse]:
             mark_used(directory)
             return manifest, hold
         hold.close()
-    raise CacheError(f"the entry {config_hash} in {cache_dir} is replaced again and again")
+    raise CacheError(
+        f"the entry {config_hash} in {cache_dir} is replaced again and again: run again later"
+    )
 
 
 def current_generation(entry: Path) -> str:
@@ -277,7 +264,7 @@ class InUse:
         self._fd = open_lock_file(directory / IN_USE_NAME, os.O_RDWR | os.O_CREAT)
         if not try_lock(self._fd, shared=True):
             self.close()
-            raise CacheError(f"{directory} is being removed")
+            raise CacheError(f"{directory} is being removed: run again, to build it anew")
 
     def close(self) -> None:
         os.close(self._fd)
@@ -366,15 +353,26 @@ def read_checksums(path: Path, file: LatentFile) -> Iterator[str]:
         if handle.read(file.data_offset) != file.header:
             raise CacheDamaged(f"{path}: the header is not the one in the manifest")
         for index in range(len(file.checksums)):
-            first, end = file.chunk(index)
-            left, digest = (end - first) * file.row_bytes, xxhash.xxh3_64()
-            while left and (block := handle.read(min(left, VERIFY_READ_BYTES))):
-                digest.update(block)
-                left -= len(block)
-            yield digest.hexdigest()
+            yield read_checksum(handle, file, index)
+
+
+def read_checksum(handle: BinaryIO, file: LatentFile, index: int) -> str:
+    """The checksum of one chunk; of what there is of it, where the file is shorter."""
+    rows = file.chunk(index)
+    handle.seek(file.data_offset + rows.start * file.row_bytes)
+    left, digest = len(rows) * file.row_bytes, xxhash.xxh3_64()
+    while left and (block := handle.read(min(left, VERIFY_READ_BYTES))):
+        digest.update(block)
+        left -= len(block)
+    return digest.hexdigest()
 
 
 def check_chunk(path: Path, index: int, found: str, expected: str) -> None:
+    """Refuse a chunk whose checksum is not the one in the manifest.
+
+    Raises:
+        CacheDamaged: it is another one.
+    """
     if found != expected:
         raise CacheDamaged(f"{path}: chunk {index} has checksum {found}, expected {expected}")
 

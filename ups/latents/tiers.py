@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from ups.config import RunConfig
-from ups.telemetry.memory import available_ram_mb, check_sufficient_ram
+from ups.machine.memory import available_ram_mb, check_sufficient_ram
 
 GPU_RESERVE_BYTES = 4 << 30
 

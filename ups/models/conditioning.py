@@ -2,7 +2,7 @@
 
 Of a run with one equation the features are its parameter and the time of a step. With several,
 each equation has two, whether it is this one, and its parameter, 0 for all the others; the time of
-a step comes last. Each is of order one.
+a step comes last. Each is of order one, which each equation's `scale` sees to.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ups.equations import EQUATIONS
 
 
 def num_conditions(equations: Sequence[str]) -> int:
@@ -31,7 +33,7 @@ def conditioning(
     Returns:
         (N, C), of the dtype of the parameters.
     """
-    scaled_N, zero = _scaled(equation, parameter_N), torch.zeros_like(parameter_N)
+    scaled_N, zero = EQUATIONS[equation].scale(parameter_N), torch.zeros_like(parameter_N)
     time_N = torch.full_like(parameter_N, math.log10(step_dt) + 1)
     if len(equations) == 1:
         return torch.stack([scaled_N, time_N], -1)
@@ -40,9 +42,3 @@ def conditioning(
         is_own = name == equation
         features += [zero + 1 if is_own else zero, scaled_N if is_own else zero]
     return torch.stack([*features, time_N], -1)
-
-
-def _scaled(equation: str, parameter_N: Tensor) -> Tensor:
-    if equation == "burgers1d":  # ν from 0.001 to 1
-        return torch.log10(parameter_N) / 2 + 1
-    return torch.log10(parameter_N)  # β from 0.1 to 7

@@ -1,0 +1,1 @@
+"""The startup benchmark: measure runs in scenarios, judge them by the history, show the result."""

@@ -21,11 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ups.config import RunConfig
-from ups.runs import Ended, how_it_ended
+from ups.runs.record import how_it_ended
+from ups.runs.stored import Ended
+from ups.tracking.protocol import NOTE
 
 log = logging.getLogger(__name__)
 
-NOTE = "note: "  # how a line of a tracker's begins that is for the user
 END_S: dict[Ended, float] = {"completed": 30.0, "failed": 30.0, "stopped": 5.0}
 READ_S = 1.0  # for the last words of a process that has ended
 UNHARMED = "the run is not affected, and metrics.jsonl in its folder has everything"
@@ -33,7 +34,7 @@ UNHARMED = "the run is not affected, and metrics.jsonl in its folder has everyth
 
 @contextmanager
 def tracked(config: RunConfig, run_dir: Path) -> Iterator[Trackers]:
-    """The trackers that the config asks for; they are told how the run inside ended."""
+    """Yield the trackers that the config asks for; at the end they learn how the run ended."""
     trackers = Trackers(config, run_dir)
     ended: Ended = "completed"
     try:
@@ -75,7 +76,7 @@ class Trackers:
         if ended != "stopped":
             self.start()
         for process in self._processes or []:
-            process.tell(ended)
+            process.send_end(ended)
         for process in self._processes or []:
             process.wait(END_S[ended])
 
@@ -83,11 +84,12 @@ class Trackers:
 class _Process:
     """`python -m ups.tracking NAME RUN_DIR`, and a thread that reads what it says.
 
-    Its standard input tells it how the run ended; the end of that alone, that the run was killed.
+    Its standard input says how the run ended; without a line, that the run was killed.
     """
 
     def __init__(self, name: str, run_dir: Path) -> None:
-        """
+        """Start it, with a run's folder to follow.
+
         Raises:
             OSError: it cannot be started, or its package is not installed.
         """
@@ -103,7 +105,7 @@ class _Process:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for the run, which tells it how it ended
+            start_new_session=True,  # Ctrl-C is for the run, which says how it ended
         )
         # The log of a run by Prefect goes to the run that the thread's context names.
         context = contextvars.copy_context()
@@ -112,7 +114,8 @@ class _Process:
         )
         self._reader.start()
 
-    def tell(self, ended: Ended) -> None:
+    def send_end(self, ended: Ended) -> None:
+        """Say how the run ended; it sends what is left, and ends."""
         assert self._child.stdin is not None
         with suppress(BrokenPipeError):  # it is gone, which its reader has said
             self._child.stdin.write(f"{ended}\n")

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ups.runs_index import RunFiles
-from ups.telemetry.gpu import words_of_record
+from ups.runs.index import RunFiles
 
-COLUMNS = ("phase", "seconds", "share", "what bounds it")
+NOTE = "note: "  # how a line of a tracker's begins that is for the user
 
 
 class Tracker(Protocol):
-    """
+    """Shows a run elsewhere.
+
     Attributes:
         epochs_known: how many epochs of this run it holds already, from an earlier attempt.
     """
@@ -37,25 +37,13 @@ def curves(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if "/" in name}
 
 
-def breakdown_rows(files: RunFiles) -> list[tuple[str, float | None, float | None, str]]:
-    """Rows of the table of the startup, under `COLUMNS`; none where there is no breakdown."""
-    rows: list[tuple[str, float | None, float | None, str]] = [
-        (row["phase"], row["seconds"], row["share"], row["bound"])
-        for row in files.breakdown.get("phases", [])
-    ]
-    if words := words_of_record(files.breakdown):
-        rows.append(("GPU", None, None, words))
-    return rows
-
-
 def pictures(files: RunFiles) -> dict[str, Path]:
     """Name → PNG file, of all that the run has drawn."""
     return {path.stem: path for path in sorted(files.folder.glob("*.png"))}
 
 
-def story(files: RunFiles) -> dict[str, Any]:
-    """What a run is beside its config: commit, versions, machine, who called it."""
-    if files.info is None:
-        return {}
+def described(files: RunFiles) -> dict[str, Any]:
+    """The config of a run, and under `run` its commit, versions, machine and who called it."""
     names = {"commit", "versions", "machine", "command", "deployment", "flow_run_id", "host"}
-    return files.info.model_dump(mode="json", include=names)
+    facts = files.info.model_dump(mode="json", include=names) if files.info else {}
+    return {**files.config, "run": facts}

@@ -22,9 +22,10 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from ups.runs_index import RunFiles
-from ups.telemetry.metrics_file import EPOCH
-from ups.tracking.protocol import COLUMNS, breakdown_rows, curves, pictures, story
+from ups.runs.index import RunFiles
+from ups.runs.metrics import EPOCH
+from ups.runs.table import markdown_table, startup_rows
+from ups.tracking.protocol import curves, described, pictures
 
 FOLDER = "tensorboard"
 
@@ -41,7 +42,7 @@ class TensorboardTracker:
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = EventFileWriter(str(folder))
         self._epoch = 0
-        text = yaml.safe_dump({**files.config, "run": story(files)}, sort_keys=False)
+        text = yaml.safe_dump(described(files), sort_keys=False)
         self._add(time.time(), _text("config", textwrap.indent(text, "    ")))  # as code
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -53,8 +54,9 @@ class TensorboardTracker:
     def finish(self, files: RunFiles, ended: str) -> None:
         values = [Summary.Value(tag=k, simple_value=v) for k, v in files.metrics.items()]
         values.append(_text("state", ended))
-        if rows := breakdown_rows(files):
-            values.append(_text("startup/breakdown", _markdown(rows)))
+        if files.breakdown is not None:
+            table = markdown_table(startup_rows(files.breakdown))
+            values.append(_text("startup/breakdown", table))
         values += [_image(f"pictures/{name}", path) for name, path in pictures(files).items()]
         self._add(time.time(), *values)
         self._writer.close()
@@ -62,16 +64,6 @@ class TensorboardTracker:
     def _add(self, at: float, *values: Summary.Value) -> None:
         event = Event(wall_time=at, step=self._epoch, summary=Summary(value=values))
         self._writer.add_event(event)
-
-
-def _markdown(rows: list[tuple[Any, ...]]) -> str:
-    cells = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    texts = [["" if cell is None else _cell(cell) for cell in row] for row in cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in texts)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _text(tag: str, markdown: str) -> Summary.Value:

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import wandb
 
-from ups.runs_index import RunFiles
-from ups.telemetry.metrics_file import EPOCH
-from ups.tracking import NOTE
-from ups.tracking.protocol import COLUMNS, breakdown_rows, curves, pictures, story
+from ups.runs.index import RunFiles
+from ups.runs.metrics import EPOCH
+from ups.runs.table import STARTUP, startup_values
+from ups.tracking.protocol import NOTE, curves, described, pictures
 
 HOST = "api.wandb.ai"
 INIT_TIMEOUT_S = 15.0  # less than a run's end waits, so that what goes offline is kept
@@ -46,8 +46,9 @@ class WandbTracker:
 
     def finish(self, files: RunFiles, ended: str) -> None:
         last: dict[str, Any] = dict(files.metrics)
-        if rows := breakdown_rows(files):
-            last["startup/breakdown"] = wandb.Table(columns=list(COLUMNS), data=rows)
+        if files.breakdown is not None:
+            rows = startup_values(files.breakdown)
+            last["startup/breakdown"] = wandb.Table(columns=list(STARTUP), data=rows)
         for name, path in pictures(files).items():
             last[f"pictures/{name}"] = wandb.Image(str(path))
         self._run.log(last)
@@ -87,7 +88,7 @@ def _start(files: RunFiles, offline: bool) -> Any:
         id=files.folder.name,
         name=files.folder.name,
         dir=files.folder,
-        config={**files.config, "run": story(files)},
+        config=described(files),
         mode="offline" if offline else None,  # None: WANDB_MODE and wandb's own settings say
         resume=None if offline else "allow",
         settings=settings,

@@ -31,7 +31,8 @@ def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """
+    """Read a checkpoint onto a device.
+
     Args:
         mmap: leave the tensors in the file until they are read.
     Raises:
@@ -40,25 +41,29 @@ def load(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, An
     try:
         record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint {path}") from error
+        raise CheckpointError(f"no checkpoint {path}: correct the path, or start anew") from error
     except Exception as error:
-        raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be read: {error}; delete it, or start anew"
+        ) from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {found}, expected {FORMAT_VERSION}: "
-            "it is of another version of this project"
+            "it is of another version of this project; use that one, or start anew"
         )
     return record
 
 
 def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
-    """
+    """Refuse a checkpoint that this run cannot go on from.
+
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: it is of another model.
     """
     saved = json.loads(record["config"])
-    equations = _equations(saved["data"]["task"])
+    task = saved["data"]["task"]  # one equation by its name, or a list of problems
+    equations = in_order([task] if isinstance(task, str) else [t["equation"] for t in task])
     if equations != config.data.equations:
         raise CheckpointError(
             f"{path} was trained on {', '.join(equations)}, and this run has "
@@ -66,7 +71,7 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
             "with tasks of the same equations, or start anew"
         )
     for section in FIXED_SECTIONS:
-        now = json.loads(config.model_dump_json())[section]
+        now = config.model_dump(mode="json")[section]
         if saved[section] != now:
             raise CheckpointError(
                 f"{path} was trained with {section} {saved[section]}, and this run has {now}: "
@@ -74,12 +79,8 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
             )
 
 
-def _equations(task: Any) -> tuple[str, ...]:
-    """Of a config as it stands in a checkpoint."""
-    return in_order([task] if isinstance(task, str) else [item["equation"] for item in task])
-
-
 def restore_rng(record: dict[str, Any]) -> None:
+    """Set torch's random state to what it was when the checkpoint was written."""
     torch.set_rng_state(record["rng"].cpu())
     if record["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in record["cuda_rng"]])

@@ -12,13 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ups.config import Model, RunConfig
+from ups.config import Model, ProblemConfig, RunConfig
 from ups.data.sources import Staged, open_file
-from ups.device import training_device
 from ups.latents.encode import PatchEncoder
+from ups.machine.devices import training_device
 from ups.models.conditioning import conditioning
 from ups.models.operator import LatentOperator
-from ups.telemetry.metrics_file import add_to_summary
+from ups.runs.metrics import add_to_summary
 from ups.training import checkpoint
 from ups.training.metrics import Metrics, nrmse_over_time
 from ups.training.step import rollout
@@ -26,6 +26,10 @@ from ups.training.step import rollout
 log = logging.getLogger(__name__)
 
 KINDS = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
+SUMMARY = (
+    "rollout nRMSE {rollout:.4f} (persistence {persistence_rollout:.4f}), "
+    "one step {one_step:.5f} (persistence {persistence_one_step:.5f})"
+)
 
 
 class Scores(Model):
@@ -35,8 +39,8 @@ class Scores(Model):
     first frame. Reconstruction is the encoder's own error, the floor of what the operator can do.
 
     Attributes:
-        step_dt, picture: None of several tasks together.
-        tasks: name → its own scores, where there are several; the figures here are their means.
+        step_dt, picture: None of several problems together.
+        problems: name → its own scores, where there are several; the figures here are their means.
     """
 
     num_trajectories: int
@@ -47,14 +51,16 @@ class Scores(Model):
     persistence_rollout: dict[str, float]
     reconstruction_nrmse: float
     picture: Path | None
-    tasks: dict[str, Scores] = Field(default_factory=dict)
+    problems: dict[str, Scores] = Field(default_factory=dict, alias="tasks")
 
     @property
     def pictures(self) -> dict[str, Path]:
-        """Title → prediction, one for each task."""
+        """Title → prediction, one for each problem."""
         if self.picture is not None:
             return {"prediction": self.picture}
-        return {f"prediction of {name}": s.picture for name, s in self.tasks.items() if s.picture}
+        return {
+            f"prediction of {name}": s.picture for name, s in self.problems.items() if s.picture
+        }
 
     def metrics(self, prefix: str = "test") -> dict[str, float]:
         """By names like val's: `test/nrmse_rollout`, `test/<task>/rmse_one_step`, …"""
@@ -64,14 +70,14 @@ class Scores(Model):
             for name, value in getattr(self, kind).items()
         }
         found[f"{prefix}/nrmse_reconstruction"] = self.reconstruction_nrmse
-        for name, scores in self.tasks.items():
+        for name, scores in self.problems.items():
             found |= scores.metrics(f"{prefix}/{name}")
         return found
 
     @classmethod
-    def together(cls, tasks: dict[str, Scores]) -> Scores:
-        """Of the whole run: a single task's own, or the means over several."""
-        each = list(tasks.values())
+    def together(cls, problems: dict[str, Scores]) -> Scores:
+        """Of the whole run: a single problem's own, or the means over several."""
+        each = list(problems.values())
         if len(each) == 1:
             return each[0]
         means = {
@@ -86,7 +92,7 @@ class Scores(Model):
             step_dt=None,
             reconstruction_nrmse=sum(s.reconstruction_nrmse for s in each) / len(each),
             picture=None,
-            tasks=tasks,
+            problems=problems,
             **means,
         )
 
@@ -98,60 +104,48 @@ def evaluate(
     encoders: Mapping[str, PatchEncoder],
     run_dir: Path,
 ) -> Scores:
-    """Roll the averaged model of a checkpoint out over the whole test split, task by task.
+    """Roll the averaged model of a checkpoint out over the whole test split, problem by problem.
 
-    Writes `scores.json` and a picture of each task (`prediction.png`; of several,
+    Writes `scores.json` and a picture of each problem (`prediction.png`; of several,
     `prediction-<task>.png`) into run_dir, and the scores into `metrics.jsonl`.
 
     Args:
-        test, encoders: task → the staged files of its test split, and the encoder of its latents.
+        test, encoders: problem → the staged files of its test split; the encoder of its latents.
     """
     device = training_device(config)
     record = checkpoint.load(checkpoint_path, device)
     model = LatentOperator(config).to(device)
     model.load_state_dict(record["ema"])
     model.eval()
-    of_tasks, by_task = {}, config.by_task()
-    for name, alone in by_task.items():
-        stem = "prediction" if len(by_task) == 1 else f"prediction-{name}"
-        of_tasks[name] = _score(
-            alone,
-            config.data.equations,
-            model,
-            test[name],
-            encoders[name].to(device),
-            run_dir / f"{stem}.png",
-        )
-    scores = Scores.together(of_tasks)
+    of_problems, by_problem = {}, config.by_problem()
+    for name, own_config in by_problem.items():
+        picture = run_dir / ("prediction.png" if len(by_problem) == 1 else f"prediction-{name}.png")
+        encoder, equations = encoders[name].to(device), config.data.equations
+        of_problems[name] = _score(own_config, equations, model, test[name], encoder, picture)
+    scores = Scores.together(of_problems)
     saved = scores.model_dump(mode="json", exclude_defaults=True)
     (run_dir / "scores.json").write_text(json.dumps(saved, indent=1))
     add_to_summary(run_dir, scores.metrics())
-    for name, of_task in of_tasks.items():
-        log.info(
-            "%s, %d trajectories: rollout nRMSE %.4f (persistence %.4f), "
-            "one step %.5f (persistence %.5f)",
-            "test" if len(of_tasks) == 1 else f"test of {name}",
-            of_task.num_trajectories,
-            of_task.rollout["nRMSE"],
-            of_task.persistence_rollout["nRMSE"],
-            of_task.one_step["nRMSE"],
-            of_task.persistence_one_step["nRMSE"],
-        )
+    for name, of_problem in of_problems.items():
+        what = "test" if len(of_problems) == 1 else f"test of {name}"
+        nrmse = {kind: getattr(of_problem, kind)["nRMSE"] for kind in KINDS}
+        num, said = of_problem.num_trajectories, SUMMARY.format(**nrmse)
+        log.info("%s, %d trajectories: %s", what, num, said)
     return scores
 
 
 @torch.no_grad()
 def _score(
-    config: RunConfig,
+    config: ProblemConfig,
     equations: Sequence[str],
     model: LatentOperator,
     test: Sequence[Staged],
     encoder: PatchEncoder,
     picture: Path,
 ) -> Scores:
-    """
+    """Scores on the test split of one problem, and its picture.
+
     Args:
-        config: of one task.
         equations: of the whole run, which the model is told apart by.
     """
     stride, device = config.training.time_stride, encoder.device
@@ -174,23 +168,17 @@ def _score(
                     totals[name].update(pred, target)
                 pred, target = predicted["rollout"]
                 errors.append(nrmse_over_time(pred, target).cpu())
-                if len(examples) < config.evaluation.num_examples:
-                    for b in range(min(len(u_BTX), config.evaluation.num_examples)):
-                        examples.append((target[b].cpu(), pred[b].cpu()))
+                wanted = config.evaluation.num_examples - len(examples)
+                examples += zip(target[:wanted].cpu(), pred[:wanted].cpu(), strict=True)
                 count += len(u_BTX)
     means = {name: metrics.result() for name, metrics in totals.items()}
     from ups.training.pictures import draw_prediction
 
-    draw_prediction(
-        picture, examples[: config.evaluation.num_examples], torch.cat(errors).numpy(), step_dt
-    )
+    draw_prediction(picture, examples, torch.cat(errors).numpy(), step_dt)
     return Scores(
         num_trajectories=count,
         step_dt=step_dt,
-        one_step=means["one_step"],
-        rollout=means["rollout"],
-        persistence_one_step=means["persistence_one_step"],
-        persistence_rollout=means["persistence_rollout"],
+        **{kind: means[kind] for kind in KINDS},
         reconstruction_nrmse=means["reconstruction"]["nRMSE"],
         picture=picture,
     )

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
 from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
-from ups.runs import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
-from ups.signals import DeferredSignals
-from ups.telemetry.metrics_file import by_task, write_epochs
+from ups.machine.processes import DeferredSignals
+from ups.progress import Progress
+from ups.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
+from ups.runs.metrics import by_problem, write_epochs
 from ups.training import checkpoint
 from ups.training.step import TrainStep, rollout
 
@@ -69,8 +69,7 @@ def train(
     resume: Path | None = None,
     stop: threading.Event | None = None,
     on_first_step: Callable[[float], None] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train, and leave `checkpoints/last.pt`, `checkpoints/best.pt` and `metrics.jsonl` in run_dir.
 
@@ -81,7 +80,6 @@ def train(
         step: a warmed-up step; a new one otherwise.
         resume: a checkpoint of another run to go on from.
         on_first_step: called with the Unix time at which the first step was done on the device.
-        on_epoch: called with the metrics of each epoch.
         progress: called now and then with steps taken and in all.
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -97,7 +95,7 @@ def train(
         position.best_epoch, position.best_val_nrmse = -1, math.inf
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
-    first_step_at = loop.run(on_first_step, on_epoch, progress)
+    first_step_at = loop.run(on_first_step or _ignore, progress or _ignore)
     seconds = time.monotonic() - started
     epoch_times = [row["training/epoch_time_sec"] for row in position.history]
     return TrainResult(
@@ -134,21 +132,15 @@ class _Loop:
         steps = self.steps_per_epoch * self.num_epochs
         self.total_steps = min(steps, config.stages.operator.max_steps or steps)
 
-    def run(
-        self,
-        on_first_step: Callable[[float], None] | None,
-        on_epoch: Callable[[dict[str, float]], None] | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> float | None:
+    def run(self, on_first_step: Callable[[float], None], progress: Progress) -> float | None:
         position, first_step_at, stopped = self.position, None, False
         data = self.latents.train
         with self._signals, self.step.on_stream():
             self.step.begin(data, self.total_steps, position.step)
             while not self._is_done():
                 started = time.monotonic()
-                self.step.begin_epoch(
-                    epoch_order(data, self.config, position.epoch), position.batch
-                )
+                order_N = epoch_order(data, self.config, position.epoch)
+                self.step.begin_epoch(order_N, position.batch)
                 while position.batch < self.steps_per_epoch and position.step < self.total_steps:
                     if stopped := self._is_stopped():
                         break
@@ -158,20 +150,13 @@ class _Loop:
                     if first_step_at is None:
                         self.step.synchronize()
                         first_step_at = time.time()
-                        if on_first_step is not None:
-                            on_first_step(first_step_at)
+                        on_first_step(first_step_at)
                     if position.step % self.config.training.log_every == 0:
                         self._check_loss()
-                        if progress is not None:
-                            progress(position.step, self.total_steps)
-                metrics = None if stopped else self._end_epoch(started)
-                if metrics is None:
-                    stopped = True
+                        progress(position.step, self.total_steps)
+                if stopped := stopped or not self._end_epoch(started):
                     break
-                if progress is not None:
-                    progress(position.step, self.total_steps)
-                if on_epoch is not None:
-                    on_epoch(metrics)
+                progress(position.step, self.total_steps)
             if stopped:
                 self.save(LAST)
                 log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
@@ -182,22 +167,23 @@ class _Loop:
     def _is_stopped(self) -> bool:
         return self.stop.is_set() or self._signals.pending is not None
 
-    def _end_epoch(self, started: float) -> dict[str, float] | None:
-        """Validate and save; None if training was stopped meanwhile."""
+    def _end_epoch(self, started: float) -> bool:
+        """Validate and save; whether that was done, not stopped meanwhile."""
         position = self.position
         train_loss = self._check_loss() / position.batch
         trained, trained_at = time.monotonic(), time.time()
         if self.first_epoch is None:
             self.first_epoch = (trained_at - (trained - started), trained_at)
-        of_tasks = validate(self.step, self.latents, self.config, self._is_stopped)
-        if of_tasks is None:
-            return None
-        val_nrmse = sum(of_tasks.values()) / len(of_tasks)
+        of_problems = validate(self.step, self.latents, self.config, self._is_stopped)
+        if of_problems is None:
+            return False
+        val_nrmse = sum(of_problems.values()) / len(of_problems)
         position.epoch += 1
         position.batch, position.train_loss = 0, 0.0
         # The first epoch counts even where its rollout diverges, so that there is a checkpoint.
-        best = position.best_val_nrmse
-        is_best = position.best_epoch < 0 or (math.isfinite(val_nrmse) and not val_nrmse >= best)
+        is_best = position.best_epoch < 0 or (
+            math.isfinite(val_nrmse) and not val_nrmse >= position.best_val_nrmse
+        )
         if is_best:
             position.best_epoch, position.best_val_nrmse = position.epoch, val_nrmse
         metrics = {
@@ -205,7 +191,7 @@ class _Loop:
             "step": position.step,
             "train/loss": train_loss,
             "val/nrmse_rollout": val_nrmse,
-            **by_task("val", "nrmse_rollout", of_tasks),
+            **by_problem("val", "nrmse_rollout", of_problems),
             "train/lr": self.step.schedule.lr.item(),
             "training/epoch_time_sec": trained - started,
             "val/time_sec": time.monotonic() - trained,
@@ -217,16 +203,10 @@ class _Loop:
             self.save(BEST)
         if position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done():
             self.save(LAST)
-        log.info(
-            "epoch %d/%d: train loss %.3e, val rollout nRMSE %.4f%s, %.2f s",
-            position.epoch,
-            self.num_epochs,
-            train_loss,
-            val_nrmse,
-            " (best)" if is_best else "",
-            trained - started,
-        )
-        return metrics
+        epoch, best = f"{position.epoch}/{self.num_epochs}", " (best)" if is_best else ""
+        losses = f"train loss {train_loss:.3e}, val rollout nRMSE {val_nrmse:.4f}{best}"
+        log.info("epoch %s: %s, %.2f s", epoch, losses, trained - started)
+        return True
 
     def _check_loss(self) -> float:
         """Bring the epoch's sum of losses to the host: the loop's only synchronisation."""
@@ -239,20 +219,21 @@ class _Loop:
             )
         return self.position.train_loss
 
-    def _out_of_patience(self) -> bool:
-        patience = self.config.stages.operator.patience
-        waited = self.position.epoch - max(0, self.position.best_epoch)
-        return patience is not None and waited >= patience
-
     def _is_done(self) -> bool:
-        position = self.position
+        position, patience = self.position, self.config.stages.operator.patience
         all_taken = position.step >= self.total_steps and position.batch == 0
-        return all_taken or position.epoch >= self.num_epochs or self._out_of_patience()
+        waited = position.epoch - max(0, position.best_epoch)
+        out_of_patience = patience is not None and waited >= patience
+        return all_taken or position.epoch >= self.num_epochs or out_of_patience
 
     def save(self, name: str) -> None:
         self._check_loss()
         state = {**self.step.state_dict(), "position": asdict(self.position)}
         checkpoint.save(self.run_dir / CHECKPOINTS / name, self.config, state)
+
+
+def _ignore(*_: object) -> None:
+    """Takes the reports that nobody asked for."""
 
 
 def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
@@ -269,12 +250,12 @@ def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
 def validate(
     step: TrainStep, latents: Latents, config: RunConfig, is_stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Task → nRMSE of full rollouts of the averaged model over its part of val.
+    """Problem → nRMSE of full rollouts of the averaged model over its part of val.
 
     In normalised latents; None if it was stopped between two batches.
     """
     data, totals = latents.val, {}
-    for task, places in latents.val_ranges.items():
+    for problem, places in latents.val_ranges.items():
         total = torch.zeros((), device=step.device)
         every_N = torch.arange(places.start, places.stop, device=data.index_device)
         for index_B in every_N.split(config.evaluation.batch_size):
@@ -286,7 +267,7 @@ def validate(
                 predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
             error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
             total += (error / z_BTKD[:, 1:].flatten(2).norm(dim=-1)).mean(1).sum()
-        totals[task] = total.item() / len(places)
+        totals[problem] = total.item() / len(places)
     return totals
 
 
@@ -295,7 +276,6 @@ def _restore(path: Path, config: RunConfig, step: TrainStep) -> Position:
     checkpoint.check_fits(path, record, config)
     step.load_state_dict(record)
     checkpoint.restore_rng(record)
-    saved: dict[str, Any] = record["position"]
-    position = Position(**saved)
+    position = Position(**record["position"])
     log.info("resuming from %s at epoch %d, step %d", path, position.epoch + 1, position.step)
     return position

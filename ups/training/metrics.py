@@ -32,7 +32,8 @@ class Metrics:
         self._max_T = torch.zeros(())
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """
+        """Add the errors of a batch.
+
         Args:
             pred, target: (B, T, X), field units (de-normalised).
         Raises:

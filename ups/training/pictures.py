@@ -29,15 +29,9 @@ def draw_prediction(
     figure = Figure(figsize=(9, 1.7 * rows + 2.5), layout="constrained")
     grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.0] * rows + [1.15])
     for row, (target, prediction) in enumerate(examples):
-        limit = float(target.abs().max())
-        error = prediction - target
-        worst = float(error.abs().max())
-        panels = (
-            ("truth", target, limit),
-            ("prediction", prediction, limit),
-            ("error", error, worst),
-        )
-        for column, (name, field, scale) in enumerate(panels):
+        fields = {"truth": target, "prediction": prediction, "error": prediction - target}
+        for column, (name, field) in enumerate(fields.items()):
+            scale = float((field if name == "error" else target).abs().max())
             axes = figure.add_subplot(grid[row, column])
             image = axes.imshow(
                 field.T.numpy(),

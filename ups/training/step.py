@@ -1,4 +1,4 @@
-"""Model, optimizer and moving average, and the one optimizer step that training repeats."""
+"""The one optimizer step that training repeats, and the batches that it takes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from ups.config import RunConfig
-from ups.device import check_compile, training_device
 from ups.latents.datasets import LatentDataset
+from ups.machine.devices import check_compile, training_device
 from ups.models.conditioning import num_conditions
 from ups.models.operator import LatentOperator
-from ups.training.feed import Feed
-from ups.training.optimizer import AdamW
-from ups.training.schedule import Schedule
+from ups.training.optimizer import AdamW, Schedule
 
 WARM_UP_FRAMES = 201
 EPS = 1e-8
@@ -54,9 +52,8 @@ class TrainStep:
         self._feed: Feed | None = None
         self._graphs: dict[int, _Graph] = {}
         self._stream = torch.cuda.Stream() if config.training.compile == "graph" else None
-        precision = config.training.precision
-        on_gpu = self.device == "cuda"
-        self.bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
+        bf16 = ("bf16", "auto") if self.device == "cuda" else ("bf16",)
+        self.bf16 = config.training.precision in bf16
 
     def begin(self, data: LatentDataset, total_steps: int, taken: int = 0) -> None:
         """Train on `data`, by the schedule of `total_steps` of which some were taken before."""
@@ -110,8 +107,7 @@ class TrainStep:
         with self.on_stream():
             noise = torch.randn(shape, device=self.device).to(dtype)
             num_features = num_conditions(self.config.data.equations)
-            condition_BC = torch.zeros(len(noise), num_features, device=self.device)
-            self.whole(noise, condition_BC)
+            self.whole(noise, torch.zeros(len(noise), num_features, device=self.device))
             self.load_state_dict(before)
             self.loss_sum.zero_()
         self.synchronize()
@@ -130,6 +126,7 @@ class TrainStep:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -168,7 +165,8 @@ class TrainStep:
         for j in range(1, horizon + 1):
             z = self.operator(z, condition)
             target = z_BTKD[:, j : j + starts].flatten(0, 1).float()
-            loss = loss + relative_error(z, target).mean()
+            error_B = (z - target).square().sum((1, 2)) / (target.square().sum((1, 2)) + EPS)
+            loss = loss + error_B.mean()
         return loss / horizon
 
     def _update(self) -> None:
@@ -180,6 +178,33 @@ class TrainStep:
             drift = torch._foreach_sub(live, self._averages)
             torch._foreach_mul_(drift, self.schedule.ema_weight)
             torch._foreach_add_(self._averages, list(drift))
+
+
+class Feed:
+    """Draws batches in the order of an epoch, by an index that lies beside the latents.
+
+    Where the latents are on the training device, drawing a batch is work of the device alone, and
+    a captured CUDA graph can hold it.
+    """
+
+    def __init__(self, data: LatentDataset, device: str) -> None:
+        self.data, self._device = data, device
+        self.is_resident = data.index_device == device
+        self._order_N = torch.arange(len(data), device=data.index_device)
+        self._next = torch.zeros((), dtype=torch.int64, device=data.index_device)
+
+    def begin_epoch(self, order_N: Tensor, first_row: int) -> None:
+        """Draw in this order, from place `first_row` of it."""
+        self._order_N.copy_(order_N)
+        self._next.fill_(first_row)
+
+    def draw(self, num: int) -> tuple[Tensor, Tensor]:
+        """The next `num` trajectories: (B, T', K, D) as stored, and their conditioning (B, C)."""
+        places = self._next + torch.arange(num, device=self._next.device)
+        index_B = self._order_N.index_select(0, places)
+        self._next += num
+        condition_BC = self.data.condition_NC.index_select(0, index_B)
+        return self.data.batch(index_B), condition_BC.to(self._device, non_blocking=True)
 
 
 class _Graph:
@@ -205,11 +230,8 @@ class _Graph:
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             # thread_local: other threads may use the device meanwhile
-            with torch.cuda.graph(
-                self._graph,
-                stream=torch.cuda.current_stream(),
-                capture_error_mode="thread_local",
-            ):
+            stream = torch.cuda.current_stream()
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._whole()
         self._graph.replay()
 
@@ -223,12 +245,6 @@ class _Graph:
             return
         for buffer, tensor in zip(self._buffers, batch, strict=True):
             buffer.copy_(tensor)
-
-
-def relative_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B, K, D) twice → (B,): squared error over the target's square."""
-    error = (prediction - target).square().sum((1, 2))
-    return error / (target.square().sum((1, 2)) + EPS)
 
 
 def rollout(operator: Any, z0_BKD: Tensor, condition_BC: Tensor, num_steps: int) -> Tensor:

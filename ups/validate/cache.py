@@ -3,76 +3,113 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ups.config import Parsed, RunConfig
+from ups.config import Problem, RunConfig
 from ups.errors import CacheError
 from ups.latents import store
 from ups.latents.entries import Entry, entries
-from ups.latents.key import explain_difference, hash_fields
+from ups.latents.key import ENCODED_SPLITS, explain_difference, hash_fields, key_fields
 from ups.units import format_age, format_size
-from ups.validate.check import Check, Checks, with_defaults
-from ups.validate.entry import Found, cache_key_fields
-from ups.validate.sources import Sources, latent_bytes
+from ups.validate.check import Check, Checks
+from ups.validate.sources import Sources, latent_bytes, select
+
+Found = Mapping[str, bool | None]
+"""Problem → whether its latents are in the cache; None: not known, or none are needed."""
 
 
-def validate_cache(parsed: Parsed, sources: Sources) -> tuple[list[Check], Found]:
+def to_build(found: Found) -> list[str]:
+    """The problems whose latents a run is going to encode, as far as that is known."""
+    return [name for name, is_cached in found.items() if is_cached is False]
+
+
+def finds_entries(config: RunConfig, sources: Sources) -> dict[str, bool | None]:
+    """Which latents a run finds in the cache, by a look at the pointers alone."""
+    directory, names = config.training.latent_cache_dir, [p.name for p in config.data.problems]
+    if config.features.preload == "off":
+        return dict.fromkeys(names)
+    if not config.features.reuse_cache or not any(directory.glob(f"*/{store.POINTER_NAME}")):
+        return dict.fromkeys(names, False)
+    found: dict[str, bool | None] = {}
+    for problem in config.data.problems:
+        fields, why_not = _key_fields(config, sources, problem)
+        entry_dir = store.entry_dir(directory, hash_fields(fields))
+        found[problem.name] = None if why_not else bool(store.current_generation(entry_dir))
+    return found
+
+
+def validate_cache(config: RunConfig, sources: Sources) -> tuple[list[Check], Found]:
+    """Look for the entry of each problem, and at what else is in the cache.
+
+    Returns: the checks, and for each problem whether a run finds its latents in the cache.
     """
-    Returns: the checks, and for each task whether a run finds its latents there.
-    """
-    config, checks = parsed.config, Checks("cache")
-    directory, tasks = config.training.latent_cache_dir, config.data.tasks
+    checks = Checks("cache")
+    directory, problems = config.training.latent_cache_dir, config.data.problems
     if config.features.preload == "off":
         checks.skip("entry", "features.preload is off, each batch is encoded on demand")
-        return checks, {task.name: None for task in tasks}
+        return checks, {problem.name: None for problem in problems}
     if config.features.is_legacy:
         checks.skip("entry", "legacy mode wipes its cache and builds it anew")
-        return checks, {task.name: False for task in tasks}
-    note = with_defaults(parsed, ["training.latent_cache_dir"])
+        return checks, {problem.name: False for problem in problems}
     found = entries(directory)
     if not found:
-        checks.ok("entry", f"no cache in {directory}: the first run builds it{note}")
-    is_there: dict[str, bool | None] = {}
+        checks.ok("entry", f"no cache in {directory}: the first run builds it")
+    is_cached: dict[str, bool | None] = {}
     hashes: list[str | None] = []
-    for task in tasks:
-        name = config.data.label(task, "entry")
-        fields, why_not = cache_key_fields(parsed, sources, task)
-        config_hash = hash_fields(fields) if fields and not why_not else None
-        hashes.append(config_hash)
-        is_there[task.name] = None if found else False
-        if found and config_hash is not None and fields is not None:
-            wanted = _Wanted(name, config_hash, fields)
-            is_there[task.name] = _check_entry(config, wanted, found, checks)
+    for problem in problems:
+        name = config.data.label(problem, "entry")
+        fields, why_not = _key_fields(config, sources, problem)
+        hashes.append(None if why_not else hash_fields(fields))
+        is_cached[problem.name] = None if found else False
+        if found and why_not:
+            checks.skip(name, f"{why_not}{_with_same_settings(directory, fields)}")
         elif found:
-            near = "" if fields is None else _with_same_settings(directory, fields)
-            checks.skip(name, f"{why_not}{near}{note}")
+            is_cached[problem.name] = _check_entry(config, name, fields, found, checks)
     others = [e for e in found if e.config_hash not in hashes]
     _check_others(others, checks, may_be_ours=None in hashes)
-    _check_budget(parsed, sources, checks)
-    return checks, is_there
+    _check_budget(config, sources, checks)
+    return checks, is_cached
 
 
-class _Wanted(NamedTuple):
-    """The entry of a task: the name of its check, its key, and what that is made of."""
-
-    name: str
-    config_hash: str
-    fields: dict[str, Any]
+class _Identity(NamedTuple):
+    sha256: str
+    rows: tuple[int, int] | None
 
 
-def _check_entry(config: RunConfig, wanted: _Wanted, found: list[Entry], checks: Checks) -> bool:
-    cache_dir = config.training.latent_cache_dir
-    name, config_hash, _ = wanted
+def _key_fields(
+    config: RunConfig, sources: Sources, problem: Problem
+) -> tuple[dict[str, Any], str]:
+    """The fields of a problem's cache key, and why those of its sources are not known, if so."""
+    encoded = {split: select(sources, [split], [problem.name]) for split in ENCODED_SPLITS}
+    missing = [split for split, known in encoded.items() if not known]
+    unknown = [k.wanted.uri for known in encoded.values() for k in known if k.sha256 is None]
+    why_not = ""
+    if missing:
+        why_not = f"the key depends on the data of {', '.join(missing)}, which are not known"
+    elif unknown:
+        why_not = f"the key depends on the SHA-256 of {', '.join(dict.fromkeys(unknown))}"
+    identities: dict[str, list[_Identity]] = {
+        split: [_Identity(k.sha256 or "", k.wanted.rows) for k in known]
+        for split, known in encoded.items()
+    }
+    return key_fields(config.of_problem(problem), identities), why_not
+
+
+def _check_entry(
+    config: RunConfig, name: str, fields: dict[str, Any], found: list[Entry], checks: Checks
+) -> bool:
+    """Look at the entry with this key; returns whether a run reads it."""
+    cache_dir, config_hash = config.training.latent_cache_dir, hash_fields(fields)
     ours = [entry for entry in found if entry.config_hash == config_hash]
     current = next((entry for entry in ours if entry.current), None)
     if current is None:
-        partial = [entry for entry in ours if entry.state == "partial"]
-        if partial:
+        if partial := [entry for entry in ours if entry.state == "partial"]:
             text = f"{config_hash}: partial build, {partial[0].summary}; a run goes on from there"
             checks.ok(name, text, config_hash=config_hash)
         else:
-            _explain_mismatch(cache_dir, wanted, checks)
+            _explain_mismatch(cache_dir, name, fields, checks)
         return False
     try:
         manifest = store.open_current(cache_dir, config_hash)
@@ -87,14 +124,13 @@ def _check_entry(config: RunConfig, wanted: _Wanted, found: list[Entry], checks:
     )
     if config.features.reuse_cache:
         checks.ok(name, text, **figures)
-        return True
-    checks.warn(name, f"{text}; features.reuse_cache is off: it is built again", **figures)
-    return False
+    else:
+        checks.warn(name, f"{text}; features.reuse_cache is off: it is built again", **figures)
+    return config.features.reuse_cache
 
 
-def _explain_mismatch(cache_dir: Path, wanted: _Wanted, checks: Checks) -> None:
-    """Compare with the entries of the same task: which one is nearest, and in what it differs."""
-    name, config_hash, fields = wanted
+def _explain_mismatch(cache_dir: Path, name: str, fields: dict[str, Any], checks: Checks) -> None:
+    """Compare with the entries of the same problem: the nearest, and in what it differs."""
     differences = {
         manifest.config_hash: explain_difference(fields, manifest.key_fields)
         for manifest in store.list_entries(cache_dir)
@@ -103,7 +139,7 @@ def _explain_mismatch(cache_dir: Path, wanted: _Wanted, checks: Checks) -> None:
     if not differences:
         checks.ok(name, f"none of {fields['task']} in {cache_dir}: the first run builds it")
         return
-    nearest = min(differences, key=lambda key: len(differences[key]))
+    nearest, config_hash = min(differences, key=lambda h: len(differences[h])), hash_fields(fields)
     text = f"no entry {config_hash}, it is built; nearest is {nearest}: "
     text += ", ".join(differences[nearest])
     checks.warn(name, text, config_hash=config_hash, nearest=nearest, differs=differences[nearest])
@@ -111,9 +147,7 @@ def _explain_mismatch(cache_dir: Path, wanted: _Wanted, checks: Checks) -> None:
 
 def _check_others(others: list[Entry], checks: Checks, *, may_be_ours: bool) -> None:
     """Entries that a pointer names and nobody can read: a fault where one may be the config's."""
-    for entry in others:
-        if not entry.current or entry.state != "damaged":
-            continue
+    for entry in (e for e in others if e.current and e.state == "damaged"):
         try:
             store.open_current(entry.directory.parent.parent, entry.config_hash)
         except CacheError as error:
@@ -139,12 +173,10 @@ def _with_same_settings(directory: Path, fields: dict[str, Any]) -> str:
     return f"; {', '.join(same)} has these settings" if same else "; no entry has these settings"
 
 
-def _check_budget(parsed: Parsed, sources: Sources, checks: Checks) -> None:
-    config = parsed.config
+def _check_budget(config: RunConfig, sources: Sources, checks: Checks) -> None:
     max_gb, needed = config.training.latent_cache_max_gb, latent_bytes(config, sources)
     if max_gb is None or needed is None:
         return
-    note = with_defaults(parsed, ["latent", "training.latent_cache_dtype"])
-    text = f"{format_size(needed)} of latents, training.latent_cache_max_gb is {max_gb:g}{note}"
+    text = f"{format_size(needed)} of latents, training.latent_cache_max_gb is {max_gb:g}"
     add = checks.warn if needed > max_gb * 1e9 else checks.ok
     add("budget", text, num_bytes=needed, max_bytes=int(max_gb * 1e9))

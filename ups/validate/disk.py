@@ -7,13 +7,11 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ups.config import Parsed
+from ups.config import RunConfig
 from ups.files import DISK_MARGIN_BYTES
 from ups.units import format_size
-from ups.validate.check import Check, Checks, with_defaults
+from ups.validate.check import Check, Checks
 from ups.validate.sources import Sources, disk_bytes, latent_bytes
-
-LATENT_KEYS = ("latent", "training.latent_cache_dtype")
 
 
 def free_bytes(directory: Path) -> int:
@@ -22,7 +20,7 @@ def free_bytes(directory: Path) -> int:
 
 
 def validate_disk(
-    parsed: Parsed,
+    config: RunConfig,
     sources: Sources,
     *,
     to_build: Collection[str],
@@ -31,59 +29,53 @@ def validate_disk(
     """What downloads and cache need, against what is free where they go.
 
     Args:
-        to_build: the tasks whose latents a run is going to encode, as far as that is known.
+        to_build: the problems whose latents a run is going to encode, as far as that is known.
         free: as `free_bytes`.
     """
-    config, checks = parsed.config, Checks("disk")
-    are_local = all(task.sources is None for task in config.data.tasks)
-    download = 0 if are_local else disk_bytes(sources)
+    checks = Checks("disk")
+    download = 0 if config.data.is_local else disk_bytes(sources)
     cache = latent_bytes(config, sources, to_build) if to_build else 0
-    wanted = {
-        "download": (config.data_root, download),
-        "cache": (config.training.latent_cache_dir, cache),
-    }
-    for directory, num_bytes in wanted.values():
+    file_systems: dict[int, tuple[Path, dict[str, int | None]]] = {}
+    for what, directory, num_bytes in (
+        ("download", config.data_root, download),
+        ("cache", config.training.latent_cache_dir, cache),
+    ):
         _check_folder(directory, checks, is_written=num_bytes != 0)
+        device = _existing(directory).stat().st_dev
+        _, needed = file_systems.setdefault(device, (directory, {}))
+        if num_bytes != 0:
+            needed[what] = num_bytes
     _check_folder(config.runs_dir, checks, is_written=True)
-    file_systems: dict[int, list[str]] = {}
-    for what in ("download", "cache"):
-        device = _existing(wanted[what][0]).stat().st_dev
-        file_systems.setdefault(device, []).append(what)
-    note = with_defaults(parsed, LATENT_KEYS) if cache else ""
-    for what_goes_there in file_systems.values():
-        parts = {what: wanted[what][1] for what in what_goes_there if wanted[what][1] != 0}
-        directory = wanted[what_goes_there[0]][0]
-        _check_room(directory, parts, free(_existing(directory)), note, checks)
+    for directory, needed in file_systems.values():
+        _check_room(directory, needed, free(_existing(directory)), checks)
     return checks
 
 
-def _check_room(
-    directory: Path, parts: dict[str, int | None], free: int, note: str, checks: Checks
-) -> None:
-    needed = sum(num_bytes or 0 for num_bytes in parts.values())
+def _check_room(directory: Path, sizes: dict[str, int | None], free: int, checks: Checks) -> None:
+    """Compare the sizes of what goes to one file system with what is free there."""
+    needed = sum(num_bytes or 0 for num_bytes in sizes.values())
     listed = ", ".join(
         f"{what} {'of unknown size' if size is None else format_size(size)}"
-        for what, size in parts.items()
+        for what, size in sizes.items()
     )
-    name = " and ".join(parts)
+    name = " and ".join(sizes)
     figures = {"needed_bytes": needed, "free_bytes": free}
-    if not parts:
+    room = f"{format_size(free)} free at {directory}"
+    if not sizes:
         add = checks.warn if free < DISK_MARGIN_BYTES else checks.ok
-        text = f"nothing to download or to build; {format_size(free)} free at {directory}"
-        add("room", text, **figures)
+        add("room", f"nothing to download or to build; {room}", **figures)
     elif needed + DISK_MARGIN_BYTES > free:
         checks.fault(
             name,
             f"{listed}: need {format_size(needed)} and {format_size(DISK_MARGIN_BYTES)} that must "
-            f"stay free, found {format_size(free)} free at {directory}; make room, or set "
-            f"data.root and training.latent_cache_dir to a larger disk{note}",
+            f"stay free, found {room}; make room, or set "
+            "data.root and training.latent_cache_dir to a larger disk",
             **figures,
         )
-    elif None in parts.values():
-        reason = f"{listed}; {format_size(free)} free at {directory}"
-        checks.skip(name, f"{reason}{note}", **figures)
+    elif None in sizes.values():
+        checks.skip(name, f"{listed}; {room}", **figures)
     else:
-        checks.ok(name, f"{listed}; {format_size(free)} free at {directory}{note}", **figures)
+        checks.ok(name, f"{listed}; {room}", **figures)
 
 
 def _check_folder(directory: Path, checks: Checks, *, is_written: bool) -> None:

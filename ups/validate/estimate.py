@@ -6,55 +6,53 @@ import statistics
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ups.config import SPLITS, Parsed, RunConfig, load_config
+from ups import PROJECT_DIR
+from ups.config import RunConfig, load_config
 from ups.errors import HistoryError, UpsError
-from ups.startup.benchmark import FOLDER, HISTORY
-from ups.startup.history import History
-from ups.startup.records import BenchmarkRecord
-from ups.startup.scenarios import BY_NAME, overrides_of
-from ups.telemetry import machine
-from ups.telemetry.phases import STARTUP_PHASES
+from ups.latents.key import ENCODED_SPLITS
+from ups.machine import host
+from ups.runs.breakdown import STARTUP_PHASES
+from ups.startup.judge.history import History
+from ups.startup.measure.records import FOLDER, BenchmarkRecord
+from ups.startup.measure.scenarios import BY_NAME, overrides_of
 from ups.units import format_size
-from ups.validate.check import Check, Checks, with_defaults
-from ups.validate.entry import Found
+from ups.validate.cache import Found
+from ups.validate.check import Check, Checks
 from ups.validate.sources import (
     Sources,
-    encoded_trajectories,
+    count_trajectories,
     fetch_bytes,
     latent_bytes,
     planned,
+    select,
+    total_of,
 )
 
-LEGACY, COLD, WARM, CHANGED = "legacy", "cold", "warm", "changed-config"
-NO_CACHE = "no-cache"
-KEYS = ("data", "latent", "training.latent_cache_dtype", "startup", "features")
-DATA_KEYS = ("data",)
+COLD, WARM = "cold", "warm"
 NO_BENCHMARK = "no benchmark of this machine yet: run `make benchmark`"
 # One after the other; the warm-up runs beside all three that end with the load.
 IN_ORDER = ("download", "cache", "load")
 
 
 def validate_estimate(
-    parsed: Parsed, sources: Sources, *, entries: Found, folder: Path | None = None
+    config: RunConfig, sources: Sources, *, entries: Found, folder: Path | None = None
 ) -> list[Check]:
-    """
+    """Scale the phases of an earlier benchmark to the bytes of this run.
+
     Args:
-        entries: for each task, whether its latents are in the cache; those of which that is not
+        entries: for each problem, whether its latents are in the cache; those of which that is not
             known are built.
         folder: of the benchmarks; default: the project's.
     """
-    config, checks = parsed.config, Checks("estimate")
-    are_local = all(task.sources is None for task in config.data.tasks)
-    to_fetch = 0 if are_local else fetch_bytes(sources)
-    note = with_defaults(parsed, KEYS)
+    checks = Checks("estimate")
+    to_fetch = 0 if config.data.is_local else fetch_bytes(sources)
     if to_fetch is None:
         checks.skip("to fetch", "the size of what is to be fetched is not known")
     else:
         text = f"{format_size(to_fetch)} to fetch" if to_fetch else "nothing to fetch"
-        text += with_defaults(parsed, DATA_KEYS)
         checks.ok("to fetch", text, num_bytes=to_fetch)
-    folder = machine.PROJECT_DIR / FOLDER if folder is None else folder
-    built = [task.name for task in config.data.tasks if not entries.get(task.name)]
+    folder = PROJECT_DIR / FOLDER if folder is None else folder
+    built = [problem.name for problem in config.data.problems if not entries.get(problem.name)]
     scenario = _scenario(config, to_fetch, built)
     try:
         benchmark = _latest(folder, scenario)
@@ -70,15 +68,15 @@ def validate_estimate(
         phase: _scaled(taken, fixed.get(phase, 0.0) if phase != "load" else 0.0, ratios.get(phase))
         for phase, taken in seconds.items()
     }
-    ttfs_s = _time_to_first_step(estimated)
-    cost = ttfs_s / 3600 * config.startup.price_per_hour
+    ttfs_s, price = _time_to_first_step(estimated), config.startup.price_per_hour
+    cost = ttfs_s / 3600 * price
     listed = ", ".join(f"{phase} {taken:.2f}" for phase, taken in estimated.items())
     scaled = ", ".join(
         f"{phase} for × {ratio:.2g}"
         for phase, ratio in ratios.items()
         if estimated.get(phase) != seconds.get(phase)
     )
-    checks.ok("seconds", f"{listed}{f' ({scaled})' if scaled else ''}{note}", **estimated)
+    checks.ok("seconds", f"{listed}{f' ({scaled})' if scaled else ''}", **estimated)
     num_runs = sum(run.scenario == scenario for run in benchmark.runs)
     checks.ok(
         "startup",
@@ -88,7 +86,6 @@ def validate_estimate(
         scenario=scenario,
         benchmark=benchmark.id,
     )
-    price = config.startup.price_per_hour
     checks.ok("cost", f"${cost:.4f} for the startup, at ${price:g} an hour", cost_usd=cost)
     return checks
 
@@ -96,27 +93,26 @@ def validate_estimate(
 def _scenario(config: RunConfig, to_fetch: int | None, built: Collection[str]) -> str:
     """The scenario of the benchmark that is like the next run."""
     if config.features.is_legacy:
-        return LEGACY
+        return "legacy"
     if config.features.preload == "off":
-        return NO_CACHE
+        return "no-cache"
     if to_fetch != 0:
         return COLD
-    return CHANGED if built else WARM
+    return "changed-config" if built else WARM
 
 
 def _latest(folder: Path, scenario: str) -> BenchmarkRecord:
-    """
+    """The newest benchmark of this machine that made runs of a scenario.
+
     Raises:
-        HistoryError: there is no benchmark of this machine with such runs.
+        HistoryError: there is none, or none with such runs.
     """
-    path = folder / HISTORY
-    if not path.is_file():  # opening a history makes one
-        raise HistoryError(NO_BENCHMARK)
-    machine_id = machine.identity(folder)
-    own = [b for b in History(path).benchmarks() if b.machine_id == machine_id and b.runs]
+    history = History(folder).benchmarks()
+    machine_id = host.identity(folder) if history else None
+    own = [b for b in history if b.machine_id == machine_id and b.runs]
     if not own:
         raise HistoryError(NO_BENCHMARK)
-    alike = [b for b in own if any(run.scenario == scenario for run in b.runs)]
+    alike = [b for b in own if scenario in b.scenarios]
     if not alike:
         raise HistoryError(f"no benchmark of this machine has `{scenario}` runs: `make benchmark`")
     return alike[0]
@@ -147,7 +143,7 @@ def _ratios(
         BY_NAME[COLD], folder, settings["num_trajectories"], settings["config"]
     )
     theirs = load_config(settings["config"], overrides)
-    of_theirs = {split: planned(theirs, split) for split in SPLITS}
+    of_theirs = planned(theirs)
     pairs = {
         "download": (to_fetch, fetch_bytes(of_theirs)),
         "cache": (_values(config, sources, built), _values(theirs, of_theirs)),
@@ -164,23 +160,20 @@ def _ratios(
 
 
 def _values(
-    config: RunConfig, sources: Sources, tasks: Collection[str] | None = None
+    config: RunConfig, sources: Sources, problems: Collection[str] | None = None
 ) -> int | None:
-    """Field values that are read to encode these tasks; of none of them those of all."""
-    wanted = set(tasks or (task.name for task in config.data.tasks))
-    own = {s: [k for k in of if k.wanted.task in wanted] for s, of in sources.items()}
-    count = encoded_trajectories(config, own)
+    """Field values that are read to encode these problems; of none of them those of all."""
+    own = select(sources, ENCODED_SPLITS, problems or None)
+    count = total_of(count_trajectories(config, known) for known in own)
     if count is None:
         return None
-    return count * max(k.num_frames for k in own["train"]) * config.data.grid_points
+    return count * max(known.num_frames for known in own) * config.data.grid_points
 
 
 def _scaled(seconds: float, fixed_s: float, ratio: float | None) -> float:
     """`fixed_s` of it is what the phase takes when there is nothing to do."""
-    if ratio is None:
-        return seconds
     fixed_s = min(fixed_s, seconds)
-    return fixed_s + (seconds - fixed_s) * ratio
+    return seconds if ratio is None else fixed_s + (seconds - fixed_s) * ratio
 
 
 def _time_to_first_step(seconds: Mapping[str, float]) -> float:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ups.config import Parsed
+from ups.config import RunConfig
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.tiers import choose_tier, free_gpu_mb, resident_mb
-from ups.telemetry.memory import available_ram_mb, cgroup_headroom_bytes, check_sufficient_ram
+from ups.machine.memory import available_ram_mb, cgroup_headroom_bytes, check_sufficient_ram
 from ups.units import format_size
-from ups.validate.check import Check, Checks, with_defaults
-from ups.validate.sources import NUM_FRAMES, Sources, latent_bytes
+from ups.validate.check import Check, Checks
+from ups.validate.sources import NUM_FRAMES, Sources, latent_bytes, select
 
-LATENT_KEYS = ("latent", "training.latent_cache_dtype", "training.time_stride", "features.preload")
-MODEL_KEYS = ("operator", "latent", "training.batch_size", "training.rollout_horizon")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ups.models.operator import LatentOperator
+
 PLACES = {"gpu": "GPU memory", "ram": "RAM", "disk": "the disk, read batch by batch"}
+STATE_COPIES = 5  # weights, gradients, two moments, moving average; all float32
+STATE_ITEM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,8 @@ class Memory:
 
     @classmethod
     def of_this_machine(cls, *, ask_gpu: bool) -> Memory:
-        """
+        """What is free now.
+
         Args:
             ask_gpu: creates a CUDA context.
         """
@@ -44,10 +51,10 @@ class Memory:
 
 
 def validate_ram_for_cache(
-    parsed: Parsed, sources: Sources, device: str, memory: Memory
+    config: RunConfig, sources: Sources, device: str, memory: Memory
 ) -> list[Check]:
-    """Where `load-latents` is going to put the latents, by the rule that it follows itself."""
-    config, checks = parsed.config, Checks("memory")
+    """What is free; last, where `load-latents` puts the latents, by the rule that it follows."""
+    checks = Checks("memory")
     limit = " (the container's limit)" if memory.is_limited else ""
     checks.ok("RAM", f"{_mb(memory.ram_mb)} free{limit}", free_bytes=round(memory.ram_mb * 1e6))
     if memory.gpu_mb is not None:
@@ -67,44 +74,35 @@ def validate_ram_for_cache(
         of_all = f", frames 0, {stride}, … of {format_size(num_bytes)}" if stride > 1 else ""
         text = f"{_mb(needed_mb)}{of_all}, go to {PLACES[tier.name]}"
         text += "".join(f"; {reason}" for reason in tier.stepped_down)
-        text += with_defaults(parsed, LATENT_KEYS)
         add = checks.warn if tier.stepped_down else checks.ok
         add("latents", text, tier=tier.name, num_bytes=round(needed_mb * 1e6))
     return checks
 
 
 def validate_training_memory(
-    parsed: Parsed, sources: Sources, device: str, memory: Memory
+    config: RunConfig, sources: Sources, device: str, memory: Memory
 ) -> list[Check]:
     """Weights, gradients, moments, average and activations of a batch, beside the latents."""
-    config, checks = parsed.config, Checks("memory")
-    if any("operator." in rule for rule in parsed.disagreements):
-        checks.skip("training", "no operator can be built of fields that do not agree")
-        return checks
-    from ups.validate.footprint import footprint
-
-    encoded = [known for split in ENCODED_SPLITS for known in sources.get(split, ())]
+    checks = Checks("memory")
+    encoded = select(sources, ENCODED_SPLITS)
     num_frames = encoded[0].num_frames if encoded else NUM_FRAMES
     needed = footprint(config, num_frames, device)
-    on_gpu = device == "cuda" and memory.gpu_mb is not None
-    free_mb = memory.gpu_mb if on_gpu and memory.gpu_mb is not None else memory.ram_mb
-    place = "GPU" if on_gpu else "RAM"
+    place, free_mb = "RAM", memory.ram_mb
+    if device == "cuda" and memory.gpu_mb is not None:
+        place, free_mb = "GPU", memory.gpu_mb
     text = (
         f"{needed.num_parameters:,} parameters, {format_size(needed.state_bytes)} with gradients, "
         f"moments and average; at least {format_size(needed.activation_bytes)} of activations"
     )
-    latents_mb, beside = 0.0, ""
-    num_bytes = latent_bytes(config, sources)
-    if num_bytes is not None and config.features.preload not in ("off", "disk"):
-        tier = choose_tier(config, num_bytes, device, gpu_mb=memory.gpu_mb, ram_mb=memory.ram_mb)
-        if tier.name == ("gpu" if on_gpu else "ram"):
-            latents_mb = resident_mb(config, num_bytes)
-            beside = f" beside {_mb(latents_mb)} of latents"
-    note = with_defaults(parsed, (*MODEL_KEYS, *LATENT_KEYS))
-    if device == "cpu" and config.training.device == "cuda":
-        note += " (for the CPU, as there is no GPU)"
+    needed_bytes, beside = needed.num_bytes, ""
+    latents = validate_ram_for_cache(config, sources, device, memory)[-1].figures
+    if latents.get("tier") == place.lower():
+        needed_bytes += latents["num_bytes"]
+        beside = f" beside {format_size(latents['num_bytes'])} of latents"
+    instead = device == "cpu" and config.training.device == "cuda"
+    note = " (for the CPU, as there is no GPU)" if instead else ""
     figures = {"num_bytes": needed.num_bytes, "num_parameters": needed.num_parameters}
-    if check_sufficient_ram(needed.num_bytes / 1e6 + latents_mb, margin=0, available_mb=free_mb):
+    if check_sufficient_ram(needed_bytes / 1e6, margin=0, available_mb=free_mb):
         checks.ok("training", f"{text}{beside}{note}", **figures)
     else:
         checks.fault(
@@ -114,6 +112,76 @@ def validate_training_memory(
             **figures,
         )
     return checks
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the operator takes in memory while it is trained.
+
+    Attributes:
+        state_bytes: weights, gradients, moments and moving average.
+        activation_bytes: what the forward pass of one batch keeps for the backward pass. With what
+            that needs for a moment, the memory of a process grew by 1.3 times as much.
+    """
+
+    num_parameters: int
+    state_bytes: int
+    activation_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """In all."""
+        return self.state_bytes + self.activation_bytes
+
+
+def footprint(config: RunConfig, num_frames: int, device: str) -> Footprint:
+    """Count it on a pair or two.
+
+    Args:
+        num_frames: of a trajectory as stored.
+        device: `cuda` or `cpu`; decides about the precision.
+    """
+    import torch
+
+    from ups.models.operator import LatentOperator
+
+    training = config.training
+    half = training.precision == "bf16" or (training.precision == "auto" and device == "cuda")
+    model = LatentOperator(config).to(torch.bfloat16 if half else torch.float32)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    one, two = (_saved_bytes(model, config, num) for num in (1, 2))
+    # A pair begins at each frame from which `rollout_horizon` steps are left.
+    starts = -(-num_frames // training.time_stride) - training.rollout_horizon
+    num_pairs = max(1, training.batch_size * starts)
+    return Footprint(
+        num_parameters=num_parameters,
+        state_bytes=num_parameters * STATE_COPIES * STATE_ITEM_BYTES,
+        activation_bytes=(one + (two - one) * (num_pairs - 1)) * training.rollout_horizon,
+    )
+
+
+def _saved_bytes(model: LatentOperator, config: RunConfig, num_pairs: int) -> int:
+    """What one application of the operator keeps for the backward pass, without its weights."""
+    import torch
+
+    from ups.models.conditioning import num_conditions
+
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    dtype = model.embed.weight.dtype
+    z_BKD = torch.zeros(num_pairs, config.latent.tokens, config.latent.dim, dtype=dtype)
+    condition_BC = torch.zeros(num_pairs, num_conditions(config.data.equations), dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model(z_BKD, condition_BC)
+    del out  # it holds what was saved until here, so no storage's address is used twice
+    return sum(saved.values())
 
 
 def _mb(megabytes: float) -> str:

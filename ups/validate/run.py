@@ -1,105 +1,155 @@
-"""All checks of a config, whatever each of them comes to."""
+"""All checks of a config, and those of them that a run makes before it downloads anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from ups.config import Parsed
-from ups.errors import UpsError
-from ups.validate.cache import validate_cache
+from ups.config import RunConfig
+from ups.errors import ConfigError, InvalidConfig, UpsError, ValidationFailed
+from ups.machine.devices import has_gpu_node
+from ups.validate.cache import Found, finds_entries, to_build, validate_cache
 from ups.validate.check import GROUPS, Check, Checks, Group, Report
-from ups.validate.checkpoint import validate_checkpoint
-from ups.validate.config import validate_config
-from ups.validate.data import NUM_SAMPLED, TIMEOUT_S, validate_data
-from ups.validate.device import validate_device
-from ups.validate.disk import free_bytes, validate_disk
-from ups.validate.entry import to_build
-from ups.validate.estimate import validate_estimate
+from ups.validate.disk import validate_disk
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
+from ups.validate.sources import Sources, find_sources
+from ups.validate.training import validate_checkpoint, validate_device, validate_device_early
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def validate(
-    parsed: Parsed,
+    config: RunConfig,
+    where: str,
     *,
     resume: Path | None = None,
-    offline: bool = False,
-    num_sampled: int = NUM_SAMPLED,
-    timeout_s: float = TIMEOUT_S,
     benchmarks: Path | None = None,
-    memory: Memory | None = None,
-    free: Callable[[Path], int] = free_bytes,
+    **of_data: Any,
 ) -> Report:
     """Check all there is to check; what one group finds wrong keeps no other from being checked.
 
     Args:
+        where: names the config in the report.
         resume: a checkpoint that the run is to go on from.
-        offline: leave the object store alone.
-        num_sampled: trajectories of each file that are searched for NaN.
-        timeout_s: for the object store's answers.
         benchmarks: folder of the startup benchmarks; default: the project's.
-        memory, free: what is free in memory, and on the disk of a directory; default: what this
-            machine says.
+        of_data: options of `validate_data`.
     """
-    found, sources = _guarded(
-        "data",
-        lambda: validate_data(
-            parsed, offline=offline, num_sampled=num_sampled, timeout_s=timeout_s
-        ),
-        lambda checks: (checks, {}),
-    )
-    checks = [*validate_config(parsed), *found]
-    found, entries = _guarded(
-        "cache", lambda: validate_cache(parsed, sources), lambda checks: (checks, {})
-    )
-    checks += found
-    of_device, device = _guarded(
-        "device", lambda: validate_device(parsed), lambda checks: (checks, "cpu")
-    )
+    from ups.validate.data import validate_data  # h5py, which the head of a run does without
+    from ups.validate.estimate import validate_estimate
 
-    def of_memory() -> list[Check]:
-        free_now = memory or Memory.of_this_machine(ask_gpu=device == "cuda")
-        return [
-            *validate_ram_for_cache(parsed, sources, device, free_now),
-            *validate_training_memory(parsed, sources, device, free_now),
-        ]
-
-    checks += _guarded("memory", of_memory, list)
-    checks += _guarded(
-        "disk",
-        lambda: validate_disk(parsed, sources, to_build=to_build(entries), free=free),
-        list,
-    )
-    checks += of_device
-    checks += _guarded("checkpoint", lambda: validate_checkpoint(parsed, resume), list)
-    checks += _guarded(
-        "estimate",
-        lambda: validate_estimate(parsed, sources, entries=entries, folder=benchmarks),
-        list,
-    )
-    return Report(config=parsed.where, checks=tuple(checks))
-
-
-def unreadable(where: str, error: UpsError) -> Report:
-    """Of a config that is not there, or is no YAML: nothing else can be checked."""
-    config = Checks("config")
-    config.fault("file", str(error))
-    checks = list(config)
-    for group in GROUPS[1:]:
-        others = Checks(group)
-        others.skip(group, "there is no config")
-        checks += others
+    checks: list[Check] = [*valid_config(where)]
+    sources: Sources = []
+    entries: Found = {}
+    device = "cpu"
+    with _guarded("data", checks):
+        found, sources = validate_data(config, **of_data)
+        checks += found
+    with _guarded("cache", checks):
+        found, entries = validate_cache(config, sources)
+        checks += found
+    with _guarded("device", checks):
+        found, device = validate_device(config)
+        checks += found
+    with _guarded("memory", checks):
+        memory = Memory.of_this_machine(ask_gpu=device == "cuda")
+        checks += validate_ram_for_cache(config, sources, device, memory)
+        checks += validate_training_memory(config, sources, device, memory)
+    with _guarded("disk", checks):
+        checks += validate_disk(config, sources, to_build=to_build(entries))
+    with _guarded("checkpoint", checks):
+        checks += validate_checkpoint(config, resume)
+    with _guarded("estimate", checks):
+        checks += validate_estimate(config, sources, entries=entries, folder=benchmarks)
+    checks.sort(key=lambda check: GROUPS.index(check.group))
     return Report(config=where, checks=tuple(checks))
 
 
-def _guarded(group: Group, check: Callable[[], T], failed: Callable[[list[Check]], T]) -> T:
-    """A check that ends in an error is a fault of its group, and the next group goes on."""
+def valid_config(where: str) -> Checks:
+    """The checks of a config that could be loaded."""
+    checks = Checks("config")
+    checks.ok("schema", f"{where}: keys, types and limits")
+    checks.ok("rules", "the fields agree with each other")
+    return checks
+
+
+def invalid_config(given: str, error: ConfigError) -> Report:
+    """The report on a config that could not be loaded: its faults, and nothing else.
+
+    Args:
+        given: the config, as asked for.
+    """
+    checks = Checks("config")
+    if isinstance(error, InvalidConfig):
+        given, reason = error.where, "the config has faults: correct them first"
+        for fault in error.faults:
+            key, _, text = fault.partition(": ")
+            checks.fault(key, text)
+    else:
+        reason = "there is no config"
+        checks.fault("file", str(error))
+    text = f"not checked: {reason}"
+    others = [Check(group=group, name=group, status="skip", text=text) for group in GROUPS[1:]]
+    return Report(config=given, checks=(*checks, *others))
+
+
+@contextmanager
+def _guarded(group: Group, checks: list[Check]) -> Iterator[None]:
+    """Checks that end in an error are a fault of their group, and the next group goes on."""
     try:
-        return check()
+        yield
     except (UpsError, OSError) as error:
-        checks = Checks(group)
-        checks.fault(group, f"cannot be checked: {error}")
-        return failed(checks)
+        faulty = Checks(group)
+        faulty.fault(group, f"cannot be checked: {error}")
+        checks += faulty
+
+
+def require_valid(
+    config: RunConfig,
+    resume: Path | None = None,
+    *,
+    refused: UpsError | None = None,
+    ask_torch: bool = False,
+) -> None:
+    """Log the warnings of `check_head`, and raise its faults.
+
+    Args:
+        resume: a checkpoint to go on from.
+        refused: why the object store cannot be addressed, if it cannot.
+        ask_torch: whether it sees the device, also where importing it is not certain to be needed.
+    Raises:
+        ValidationFailed: with all faults in one message, a line for each.
+    """
+    faults = [] if refused is None else [f"data, object store: {refused}"]
+    for check in check_head(config, resume, ask_torch=ask_torch):
+        if check.status == "warn":
+            log.warning("%s, %s: %s", check.group, check.name, check.text)
+        elif check.status == "fault":
+            faults.append(f"{check.group}, {check.name}: {check.text}")
+    if faults:
+        noun = "fault" if len(faults) == 1 else "faults"
+        raise ValidationFailed(
+            "\n".join([f"{len(faults)} {noun}, found before anything was done:", *faults])
+        )
+
+
+def check_head(
+    config: RunConfig, resume: Path | None = None, *, ask_torch: bool = False
+) -> list[Check]:
+    """All that needs no network and reads no data, in some milliseconds.
+
+    Torch is imported only to look into a checkpoint, or at a missing GPU.
+    """
+    checks = Checks("data")
+    sources = find_sources(config, checks)
+    device = "cuda" if config.training.device != "cpu" and has_gpu_node() else "cpu"
+    memory = Memory.of_this_machine(ask_gpu=False)
+    return [
+        *checks,
+        *validate_ram_for_cache(config, sources, device, memory),
+        *validate_disk(config, sources, to_build=to_build(finds_entries(config, sources))),
+        *(validate_device(config)[0] if ask_torch else validate_device_early(config)),
+        *validate_checkpoint(config, resume),
+    ]

@@ -1,32 +1,43 @@
-"""What is known of the sources before anything is fetched or read: sizes, digests, trajectories."""
+"""What is known of the sources before anything is fetched or read: sizes, digests, trajectories.
+
+The config tells some of it, files and stamps on this machine more, and the object store the rest.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ups.config import SPLITS, RunConfig, Split
-from ups.config_data import Task
-from ups.data.seed import is_seeded_by_us
+from ups.background import Background
+from ups.config import SPLITS, Problem, RunConfig, Split
+from ups.data.seed import is_seeded_by_us, only_source
 from ups.data.sources import Wanted, wanted
 from ups.data.stamps import beside, read_stamp
+from ups.errors import FetchError, UpsError
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.store import estimate_cache_size_mb
+from ups.validate.check import Checks
 
 if TYPE_CHECKING:
-    from ups.data.objectstore import ObjectInfo
+    from ups.data.objectstore import ObjectInfo, ObjectStore
 
 ITEM_BYTES = 4  # of a float32 field value
 NUM_FRAMES = 201  # of PDEBench's trajectories, and of generated ones
+NUM_THREADS = 8  # that ask the store
+
+Place = tuple[str, str]  # bucket, key
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A source of a task, and what could be learned about it. None where that is not known.
+    """A source of a split, and what could be learned about it. None where that is not known.
 
     Attributes:
+        label: of its split in messages.
         num_bytes: of the whole object or file.
         fetch_bytes: still to be transferred.
         sha256: of the whole; from the manifest or the stamp.
@@ -34,6 +45,8 @@ class Known:
         is_exact: whether sizes are of what is there, not of what is going to be generated.
     """
 
+    problem: Problem
+    label: str
     wanted: Wanted
     num_bytes: int | None = None
     fetch_bytes: int | None = None
@@ -43,48 +56,65 @@ class Known:
     is_exact: bool = True
 
     @property
-    def rows(self) -> tuple[int, int] | None:
-        return self.wanted.rows
+    def place(self) -> Place | None:
+        """Where the object is; None for a local file."""
+        bucket, key = self.wanted.bucket, self.wanted.key
+        return None if bucket is None or key is None else (bucket, key)
 
     @property
     def is_staged(self) -> bool:
+        """Whether it need not be fetched."""
         return self.is_exact and self.fetch_bytes == 0
 
 
-Sources = Mapping[Split, Sequence[Known]]
+Sources = Sequence[Known]
 
 
-def planned(config: RunConfig, split: Split) -> list[Known]:
-    """The sources of a split, of all tasks, by what the config alone says of them.
+def find_sources(config: RunConfig, checks: Checks, *, to_seed: bool = False) -> list[Known]:
+    """The sources of all problems and splits, as far as config, files and stamps tell.
+
+    Args:
+        checks: get a fault for each split whose sources are not known.
+        to_seed: whether splits that are generated must have the one object that is uploaded.
+    """
+    found: list[Known] = []
+    for split, problem in itertools.product(SPLITS, config.data.problems):
+        try:
+            if to_seed and is_seeded_by_us(problem):
+                only_source(config, problem, split)
+            found += map(on_this_machine, _planned(config, problem, split))
+        except UpsError as error:
+            checks.fault(config.data.label(problem, split), str(error))
+    return found
+
+
+def planned(config: RunConfig) -> list[Known]:
+    """The sources of all problems and splits, by what the config alone says of them.
 
     Raises:
         DataError: the config names no objects, and there are no files either.
     """
-    return [known for task in config.data.tasks for known in planned_of(config, task, split)]
+    each = itertools.product(config.data.problems, SPLITS)
+    return [known for problem, split in each for known in _planned(config, problem, split)]
 
 
-def planned_of(config: RunConfig, task: Task, split: Split) -> list[Known]:
-    """The same, of one task."""
-    if task.sources is not None and split not in task.sources:
-        return []
+def _planned(config: RunConfig, problem: Problem, split: Split) -> list[Known]:
+    seeded = problem.generate if is_seeded_by_us(problem) else None
+    total = None if seeded is None else seeded.num_trajectories.get(split)
     found = []
-    for source in wanted(config.of_task(task), split):
-        known = Known(source)
+    for source in wanted(config.of_problem(problem), split):
+        known = Known(problem, config.data.label(problem, split), source)
         if source.rows is not None:
             known = replace(known, num_trajectories=source.rows[1] - source.rows[0])
-        if is_seeded_by_us(task):
-            assert task.generate is not None
-            total = task.generate.num_trajectories.get(split)
-            if total is not None:
-                num_bytes = total * NUM_FRAMES * config.data.grid_points * ITEM_BYTES
-                count = known.num_trajectories or total
-                known = replace(
-                    known,
-                    num_bytes=num_bytes,
-                    fetch_bytes=num_bytes,
-                    num_trajectories=count,
-                    is_exact=False,
-                )
+        if total is not None:
+            num_bytes = total * NUM_FRAMES * config.data.grid_points * ITEM_BYTES
+            known = replace(
+                known,
+                num_bytes=num_bytes,
+                fetch_bytes=num_bytes,
+                num_trajectories=known.num_trajectories or total,
+                is_exact=False,
+            )
         found.append(known)
     return found
 
@@ -94,11 +124,14 @@ def on_this_machine(known: Known) -> Known:
     path = known.wanted.path
     if not path.is_file():
         return known
-    size, stamp = path.stat().st_size, read_stamp(path)
-    known = replace(known, num_bytes=size, fetch_bytes=0, is_exact=True)
-    if stamp is not None:
-        known = replace(known, sha256=stamp.sha256)
-    return known
+    stamp = read_stamp(path)
+    return replace(
+        known,
+        num_bytes=path.stat().st_size,
+        fetch_bytes=0,
+        sha256=known.sha256 if stamp is None else stamp.sha256,
+        is_exact=True,
+    )
 
 
 def compared(known: Known, info: ObjectInfo) -> Known:
@@ -118,6 +151,17 @@ def compared(known: Known, info: ObjectInfo) -> Known:
     )
 
 
+def select(
+    sources: Sources, splits: Collection[Split], problems: Collection[str] | None = None
+) -> list[Known]:
+    """Those of some splits; of all problems, or those of these names."""
+    return [
+        known
+        for known in sources
+        if known.wanted.split in splits and (problems is None or known.problem.name in problems)
+    ]
+
+
 def count_trajectories(config: RunConfig, known: Known) -> int | None:
     """Of its rows; by the size of the object where nothing better is known."""
     if known.num_trajectories is not None or known.num_bytes is None:
@@ -127,7 +171,7 @@ def count_trajectories(config: RunConfig, known: Known) -> int | None:
 
 def fetch_bytes(sources: Sources) -> int | None:
     """Still to be transferred in all, an object of several splits once; None: not known."""
-    return _sum_of_files(sources, lambda known: known.fetch_bytes)
+    return total_of({known.wanted.path: known.fetch_bytes for known in sources}.values())
 
 
 def disk_bytes(sources: Sources) -> int | None:
@@ -140,52 +184,103 @@ def disk_bytes(sources: Sources) -> int | None:
         present = partial.stat().st_blocks * 512 if partial.exists() else 0
         return max(0, known.fetch_bytes - present)
 
-    return _sum_of_files(sources, still)
-
-
-def of_task(sources: Sources, name: str) -> dict[Split, list[Known]]:
-    """Those of one task alone."""
-    return {
-        split: [known for known in of_split if known.wanted.task == name]
-        for split, of_split in sources.items()
-    }
+    return total_of({known.wanted.path: still(known) for known in sources}.values())
 
 
 def latent_bytes(
-    config: RunConfig, sources: Sources, tasks: Collection[str] | None = None
+    config: RunConfig, sources: Sources, problems: Collection[str] | None = None
 ) -> int | None:
     """Of train and val as stored in the cache; None where a number of trajectories is unknown.
 
     Args:
-        tasks: the names of those that count; default: all.
+        problems: the names of those that count; default: all.
     """
-    names = [task.name for task in config.data.tasks] if tasks is None else tasks
-    total = 0.0
+    names = [problem.name for problem in config.data.problems] if problems is None else problems
+    sizes: list[int | None] = []
     for name, split in itertools.product(names, ENCODED_SPLITS):
-        known = of_task(sources, name).get(split, [])
-        for source in known:
-            count = count_trajectories(config, source)
-            if count is None:
-                return None
-            total += estimate_cache_size_mb(config, count, source.num_frames) * 1e6
-        if not known:
+        for known in (own := select(sources, [split], [name])):
+            count = count_trajectories(config, known)
+            mb = None if count is None else estimate_cache_size_mb(config, count, known.num_frames)
+            sizes.append(None if mb is None else round(mb * 1e6))
+        if not own:
             return None
-    return round(total)
+    return total_of(sizes)
 
 
-def encoded_trajectories(config: RunConfig, sources: Sources) -> int | None:
-    counts = [
-        count_trajectories(config, s) for split in ENCODED_SPLITS for s in sources.get(split, ())
-    ]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
-
-
-def all_of(sources: Sources) -> Iterable[Known]:
-    return (known for split in SPLITS for known in sources.get(split, ()))
-
-
-def _sum_of_files(sources: Sources, of: Callable[[Known], int | None]) -> int | None:
-    each = {known.wanted.path: of(known) for known in all_of(sources)}
-    known = [value for value in each.values() if value is not None]
+def total_of(numbers: Iterable[int | None]) -> int | None:
+    """Their sum; None where there are none, or one of them is not known."""
+    each = list(numbers)
+    known = [number for number in each if number is not None]
     return sum(known) if known and len(known) == len(each) else None
+
+
+@dataclass(slots=True)
+class Answers:
+    """What the store says.
+
+    Attributes:
+        found: the objects that are there.
+        missing: why others are not: no such key or bucket.
+        refused: why others cannot be looked at.
+        unreachable: why the store as a whole gave no answer; a run takes what is staged then.
+        denied: why it answers no question at all, such as missing credentials.
+    """
+
+    found: dict[Place, ObjectInfo] = field(default_factory=dict)
+    missing: dict[Place, str] = field(default_factory=dict)
+    refused: dict[Place, str] = field(default_factory=dict)
+    unreachable: str | None = None
+    denied: str | None = None
+
+
+def ask_store(config: RunConfig, sources: Sources, timeout_s: float) -> Answers:
+    """One question for each object, without a second try; done in time whatever the store does."""
+    answers = Answers()
+    places = list(dict.fromkeys(place for known in sources if (place := known.place) is not None))
+    if not places:
+        return answers
+    from ups.data.objectstore import ObjectStore
+    from ups.data.s3errors import Retry
+
+    try:
+        store = ObjectStore(config.data.endpoint_url, retry=Retry(attempts=1))
+    except UpsError as error:
+        return Answers(denied=str(error))
+    deadline = time.monotonic() + timeout_s
+    # Daemon threads: one that still waits for an answer does not keep the process.
+    threads = [
+        Background(functools.partial(_ask, store, part, answers), "ask the object store")
+        for i in range(NUM_THREADS)
+        if (part := places[i::NUM_THREADS])
+    ]
+    for thread in threads:
+        if not thread.is_done(max(0.0, deadline - time.monotonic())):
+            # Not the same object: the thread may still write into that.
+            late = f"{store.endpoint} gave no answer in {timeout_s:g} s"
+            return Answers(unreachable=late)
+        thread.result()
+    store.close()
+    return answers
+
+
+def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
+    from ups.data.s3errors import answer, describe, transport_errors
+
+    for place in places:
+        if answers.unreachable or answers.denied:
+            return
+        try:
+            answers.found[place] = store.head(*place)
+        except UpsError as error:
+            status = answer(error.__cause__)[1]
+            if status == 404:
+                answers.missing[place] = str(error)
+            elif isinstance(error.__cause__, transport_errors()) and not status:
+                # What one question says holds for all: the object's address is left out.
+                if isinstance(error, FetchError):
+                    reason = describe(error.__cause__)
+                    answers.unreachable = f"{store.endpoint} cannot be reached: {reason}"
+                else:
+                    answers.denied = str(error).partition(": ")[2]
+            else:
+                answers.refused[place] = str(error)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from ups.config import Model, load_config
+from ups.config import Model, RunConfig, find_config, load_config
 from ups.errors import ConfigError, VastError
 from ups.vast import tool
-from ups.vast.onstart import Onstart
-from ups.vast.source import Source, find_source
+from ups.vast.script import PORTS, Onstart, Source, find_source
+
+if TYPE_CHECKING:
+    from ups.validate.check import Check
 
 FOLDER = Path(".vast")
 SCRIPT, PACKED = "onstart.sh", "onstart.packed.sh"
@@ -31,6 +36,7 @@ SENT = (
     "PREFECT_API_AUTH_STRING",
     "WANDB_API_KEY",
 )
+STORE_KEYS = SENT[:2]
 STOPPED = ("stopped", "exited")
 
 
@@ -38,18 +44,18 @@ def plan(
     config: str,
     settings: Mapping[str, Any],
     *,
-    repo: str | None,
-    commit: str,
     mount: str,
-    **limits: Any,
+    commit: str,
+    repo: str | None = None,
+    **options: Any,
 ) -> tuple[Onstart, Source]:
-    """What a machine is to do, checked as far as it can be from here.
+    """Plan what a machine is to do, and check it as far as that can be done from here.
 
     Args:
         config: a name in deployments/configs, or the path of a committed file.
         settings: dotted overrides of the config.
         repo: None: the remote `origin`.
-        limits: further fields of `Onstart`.
+        options: further fields of `Onstart`.
     Returns:
         The script, and what it clones.
     Raises:
@@ -70,7 +76,7 @@ def plan(
         commit=source.commit,
         parameters={"config": known, "overrides": overrides},
         mount=mount,
-        **limits,
+        **options,
     )
     return onstart, source
 
@@ -82,11 +88,61 @@ def at_price(onstart: Onstart, dollars_per_hour: float) -> Onstart:
     return onstart.model_copy(update={"parameters": {**onstart.parameters, "overrides": overrides}})
 
 
+def check(config: str, onstart: Onstart) -> list[Check]:
+    """Validate the config, and its objects in the store, without what is of the machine itself."""
+    from ups.validate.check import Checks  # h5py and numpy, which nobody else here needs
+    from ups.validate.data import validate_data
+    from ups.validate.run import valid_config
+
+    # Files that are staged here are not on the machine.
+    data = {"data.root": f"{onstart.mount}/data/pdebench"}
+    loaded = load_config(config, {**onstart.parameters["overrides"], **data})
+    objects = Checks("data")
+    if loaded.data.is_local:
+        objects.skip("files", f"the config wants them in {loaded.data.root} of the machine")
+    elif not all(os.environ.get(key) for key in STORE_KEYS):
+        objects.skip("objects", f"{' and '.join(STORE_KEYS)} are not set here")
+    else:
+        found, _ = validate_data(_without_generators(loaded))
+        objects += [check for check in found if check.status != "skip"]
+    return [*valid_config(find_config(config).name), *objects]
+
+
+def _without_generators(config: RunConfig) -> RunConfig:
+    """Only `ups run` generates what the store lacks, and a rented machine does not."""
+    problems = tuple(
+        problem.model_copy(update={"generate": None}) for problem in config.data.problems
+    )
+    data = {"task": problems} if isinstance(config.data.task, tuple) else {"generate": None}
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+def tunnel(url: str) -> str | None:
+    """The ssh options that bring a server of this machine to another; None if it is elsewhere.
+
+    Args:
+        url: as `Onstart` lets it pass.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or PORTS[parts.scheme]
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
+    if not address.is_loopback:
+        return None
+    # sshd listens on the loopback of both families; quoted, since brackets are a shell's pattern.
+    bracketed = f"'{port}:[{address}]:{port}'"
+    return f"-N -R {f'{port}:{address}:{port}' if address.version == 4 else bracketed}"
+
+
 M = TypeVar("M", bound=Model)
 
 
 def checked(model: type[M], **values: Any) -> M:
-    """
+    """Make a model from values that a user gave.
+
     Raises:
         ConfigError: one line per field that is wrong: its name, what was found, what is expected.
     """
@@ -94,15 +150,11 @@ def checked(model: type[M], **values: Any) -> M:
         return model(**values)
     except ValidationError as error:
         faults = [
-            f"{'.'.join(map(str, e['loc']))}: found {_shown(e['input'])}; {_said(e['msg'])}"
+            f"{'.'.join(map(str, e['loc']))}: found {_shown(e['input'])}; "
+            f"{e['msg'].removeprefix('Value error, ')}"  # pydantic's, before a validator's words
             for e in error.errors()
         ]
         raise ConfigError("\n".join(faults)) from None
-
-
-def _said(message: str) -> str:
-    """Without what pydantic puts before the words of a validator."""
-    return message.removeprefix("Value error, ")
 
 
 def _shown(value: object) -> str:
@@ -157,17 +209,16 @@ def find_instance(wanted: str) -> dict[str, Any]:
     Raises:
         VastError: there is none, or there are several.
     """
-    found = tool.ask("show", "instances")
-    if not isinstance(found, list):
-        raise VastError(f"`vastai show instances` answered {type(found).__name__}, not a list")
-    chosen = [i for i in found if str(i.get("id")) == wanted] or [
-        i for i in found if i.get("label") == wanted
-    ]
-    if len(chosen) == 1:
-        return dict(chosen[0])
-    known = ", ".join(f"{i.get('id')} ({i.get('label')})" for i in chosen or found) or "none"
-    many = "several instances have" if chosen else "no instance has"
-    raise VastError(f"{many} the id or label {wanted!r}; there: {known}")
+    known = tool.ask("show", "instances")
+    if not isinstance(known, list):
+        raise VastError(f"`vastai show instances` answered {type(known).__name__}, not a list")
+    by_label = [instance for instance in known if instance.get("label") == wanted]
+    found = [instance for instance in known if str(instance.get("id")) == wanted] or by_label
+    if len(found) == 1:
+        return dict(found[0])
+    shown = ", ".join(f"{i.get('id')} ({i.get('label')})" for i in found or known) or "none"
+    many = "several instances have" if found else "no instance has"
+    raise VastError(f"{many} the id or label {wanted!r}; there: {shown}")
 
 
 def resume(wanted: str) -> tuple[int, bool]:
@@ -177,12 +228,11 @@ def resume(wanted: str) -> tuple[int, bool]:
         Its id, and whether it was started: False where it runs already.
     """
     instance = find_instance(wanted)
-    number = int(instance["id"])
-    status = instance.get("actual_status")
-    if status not in STOPPED and instance.get("intended_status") != "stopped":
-        return number, False
-    tool.tell("start", "instance", str(number), accepted="starting instance")
-    return number, True
+    number, is_stopped = int(instance["id"]), instance.get("actual_status") in STOPPED
+    if is_stopped or instance.get("intended_status") == "stopped":
+        tool.run("start", "instance", str(number), accepted="starting instance")
+        return number, True
+    return number, False
 
 
 def variables(

@@ -8,12 +8,30 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from ups import PROJECT_DIR
 from ups.config import Model
 from ups.errors import VastError
-from ups.vast import defaults, tool
-from ups.vast.source import PROJECT_DIR
+from ups.vast import DISK_GB, GPU_RAM_GB, INET_MBPS, RELIABILITY, tool
 
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+def locked_versions(lock: Path = PROJECT_DIR / "constraints.txt") -> dict[str, str]:
+    """Package → version, of the packages that decide which image and driver will do."""
+    pins = dict(re.findall(r"^([\w-]+)==([^ ;\n]+)", lock.read_text(), flags=re.M))
+    return {name: pins[name] for name in ("torch", "cuda-toolkit", "nvidia-cudnn-cu13")}
+
+
+def default_cuda() -> str:
+    """The CUDA version that the locked torch is built for, such as `13.0`."""
+    return ".".join(locked_versions()["cuda-toolkit"].split(".")[:2])
+
+
+def default_image() -> str:
+    """PyTorch's own image with the locked torch, so that the machine downloads no second one."""
+    versions = locked_versions()
+    cudnn = versions["nvidia-cudnn-cu13"].partition(".")[0]
+    return f"pytorch/pytorch:{versions['torch']}-cuda{default_cuda()}-cudnn{cudnn}-runtime"
 
 
 class Wishes(Model):
@@ -25,16 +43,16 @@ class Wishes(Model):
         max_price: dollars per hour, the disk included; None: any.
         reliability: Vast's score of the host, 0 to 1.
         inet_mbps: download rate, at least.
-        cuda: the version that the driver can serve, at least.
+        cuda: the version that the driver can serve, at least; what the locked torch needs.
     """
 
     gpu_name: str | None = None
-    gpu_ram_gb: NotNegative = defaults.GPU_RAM_GB
-    disk_gb: Annotated[float, Field(gt=0)] = defaults.DISK_GB
+    gpu_ram_gb: NotNegative = GPU_RAM_GB
+    disk_gb: Annotated[float, Field(gt=0)] = DISK_GB
     max_price: NotNegative | None = None
-    reliability: Annotated[float, Field(ge=0, le=1)] = defaults.RELIABILITY
-    inet_mbps: NotNegative = defaults.INET_MBPS
-    cuda: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+    reliability: Annotated[float, Field(ge=0, le=1)] = RELIABILITY
+    inet_mbps: NotNegative = INET_MBPS
+    cuda: str = Field(default_factory=default_cuda, pattern=r"^\d+\.\d+$")
 
     @field_validator("gpu_name")
     @classmethod
@@ -44,6 +62,7 @@ class Wishes(Model):
         return name
 
     def query(self) -> str:
+        """The conditions in Vast's language."""
         conditions = [
             "num_gpus=1",
             f"gpu_ram>={self.gpu_ram_gb:g}",
@@ -109,21 +128,3 @@ def _offers(found: Any) -> list[Offer]:
         return [Offer.model_validate(offer) for offer in found]
     except (TypeError, ValidationError) as error:
         raise VastError(f"`vastai search offers` answered something else: {error}") from None
-
-
-def locked_versions(lock: Path = PROJECT_DIR / "constraints.txt") -> dict[str, str]:
-    """Package → version, of the packages that decide which image and driver will do."""
-    pins = dict(re.findall(r"^([\w-]+)==([^ ;\n]+)", lock.read_text(), flags=re.M))
-    return {name: pins[name] for name in ("torch", "cuda-toolkit", "nvidia-cudnn-cu13")}
-
-
-def default_cuda() -> str:
-    """The CUDA version that the locked torch is built for, such as `13.0`."""
-    return ".".join(locked_versions()["cuda-toolkit"].split(".")[:2])
-
-
-def default_image() -> str:
-    """PyTorch's own image with the locked torch, so that the machine downloads no second one."""
-    versions = locked_versions()
-    cudnn = versions["nvidia-cudnn-cu13"].partition(".")[0]
-    return f"pytorch/pytorch:{versions['torch']}-cuda{default_cuda()}-cudnn{cudnn}-runtime"

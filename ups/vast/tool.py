@@ -50,7 +50,7 @@ def ask(*arguments: str) -> Any:
         raise VastError(_fault(arguments, done.stderr or done.stdout)) from None
 
 
-def tell(*arguments: str, accepted: str = "", secrets: Sequence[str] = ()) -> None:
+def run(*arguments: str, accepted: str = "", secrets: Sequence[str] = ()) -> None:
     """Run a command that answers in words; its exit code is 0 in any case.
 
     Args:

@@ -1,0 +1,62 @@
+"""A process from its start to its first optimizer steps, as `startup` times it.
+
+    python -m speed.first_step SPEC      SPEC: JSON with config, compile, rows, frames, device
+
+Prints one line of JSON: when the first step was done (Unix time), and the seconds of later ones.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+BATCHES = 4
+
+
+def main(spec: dict[str, Any]) -> dict[str, float]:
+    from ups.config import load_config
+
+    changes = {"training.compile": spec["compile"], "training.device": spec["device"]}
+    config = load_config(spec["config"], changes)
+    import torch
+
+    from ups.latents.datasets import PreloadedCacheDataset
+    from ups.models.conditioning import conditioning
+    from ups.training.step import TrainStep
+
+    imported_at = time.time()
+    step = TrainStep(config)
+    training, latent = config.training, config.latent
+    frames = -(-spec["frames"] // training.time_stride)
+    rows = training.batch_size * BATCHES
+    z_NTKD = torch.randn(rows, frames, latent.tokens, latent.dim).half().to(step.device)
+    nu_N = torch.full((rows,), 0.01, device=step.device)
+    condition_NC = conditioning(["burgers1d"], "burgers1d", nu_N, 0.01 * training.time_stride)
+    data = PreloadedCacheDataset(z_NTKD, condition_NC, step.device)
+    every_N = torch.arange(rows, device=data.index_device)
+    with step.on_stream():
+        step.begin(data, 1000)
+        step.begin_epoch(every_N)
+        step()
+        step.synchronize()
+        first_step_at = time.time()
+        seconds = []
+        for i in range(1, 1 + spec["steps"]):
+            if i % BATCHES == 0:
+                step.begin_epoch(every_N)
+            started = time.perf_counter()
+            step()
+            step.synchronize()
+            seconds.append(time.perf_counter() - started)
+    return {
+        "imported_at": imported_at,
+        "first_step_at": first_step_at,
+        "step_s": statistics.median(seconds),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,125 @@
+"""The phases of a run as tasks: a name each, and one call into the library.
+
+What imports torch is imported in the bodies, so that downloads begin before torch is there. The
+phase that builds the latent cache has a Prefect cache key, and `tasks/cache.py` to itself.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.progress import ProgressArtifact
+from tasks.timeline import phase_task
+from ups.config import ProblemConfig, RunConfig, Split
+from ups.data.sources import Staged, stage
+from ups.errors import ConfigError, UpsError
+from ups.progress import logged
+from ups.validate.run import require_valid
+
+if TYPE_CHECKING:
+    from ups.data.objectstore import ObjectStore
+    from ups.latents.build import CacheEntry
+    from ups.latents.encode import PatchEncoder
+    from ups.latents.loader import Latents
+    from ups.training.evaluate import Scores
+    from ups.training.loop import TrainResult
+    from ups.training.step import TrainStep
+
+
+@phase_task("validate", task_run_name="0 validate-config")
+def validate_config(
+    config: RunConfig | ConfigError, resume: Path | None = None, refused: UpsError | None = None
+) -> None:
+    """Fail with all faults of a run at once.
+
+    Args:
+        config: or what is wrong with it: then nothing else can be checked.
+        resume: the checkpoint to go on from.
+        refused: why the object store cannot be addressed, if it cannot.
+    """
+    if isinstance(config, ConfigError):
+        raise config
+    require_valid(config, resume, refused=refused)
+
+
+@phase_task("warm-up", task_run_name="1 warm-up-device")
+def warm_up_device(config: RunConfig) -> TrainStep:
+    """Import torch, build the model and take a step on made-up data, beside the downloads."""
+    from ups.training.step import TrainStep
+
+    step = TrainStep(config)
+    step.warm_up()
+    return step
+
+
+@phase_task("download", task_run_name="1 download [{label}]")
+def download(
+    config: ProblemConfig,
+    split: Split,
+    label: str,
+    store: ObjectStore | None,
+    stop: threading.Event,
+) -> list[Staged]:
+    """Stage the sources of a split, with a progress artifact while bytes move.
+
+    Args:
+        label: the split, after the name of its problem where there are several.
+    """
+    key = re.sub("[^a-z0-9]+", "-", f"download-{label}".lower())  # all that an artifact's key takes
+    with ProgressArtifact(key, f"download of the {label} split") as artifact:
+        log_progress = logged(f"[{label}] fetched", "MB", 1e6)
+
+        def progress(done: int, total: int) -> None:
+            artifact.update(done, total)
+            log_progress(done, total)
+
+        staged = stage(config, split, store, stop=stop, progress=progress)
+        if not any(source.fetched_bytes for source in staged):
+            artifact.discard()
+        return staged
+
+
+@phase_task("load", task_run_name="3 load-latents")
+def load_latents(
+    config: RunConfig,
+    sources: Mapping[str, Mapping[str, Sequence[Staged]]],
+    entries: Mapping[str, CacheEntry] | None,
+    stop: threading.Event,
+) -> Latents:
+    """Put the latents where training reads them; without entries, encode on demand."""
+    from ups.pipeline.phases import load_latents as load
+
+    return load(config, sources, entries, stop=stop)
+
+
+@phase_task("train", task_run_name="4 train-operator")
+def train_operator(
+    config: RunConfig,
+    latents: Latents,
+    run_dir: Path,
+    step: TrainStep | None,
+    resume: Path | None,
+    on_first_step: Callable[[float], None],
+) -> TrainResult:
+    """Train the operator. The flow calls it directly: only then does cancelling reach it."""
+    from ups.training.loop import train
+
+    return train(config, latents, run_dir, step=step, resume=resume, on_first_step=on_first_step)
+
+
+@phase_task("evaluate", task_run_name="5 evaluate")
+def evaluate(
+    config: RunConfig,
+    checkpoint: Path,
+    test: Mapping[str, Sequence[Staged]],
+    encoders: Mapping[str, PatchEncoder],
+    run_dir: Path,
+) -> Scores:
+    """Score the checkpoint that val chose on the test split."""
+    from ups.training.evaluate import evaluate as score
+
+    return score(config, checkpoint, test, encoders, run_dir)

@@ -1,0 +1,104 @@
+"""`ups cache build` and `ups train`: the whole path from a shell, without Prefect."""
+
+import json
+import re
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from ups.cli.app import app
+from ups.cli.options import parse_settings
+from ups.errors import ConfigError
+from ups.runs.breakdown import Breakdown
+from ups.runs.metrics import read_metrics
+
+PLAN = {
+    "startup/ttfs_s",
+    "startup/cache_precompute_time_min",
+    "startup/cache_reused",
+    "startup/total_startup_time_min",
+    "training/epoch_time_sec",
+}
+TWO_EPOCHS = ("--set", "stages.operator.epochs=2")
+
+
+@pytest.fixture
+def ups(tiny_config, tmp_path):
+    """`ups(*arguments)`: exit code, standard output and error; CONFIG is a tiny config's path."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
+
+    def call(*arguments):
+        given = [str(path) if argument == "CONFIG" else argument for argument in arguments]
+        result = CliRunner().invoke(app, given)
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+def test_the_cache_is_built_once_and_again_when_told(ups):
+    code, first, _ = ups("cache", "build", "CONFIG", "--num-workers", "2", "--batch-size", "4")
+    assert (code, first.startswith("built ")) == (0, True), first
+    _, second, _ = ups("cache", "build", "CONFIG")
+    assert second.startswith("reused ")
+    _, third, _ = ups("cache", "build", "CONFIG", "--overwrite")
+    assert third.startswith("built ")
+    _, other, _ = ups("cache", "build", "CONFIG", "--cache-dtype", "float32", "--json")
+    entry = json.loads(other)
+    assert entry["reused"] is False
+    assert entry["config_hash"] != first.split()[1]
+
+
+def test_train_ends_with_the_score_and_resumes_by_its_name(ups, tmp_path):
+    code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS)
+    assert code == 0, output
+    assert re.search(r"test rollout nRMSE \d\.\d{4}, persistence \d\.\d{4}", output)
+    assert "first optimizer step" in output
+    (run_dir,) = (tmp_path / "runs").glob("*-mine")
+    first = read_metrics(run_dir)
+    assert len(first.epochs) == 2
+    assert first.summary.keys() >= PLAN
+    code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, "--json")
+    assert code == 0
+    again = json.loads(output)
+    assert again["folder"] == str(run_dir)
+    assert "startup/ttfs_s" not in again["metrics"]  # every step was taken before
+    name = "test/nrmse_rollout"
+    assert again["metrics"][name] == read_metrics(run_dir).summary[name] == first.summary[name]
+    assert len(list((tmp_path / "runs").glob("*-mine"))) == 1
+
+
+def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
+    on = ("--set", "logging.tensorboard.enabled=true")
+    code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, *on, "--json")
+    assert code == 0, output
+    metrics = json.loads(output)["metrics"]
+    (run_dir,) = (tmp_path / "runs").glob("*-mine")
+    assert (run_dir / "gantt.png").read_bytes()[1:4] == b"PNG"
+    breakdown = Breakdown.model_validate_json((run_dir / "breakdown.json").read_text())
+    phases = {row.phase: row.seconds for row in breakdown.phases}
+    ended = ["boot", "validate", "download", "warm-up", "cache", "load", "first step"]
+    assert list(phases) == [*ended, "unaccounted"]
+    assert phases["unaccounted"] < 0.5
+    assert sum(phases.values()) == pytest.approx(breakdown.ttfs_s)  # one after the other
+    assert breakdown.metrics.items() <= metrics.items()
+    assert metrics["startup/ttfs_s"] == breakdown.ttfs_s
+    assert metrics["startup/cache_precompute_time_min"] * 60 == pytest.approx(phases["cache"])
+    assert (breakdown.cache_reused, breakdown.failed) == (False, None)
+    assert breakdown.nrmse_rollout == metrics["test/nrmse_rollout"]
+    assert breakdown.gpu or breakdown.gpu_note
+
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    table = events.Tensors("startup/breakdown")[0].tensor_proto.string_val[0].decode()
+    assert "| first step | " in table
+    assert {"pictures/gantt", "pictures/prediction"} == set(events.Tags()["images"])
+
+
+def test_settings_are_yaml_and_need_a_key():
+    assert parse_settings(["a.b=[1, 2]", "c=true"]) == {"a.b": [1, 2], "c": True}
+    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+        parse_settings(["latent.dim"])
+    with pytest.raises(ConfigError, match="a: found '\\[1', expected a value in YAML"):
+        parse_settings(["a=[1"])

@@ -1,0 +1,61 @@
+"""Every command has an example in its help, and every example runs: here, or where it can.
+
+`NEEDS` in `tests/live.py` says which examples need more than a folder; the tests of what they need
+run all of those.
+"""
+
+import re
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import report
+from deployments.cli.app import app
+from ups.config import dump_config
+from ups.latents.build import ensure
+from ups.runs.folder import open_run_dir
+from ups.runs.record import recorded
+from ups.startup.judge.history import History
+from ups.startup.measure.records import BenchmarkRecord
+
+RECORD = BenchmarkRecord(
+    id="b1", started_at=1e9, machine_id="m", machine={}, versions={}, commit="abc", settings={}
+)
+
+
+def test_the_help_of_every_command_has_an_example_of_it_that_is_accepted(commands):
+    for name, command in commands.items():
+        done = CliRunner().invoke(app, [*name.split()[1:], "--help"], terminal_width=200)
+        (shown,) = re.findall(r"Example: (ups .+)", done.output)
+        assert command.epilog == f"Example: {shown}"
+        assert shown.startswith(name)
+        command.make_context(name, shlex.split(shown)[len(name.split()) :])
+
+
+@pytest.fixture
+def workplace(tiny_config, stage_all, tmp_path, monkeypatch):
+    """A folder with what the examples name; returns what stands there for their names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "PROJECT_DIR", tmp_path)
+    config = tiny_config(training__latent_cache_dir="data/latent_cache", runs_dir="runs")
+    (tmp_path / "tiny.yaml").write_text(dump_config(config))
+    keys = []
+    for dim in (8, 4):
+        other = tiny_config(training__latent_cache_dir="data/latent_cache", latent__dim=dim)
+        keys.append(ensure(other, stage_all(other)).config_hash)
+    for run_id in ("136fabcd", "24fbabcd"):
+        with recorded(open_run_dir(config, run_id)):
+            pass
+    History(tmp_path / "data" / "benchmarks").save(RECORD)
+    return {"smoke": "tiny.yaml", "3fa9": keys[0], "b07c": keys[1]}
+
+
+def test_every_example_that_needs_no_more_than_a_folder_runs(workplace, examples_that_need):
+    found = examples_that_need(None)
+    assert len(found) > 10
+    for name in sorted(found, key=lambda name: name == "ups cache rm"):  # what removes comes last
+        words = [workplace.get(word, word) for word in shlex.split(found[name])[1:]]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"{name}\n{done.output}"
+        assert done.stdout.strip(), name

@@ -1,0 +1,77 @@
+"""Values, names and overrides: what is accepted, what is refused and in which words."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ups.config import CONFIG_DIR, Features, dump_config, load_config
+from ups.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
+def test_every_config_that_ships_loads_and_is_named_after_its_file(name):
+    assert load_config(name).name == name
+
+
+def test_names_are_those_of_the_folder_that_the_environment_says(tmp_path):
+    (tmp_path / "own.yaml").write_text("name: own")
+    script = (
+        "from ups.config import load_config\nprint(load_config('own').name)\nload_config('smoke')"
+    )
+    env = {**os.environ, "UPS_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout == "own\n"
+    assert f"no config 'smoke': expected a path, or a name in {tmp_path}: own" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["smoke", "smoke_mixed"])  # one problem, and several
+def test_a_dumped_config_loads_to_the_same_config_and_a_broken_file_is_refused(tmp_path, name):
+    config = load_config(name, {"features": Features.legacy().model_dump()})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert config.features.is_legacy
+    path.write_text("name: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+
+
+def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
+    monkeypatch.setenv("PDEBENCH_ROOT", str(tmp_path))
+    assert load_config("smoke").data_root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"latent.tokens": 15}, "tokens: found 15, expected a divisor of data.grid_points (1024"),
+        ({"latent.tokens": 2, "operator.depths": [1] * 5}, "expected a multiple of 4"),
+        ({"operator.depths": [1, 1]}, "operator.depths: found [1, 1], expected an odd number"),
+        ({"data.sources.test": [{"key": "a.h5", "rows": [5, 5]}]}, "0.rows: found [5, 5]"),
+        ({"name.first": 1}, "name is a value, not a section"),
+        ({"data.sources.train": [{"kee": "a.h5"}]}, "kee: unknown key; did you mean key"),
+        ({"data.generate.nuu": 1.0}, "nuu: unknown key; did you mean nu"),
+        ({"training.batch_size": True}, "training.batch_size: found True"),
+        ({"stages.operator.optimizer.betas": [1.5, 2]}, "betas.0: found 1.5"),
+        ({"data.sources.val": [{"key": "a/../../x.h5"}]}, "without .."),
+        (
+            {"training.compile": "graph", "training.accumulation_steps": 4},
+            "training.accumulation_steps: found 4, expected 1",
+        ),
+    ],
+)
+def test_each_wrong_value_is_refused_with_its_key(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config("smoke", overrides)
+
+
+def test_credentials_in_an_endpoint_are_refused_and_not_repeated():
+    with pytest.raises(ConfigError, match="holds credentials") as error:
+        load_config("smoke", {"data.endpoint_url": "http://KEYID:hunter2@127.0.0.1:9000"})
+    assert "hunter2" not in str(error.value)
+    assert error.value.__cause__ is None  # nor by the traceback of a run that fails
+    assert error.value.__suppress_context__

@@ -1,0 +1,85 @@
+"""The tiniest run of each section that needs neither the peers' environment nor a stack."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from speed import __main__ as command
+from speed import inputs
+from speed.settings import Settings
+from speed.worker import Worker, WorkerError
+
+SIZE = 0.008
+TINY = ["--frames", "41", "--points", "256", "--solved", "4", "--repeats", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture
+def bench(folder, tmp_path):
+    """`bench(suite, sections)`: run it; its JSON, phases without a failure first."""
+
+    def run(suite, sections, size=SIZE):
+        tiny = ["--size", str(size), *TINY]
+        places = ["--folder", str(folder), "--out", str(tmp_path), "--peers", "none/of/them"]
+        code = command.main([suite, "--device", "cpu", "--sections", sections, *tiny, *places])
+        (path,) = tmp_path.glob("*.json")
+        record = json.loads(path.read_text())
+        assert code == 0, [r for c in record["comparisons"] for r in c["results"]]
+        return record
+
+    return run
+
+
+def names_with_values(record):
+    return {r["name"] for c in record["comparisons"] for r in c["results"] if r["values"]}
+
+
+def test_tiles_are_shifted_copies_of_solved_trajectories(folder):
+    settings = Settings(folder, size=SIZE, num_solved=4, num_frames=41, grid_points=256)
+    with h5py.File(inputs.tiled_set(settings)) as file:
+        u = file["tensor"][()]
+    assert len(u) == 33 + inputs.NUM_VAL
+    first, fifth = u[0], u[4]
+    assert not np.array_equal(first, fifth)
+    shifts = [np.array_equal(np.roll(first, s, -1), fifth) for s in range(256)]
+    assert sum(shifts) == 1
+
+
+def test_cache_load_and_batches_on_a_cpu(bench):
+    record = bench("cpu", "cache,load,batches")
+    assert {"legacy mode", "write + fsync", "preadv", ".pt from disk"} <= names_with_values(record)
+    assert record["kind"].endswith("-trial"), "a small run must not pass for a full one"
+    assert "commit" in record["machine"]
+    assert record["measured"]["cache"]["commit"]
+
+
+def test_growth_draws_its_picture(bench, tmp_path):
+    record = bench("cpu", "growth", SIZE / 4)
+    assert {c["unit"] for c in record["comparisons"]} == {"ms"}
+    (picture,) = tmp_path.glob("growth-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gpu_script_runs_small_on_a_cpu(bench):
+    record = bench("gpu", "gpu_encode,gpu_load,gpu_train")
+    assert {"eager", "legacy", "disk read", "PCIe", "float32"} <= names_with_values(record)
+
+
+def test_an_unknown_section_is_refused(capsys):
+    assert command.main(["cpu", "--sections", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().out
+
+
+def test_a_worker_answers_and_passes_on_what_goes_wrong():
+    with Worker("math") as worker:
+        assert worker.import_s >= 0
+        with pytest.raises(WorkerError, match="AttributeError: .* 'nonsense'"):
+            worker.call("nonsense")
+    with pytest.raises(WorkerError, match="ModuleNotFoundError"):
+        Worker("no_such_module")

@@ -1,0 +1,207 @@
+"""README, CONTRIBUTING and docs/ against reality; no command of theirs is run."""
+
+import inspect
+import operator
+import os
+import pkgutil
+import re
+import shlex
+
+import pytest
+import typer
+import yaml
+
+from deployments import layout
+from deployments.cli.app import app
+from deployments.stack import POOLS
+from flows.benchmark_startup import benchmark_startup
+from flows.train_burgers import train_burgers
+from ups.cli.options import parse_settings
+from ups.config import RunConfig, load_config
+from ups.startup.measure.scenarios import choose
+
+ROOT = layout.PROJECT_DIR
+DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+TEXT = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", *DOCS)}
+CODE = ("ups", "tasks", "flows", "deployments", "speed")
+MAX_PICTURE_BYTES = 300_000
+SHELL = ("source", "set", "export", "cd", "git")
+TOOLS = ("pre-commit", "pytest", "ruff", "vastai")
+
+
+def found(pattern: str) -> list:
+    """What a pattern finds in all pages, each once."""
+    return list(dict.fromkeys(f for text in TEXT.values() for f in re.findall(pattern, text, re.S)))
+
+
+def commands() -> list[str]:
+    """The lines of the pages' bash fences, cut at && and ;."""
+    lines = [line for fence in found(r"```bash\n(.*?)```") for line in fence.splitlines()]
+    cut = [command.strip() for line in lines for command in re.split("&&|;", line)]
+    return list(dict.fromkeys(command for command in cut if command))
+
+
+def links() -> list[tuple[str, str]]:
+    """Page and target of each link and picture that stays in this repository."""
+    targets = [(page, t) for page, text in TEXT.items() for t in re.findall(r"\]\(([^)]+)\)", text)]
+    return [(page, target) for page, target in targets if not target.startswith("http")]
+
+
+def named_paths() -> list[str]:
+    """What stands in backquotes in the first column of the file map, and paths in running text."""
+    files = TEXT["README.md"].partition("\n## Files\n")[2]
+    rows = [row[: row.find("|", 1)] for row in files.splitlines()]
+    of_map = [path for row in rows for path in re.findall(r"`([\w./]+)`", row)]
+    folders = "|".join((*CODE, "docs", "tests"))
+    return sorted({*of_map, *found(rf"`((?:{folders})/[\w./]*)(?::[\w.]+)?`")})
+
+
+def named_functions() -> list[str]:
+    """`path.py:function` and `module.function` as `module:function` and `module.function`."""
+    packages = "|".join(CODE)
+    by_path = found(rf"`((?:{packages})/[\w/]+)\.py:([\w.]+)`")
+    by_module = found(rf"`((?:{packages})(?:\.\w+)+)`")
+    return [f"{path.replace('/', '.')}:{name}" for path, name in by_path] + by_module
+
+
+def anchors(text: str) -> list[str]:
+    """What GitHub makes of the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def find_command(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
+    """The command of `ups` that the words begin with, and the other words."""
+    command = typer.main.get_command(app)
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+    assert {word.split("=")[0] for word in words if word.startswith("-")} <= known
+    return command, words
+
+
+def parse_ups(words: list[str]) -> dict[str, object]:
+    """Values of an `ups` command by name, without running it; fails on an unknown option."""
+    command, words = find_command(words)
+    if "--help" in words or hasattr(command, "commands"):  # what is shown at once
+        return {}
+    return dict(command.make_context(command.name, words).params)
+
+
+def check_parameters(given: list[str]) -> None:
+    """`KEY=VALUE` of the flow: known names, and a config that loads with them."""
+    parameters = dict(text.split("=", 1) for text in given)
+    assert parameters.keys() <= inspect.signature(train_burgers.fn).parameters.keys()
+    overrides = yaml.safe_load(parameters.get("overrides", "{}"))
+    load_config(parameters.get("config", "smoke"), overrides)
+
+
+def check_ups(command: str, parsed: dict[str, object]) -> None:
+    """What an `ups` command is given exists: a config, parameters of its flow, scenarios."""
+    if parsed.get("config"):
+        load_config(parsed["config"], parse_settings(parsed.get("settings")))
+    if command == "run":
+        check_parameters(parsed["param"] or [])
+    elif command == "benchmark":
+        choose(parsed["scenarios"].split(","), has_gpu=False)
+        given = {text.split("=", 1)[0] for text in parsed["param"] or []}
+        assert given <= inspect.signature(benchmark_startup.fn).parameters.keys()
+
+
+def check_make(target: str, variables: list[str]) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+    for variable in variables:
+        key, options = variable.split("=", 1)
+        assert key == "ARGS"
+        check_ups(target, parse_ups([target, *shlex.split(options)]))
+
+
+def check_prefect(arguments: list[str]) -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    names = {deployment["name"] for deployment in deployments}
+    match [a for a in arguments if a != "--no-prompt"]:
+        case ["deployment", "run", name, *options]:
+            assert name.removeprefix("train-burgers/") in names
+            assert options[::2] == ["-p"] * (len(options) // 2)
+            check_parameters(options[1::2])
+        case ["worker", "start", "--pool", pool]:
+            assert pool in POOLS
+        case ["deploy", "--name", name]:
+            assert name in names
+        case other:
+            pytest.fail(f"an unknown form: prefect {shlex.join(other)}")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_exists_with_its_options(command):
+    words = shlex.split(command)
+    name, arguments = os.path.basename(words[0]), words[1:]
+    if name == "make":
+        check_make(arguments[0], arguments[1:])
+    elif name == "ups":
+        check_ups(arguments[0], parse_ups(arguments))
+    elif name == "prefect":
+        check_prefect(arguments)
+    elif name in TOOLS:
+        assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()
+        assert all((ROOT / a).exists() for a in arguments if "/" in a)
+    else:
+        assert name in SHELL
+
+
+@pytest.mark.parametrize("command", found(r"`((?:ups|make) [^`]+|prefect deployment run [^`]+)`"))
+def test_a_command_in_running_text_exists_with_its_options(command):
+    name, *words = shlex.split(command)
+    if name == "ups":  # its values may be left out, or be placeholders
+        find_command(words)
+    elif name == "make":
+        check_make(words[0], words[1:])
+    else:
+        check_prefect(words)
+
+
+@pytest.mark.parametrize("path", named_paths())
+def test_a_named_file_exists(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("name", named_functions())
+def test_a_named_function_exists(name):
+    assert pkgutil.resolve_name(name) is not None
+
+
+@pytest.mark.parametrize("key", found(rf"`((?:{'|'.join(RunConfig.model_fields)})\.[\w.]+)`"))
+def test_a_named_key_of_a_config_exists(key):
+    operator.attrgetter(key)(load_config("smoke"))
+
+
+@pytest.mark.parametrize(("page", "target"), links())
+def test_a_link_leads_to_a_file_and_a_heading(page, target):
+    file, _, anchor = target.partition("#")
+    path = (ROOT / page).parent / file if file else ROOT / page
+    assert path.exists()
+    assert not anchor or anchor in anchors(path.read_text())
+
+
+def test_the_readme_lists_every_page_and_every_picture_is_shown_and_small():
+    listed = re.findall(r"^\| \[.+?\]\((.+?)\) \| .+ \|$", TEXT["README.md"], re.M)
+    assert {"README.md", *listed} == TEXT.keys()
+    shown = {((ROOT / page).parent / target).resolve() for page, target in links()}
+    pictures = {path: path.stat().st_size for path in (ROOT / "docs").glob("*.png")}
+    assert pictures.keys() <= shown
+    assert {path for path, size in pictures.items() if size > MAX_PICTURE_BYTES} == set()
+
+
+def test_every_variable_in_the_pages_has_a_reader():
+    named = set(found(r"\b(?:UPS|PDEBENCH)_[A-Z0-9_]+"))
+    sources = [path.read_text() for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+    sources.append((ROOT / "Makefile").read_text())
+    assert {name for name in named if not any(name in source for source in sources)} == set()
+
+
+def test_the_pages_hold_what_is_checked():
+    assert len(commands()) > 40
+    assert len(links()) > 40
+    assert len(named_paths()) > 25
+    assert len(named_functions()) > 25

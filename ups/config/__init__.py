@@ -1,0 +1,45 @@
+"""What a run is made with: the models of the YAML, and the ways to read it."""
+
+from ups.config.data import (
+    SPLITS,
+    Model,
+    Problem,
+    Source,
+    Split,
+)
+from ups.config.loading import (
+    CONFIG_DIR,
+    PROJECT_CONFIGS,
+    dump_config,
+    find_config,
+    load_config,
+    parse_config,
+)
+from ups.config.models import (
+    Features,
+    Latent,
+    Optimizer,
+    ProblemConfig,
+    RunConfig,
+    Training,
+)
+
+__all__ = [
+    "CONFIG_DIR",
+    "PROJECT_CONFIGS",
+    "SPLITS",
+    "Features",
+    "Latent",
+    "Model",
+    "Optimizer",
+    "Problem",
+    "ProblemConfig",
+    "RunConfig",
+    "Source",
+    "Split",
+    "Training",
+    "dump_config",
+    "find_config",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,51 @@
+"""What pydantic finds wrong with a config, in words that name the YAML key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ups.config.models import RunConfig
+
+
+def explain(error: ValidationError) -> tuple[str, ...]:
+    """All faults, a line for each: its whole dotted key, what was found, what is expected."""
+    return tuple(line for fault in error.errors() for line in _lines(fault))
+
+
+def _lines(fault: ErrorDetails) -> list[str]:
+    location = list(fault["loc"])
+    if location[:2] == ["data", "task"]:
+        del location[2:3]  # pydantic's name for either form of it: `name`, `list`
+    key, kind = ".".join(map(str, location)), fault["type"]
+    if kind == "value_error":
+        lines = str(fault["ctx"]["error"]).splitlines()
+        return [f"{key}: {line}" if key else line for line in lines]
+    if kind == "extra_forbidden":
+        known = _keys_beside(location)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return [f"{key}: unknown key; {hint}"]
+    if kind == "missing":
+        return [f"{key}: missing, and it has no default"]
+    return [f"{key}: found {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"]
+
+
+def _keys_beside(location: list[int | str]) -> list[str]:
+    """The keys of the section of a key; list positions and dict keys are stepped over."""
+    model: type[BaseModel] = RunConfig
+    for key in location[:-1]:
+        if field := model.model_fields.get(str(key)):
+            model = _model_in(field.annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The config model inside `X | None`, `list[X]`, `dict[str, list[X]]` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(inner) for inner in get_args(annotation))
+    return next((model for model in found if model is not None), None)

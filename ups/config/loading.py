@@ -1,0 +1,79 @@
+"""Read a config: YAML in, frozen models out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ups import PROJECT_DIR
+from ups.config.faults import explain
+from ups.config.models import RunConfig
+from ups.errors import ConfigError, InvalidConfig
+
+PROJECT_CONFIGS = PROJECT_DIR / "deployments" / "configs"
+CONFIG_DIR = Path(os.environ.get("UPS_CONFIG_DIR") or PROJECT_CONFIGS).absolute()
+
+
+def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a config by path, or by name from `CONFIG_DIR`, and apply dotted overrides.
+
+    Raises:
+        InvalidConfig: it has faults; all of them, a line for each.
+        ConfigError: it is not there, is not YAML, or an override leads nowhere.
+    """
+    path = find_config(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping of sections")
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    return parse_config(tree, path.name)
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Validate a config already read; `where` names it in the message of an InvalidConfig."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        # Without pydantic's own text, which repeats values: credentials, too.
+        raise InvalidConfig(where, explain(error)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` takes."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """The file of a config, by name or path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = {path.stem: path for path in sorted(CONFIG_DIR.glob("*.yaml"))}
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise ConfigError(
+            f"no config {str(name_or_path)!r}: expected a path, or a name in {CONFIG_DIR}: "
+            f"{', '.join(known) or 'it has none, see UPS_CONFIG_DIR'}"
+        )
+    return path
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for i, part in enumerate(parents):
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(
+                f"override {dotted!r}: {'.'.join(parents[: i + 1])} is a value, not a section"
+            )
+    tree[last] = value

@@ -1,0 +1,227 @@
+"""The sections of a config and every default; those of `data` stand in `ups.config.data`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ups.config.data import Data, Model, Positive, Problem
+
+StoredDtype = Literal["float16", "bfloat16", "float32"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Latent(Model):
+    dim: Positive = Field(32, description="D, channels of a token")
+    tokens: Positive = Field(16, description="K, tokens of a frame")
+
+
+class Encoder(Model):
+    kind: Literal["patch_subspace"] = "patch_subspace"
+    fit_trajectories: Positive = 64
+    fit_seed: int = 0
+    normalise: bool = True
+
+
+class Operator(Model):
+    hidden_dim: Positive = 128
+    num_heads: Positive = 4
+    mlp_ratio: float = Field(4.0, gt=0)
+    depths: Annotated[list[Positive], Field(min_length=1)] = Field(
+        [2, 2, 2], description="blocks per stage of the U: odd length, tokens halve per stage"
+    )
+
+    @property
+    def num_levels(self) -> int:
+        """Resolutions of the U: 2 for depths of length 3."""
+        return len(self.depths) // 2 + 1
+
+
+class Training(Model):
+    batch_size: Positive = Field(12, description="trajectories per step")
+    accumulation_steps: Positive = 1
+    time_stride: Positive = Field(2, description="s, saved frames per operator step")
+    rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")
+    latent_cache_dir: Path = Path("data/latent_cache")
+    latent_cache_max_gb: float | None = Field(
+        None, gt=0, description="removes what was used least recently after a build; off if empty"
+    )
+    latent_cache_dtype: StoredDtype = "float16"
+    encode_batch_size: Positive = Field(16, description="trajectories per encoder batch")
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        4, description="threads that write or load chunks"
+    )
+    pin_memory: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["off", "graph", "inductor"] = "off"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU")
+    grad_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    seed: int = 0
+    log_every: Positive = Field(50, description="steps between readings of the loss")
+
+
+class Optimizer(Model):
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class OperatorStage(Model):
+    epochs: Positive = 25
+    max_steps: Positive | None = Field(None, description="optimizer steps; off if empty")
+    patience: Positive | None = Field(None, description="epochs without a better val; off if empty")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    optimizer: Optimizer = Optimizer()
+
+
+class Stages(Model):
+    operator: OperatorStage = OperatorStage()
+
+
+class Checkpoint(Model):
+    every_epochs: Positive = 1
+
+
+class Evaluation(Model):
+    batch_size: Positive = Field(32, description="trajectories per rollout batch")
+    num_examples: Positive = Field(3, description="trajectories drawn in the picture")
+
+
+class Features(Model):
+    """The optimisations, each of which can be switched off alone."""
+
+    parallel_downloads: bool = Field(True, description="fetch splits, and ranges of them, at once")
+    gpu_encode: bool = Field(True, description="encode on the GPU where there is one")
+    parallel_encode: bool = Field(True, description="overlap reading, encoding and writing")
+    reuse_cache: bool = Field(True, description="use a cache entry with the same key")
+    preload: Literal["auto", "gpu", "ram", "disk", "off"] = Field(
+        "auto", description="where training reads latents; off: encode on demand"
+    )
+    warm_up: bool = Field(True, description="import, build and warm the model beside the downloads")
+
+    @classmethod
+    def legacy(cls) -> Features:
+        """All off: the fallback, and the baseline that benchmarks measure the rest against."""
+        return cls(
+            parallel_downloads=False,
+            gpu_encode=False,
+            parallel_encode=False,
+            reuse_cache=False,
+            preload="disk",
+            warm_up=False,
+        )
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether all are off."""
+        return self == Features.legacy()
+
+
+class Wandb(Model):
+    enabled: bool = Field(False, description="needs the extra wandb; offline without a key")
+    project: str = Field("ups-train", min_length=1)
+    entity: str | None = Field(None, description="default: the one that the key belongs to")
+
+
+class Tensorboard(Model):
+    enabled: bool = Field(
+        False, description="event files in the run's folder; needs the extra tensorboard"
+    )
+
+
+class Logging(Model):
+    """Trackers beside the run's folder, which holds everything without them, too."""
+
+    wandb: Wandb = Wandb()
+    tensorboard: Tensorboard = Tensorboard()
+
+
+class Startup(Model):
+    price_per_hour: float = Field(1.89, ge=0, description="of the machine, in dollars")
+
+
+class RunConfig(Model):
+    """All that a run is made with."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    runs_dir: Path = Path("runs")
+    data: Data = Data()
+    latent: Latent = Latent()
+    encoder: Encoder = Encoder()
+    operator: Operator = Operator()
+    training: Training = Training()
+    stages: Stages = Stages()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    features: Features = Features()
+    logging: Logging = Logging()
+    startup: Startup = Startup()
+
+    @property
+    def patch_points(self) -> int:
+        """P, grid points of a patch."""
+        return self.data.grid_points // self.latent.tokens
+
+    @property
+    def data_root(self) -> Path:
+        """The folder of the staged files."""
+        return Path(os.environ.get("PDEBENCH_ROOT") or self.data.root)
+
+    def of_problem(self, problem: Problem) -> ProblemConfig:
+        """The config of one of its problems."""
+        only = {"task": (problem,), "sources": None, "generate": None}
+        data = self.data.model_copy(update=only)
+        return ProblemConfig.model_construct(**{**dict(self), "data": data})
+
+    def only_problem(self) -> ProblemConfig:
+        """This config as that of its problem, of which it must have one."""
+        assert len(self.data.problems) == 1, self.data.task
+        return ProblemConfig.model_construct(**dict(self))
+
+    def by_problem(self) -> dict[str, ProblemConfig]:
+        """Problem name → its config."""
+        return {problem.name: self.of_problem(problem) for problem in self.data.problems}
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        faults = self.data.disagreements()
+        grid, tokens, op = self.data.grid_points, self.latent.tokens, self.operator
+        if grid % tokens:
+            faults.append(
+                f"latent.tokens: found {tokens}, expected a divisor of data.grid_points ({grid})"
+            )
+        if len(op.depths) % 2 == 0:
+            faults.append(f"operator.depths: found {op.depths}, expected an odd number of stages")
+        elif tokens % 2 ** (op.num_levels - 1):
+            faults.append(
+                f"latent.tokens: found {tokens}, expected a multiple of "
+                f"{2 ** (op.num_levels - 1)}, which operator.depths {op.depths} halves down to"
+            )
+        if op.hidden_dim % (2 * op.num_heads):
+            faults.append(
+                f"operator.hidden_dim: found {op.hidden_dim}, expected a multiple of "
+                f"2 * operator.num_heads ({2 * op.num_heads})"
+            )
+        training = self.training
+        if training.compile == "graph" and training.accumulation_steps > 1:
+            faults.append(
+                f"training.accumulation_steps: found {training.accumulation_steps}, expected 1 "
+                "with training.compile graph, which captures a whole step"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+
+class ProblemConfig(RunConfig):
+    """The config of one PDE problem: what determines its files and its cache entry."""
+
+    @property
+    def problem(self) -> Problem:
+        """The only one that it has."""
+        (problem,) = self.data.problems
+        return problem

@@ -1,0 +1,56 @@
+"""Which device a config means on this machine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ups.config import RunConfig
+from ups.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+
+def training_device(config: RunConfig) -> str:
+    """`cuda` or `cpu`.
+
+    Raises:
+        DeviceError: the config asks for CUDA, and there is none.
+    """
+    import torch
+
+    wanted = config.training.device
+    if wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise DeviceError(
+            "training.device: found cuda, but torch sees no CUDA device "
+            f"(torch {torch.__version__}); expected a GPU and its driver, or set it to auto or cpu"
+        )
+    return "cpu"
+
+
+def encoding_device(config: RunConfig) -> str:
+    """Where latents are encoded: the training device, or the CPU with `gpu_encode` off."""
+    return training_device(config) if config.features.gpu_encode else "cpu"
+
+
+def check_compile(config: RunConfig) -> None:
+    """Refuse to compile for a device that is not the one of the training.
+
+    Raises:
+        DeviceError: a CUDA graph is asked for without CUDA.
+    """
+    if config.training.compile == "graph" and training_device(config) != "cuda":
+        raise DeviceError(
+            "training.compile: found graph, which captures a CUDA graph, but the training device "
+            "is cpu; expected off or inductor here"
+        )
+
+
+def has_gpu_node() -> bool:
+    """Whether the system shows this process a GPU: NVIDIA's, ROCm's or WSL's device file."""
+    nodes = ("nvidia[0-9]*", "kfd", "dxg")
+    return any(True for pattern in nodes for _ in Path("/dev").glob(pattern))

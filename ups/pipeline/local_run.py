@@ -1,0 +1,145 @@
+"""A whole run in this process, without Prefect: download, cache, load, train, evaluate."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ups.config import SPLITS, RunConfig
+from ups.machine.processes import process_started_at
+from ups.pipeline.overhead import break_down, leave
+from ups.pipeline.phases import build_caches, load_latents, stage_splits
+from ups.pipeline.state import RunState, running
+from ups.progress import Show
+from ups.runs.breakdown import Breakdown, Span
+from ups.runs.folder import open_run_dir
+from ups.runs.metrics import begin_summary
+from ups.tracking import Trackers
+from ups.validate.run import require_valid
+
+BOUNDS = {
+    "boot": "a new interpreter imports what reads the config",
+    "validate": "config, memory, disk and device, for which torch is imported",
+    "warm-up": "import what trains and scores",
+    "first step": "build the model, take one optimizer step",
+}
+
+
+class LocalRun:
+    """A run of this process; what starts it is the start of the process."""
+
+    def __init__(self, config: RunConfig, run_id: str | None, resume: Path | None) -> None:
+        """Check that it can be made here, and open its folder.
+
+        Args:
+            run_id: of an interrupted run to go on with; None: a new one.
+            resume: a checkpoint of another run to go on from.
+        Raises:
+            ValidationFailed: the run would fail here; a line for each fault.
+        """
+        self._started_at = process_started_at()
+        self._timeline, self._resume = Timeline(), resume
+        with self._timeline.phase("validate"):
+            require_valid(config, resume, ask_torch=True)
+        self.config = config
+        self.run_dir = open_run_dir(self.config, run_id or secrets.token_hex(4))
+        self._state = RunState(self.config, self.run_dir)
+        self._metrics: dict[str, float] = {}
+
+    def run(self, show: Show, command: str | None = None) -> dict[str, float]:
+        """Go through the phases, once.
+
+        Args:
+            show: makes the callbacks that take how far each phase has got.
+            command: as typed in a shell, for the run's record.
+        Returns:
+            The metrics of this run, as they stand in the last line of `metrics.jsonl`.
+        """
+        with running(self._state, self._report, command=command) as trackers:
+            self._run_phases(show, trackers)
+        assert self._state.scores is not None, "the run was completed"
+        return {**self._metrics, **self._state.scores.metrics()}
+
+    def _run_phases(self, show: Show, trackers: Trackers) -> None:
+        run, config, phase = self._state, self.config, self._timeline.phase
+        with phase("warm-up"):
+            from ups.training.evaluate import evaluate
+            from ups.training.loop import train
+        with phase("download"):
+            staged = stage_splits(config, SPLITS, show)
+            for name, splits in staged.items():
+                run.staged.update({(name, split): splits[split] for split in SPLITS})
+        if config.features.preload != "off":
+            with phase("cache"):
+                overwrite = not config.features.reuse_cache
+                run.entries = build_caches(config, staged, show, overwrite=overwrite)
+            run.config_hashes = {name: entry.config_hash for name, entry in run.entries.items()}
+        with phase("load"):
+            run.latents = load_latents(config, staged, run.entries or None)
+
+        def note_first_step(at: float) -> None:
+            run.first_step_at = at
+            trackers.start()
+            so_far = self._break_down()  # whoever ends the process later, this is known
+            so_far.save(self.run_dir)
+            begin_summary(self.run_dir, so_far.metrics)
+
+        with phase("train"):
+            run.result = train(
+                config,
+                run.latents,
+                self.run_dir,
+                resume=self._resume,
+                on_first_step=note_first_step,
+                progress=show("trained", "steps"),
+            )
+        with phase("evaluate"):
+            test = {name: splits["test"] for name, splits in staged.items()}
+            checkpoint, encoders = run.result.checkpoint, run.latents.encoders
+            run.scores = evaluate(config, checkpoint, test, encoders, self.run_dir)
+
+    def _break_down(self) -> Breakdown:
+        spans = self._timeline.spans
+        boot = Span(phase="boot", name="boot", start=self._started_at, end=spans[0].start)
+        return break_down(
+            self._state,
+            [boot, *spans],
+            triggered_at=self._started_at,
+            start_mode="cold",
+            bounds=BOUNDS,
+        )
+
+    def _report(self) -> None:
+        breakdown = self._break_down()
+        leave(breakdown, self.run_dir)
+        self._metrics = breakdown.metrics
+
+
+class Timeline:
+    """Notes phases that follow one another in this process."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note a phase by what happens inside; it failed if that raises."""
+        now, state = time.time(), "Failed"
+        self._spans.append(Span(phase=name, name=name, start=now, end=now, state="Running"))
+        try:
+            yield
+            state = "Completed"
+        finally:
+            ended = {"end": time.time(), "state": state}
+            self._spans[-1] = self._spans[-1].model_copy(update=ended)
+
+    @property
+    def spans(self) -> list[Span]:
+        """In order of their start; a phase that goes on ends now."""
+        now = {"end": time.time()}
+        return [
+            span.model_copy(update=now) if span.state == "Running" else span for span in self._spans
+        ]

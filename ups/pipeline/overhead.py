@@ -1,0 +1,199 @@
+"""The breakdown of a run's startup, made of what the run has learned, however it was started."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ups.machine.gpu import FIRST_EPOCH, by_phase
+from ups.pipeline.state import RunState
+from ups.runs.breakdown import (
+    STOPPED,
+    Breakdown,
+    ProblemFigures,
+    Span,
+    provision_s,
+    tabulate,
+    tabulate_provision,
+)
+from ups.runs.metrics import add_to_summary
+from ups.runs.record import describe_error, how_it_ended
+from ups.runs.table import headline
+from ups.units import format_size
+
+if TYPE_CHECKING:
+    from ups.latents.build import CacheEntry
+
+
+def break_down(
+    run: RunState,
+    spans: Sequence[Span],
+    *,
+    triggered_at: float,
+    start_mode: str,
+    bounds: Mapping[str, str],
+) -> Breakdown:
+    """Make the breakdown of a run's startup, as far as the run has got.
+
+    Args:
+        spans: of the phases so far; the training's, which may go on, is cut at the first step.
+        triggered_at: Unix time in seconds.
+        bounds: phase → what bounds it, where that is a matter of how the run was started.
+    """
+    spans = _with_first_step(spans, run.first_step_at)
+    end = run.first_step_at or max(span.end for span in spans)
+    until_s = end - triggered_at
+    phases = tabulate(spans, {**_bounds(run), **bounds}, triggered_at, end)
+    paid_s = provision_s(run.provision) + until_s
+    cost = paid_s / 3600 * run.config.startup.price_per_hour
+    cache_s = next((row.seconds for row in phases if row.phase == "cache"), 0.0)
+    metrics = {  # the plan's, by its names and in its units, and then ours
+        "startup/cache_precompute_time_min": cache_s / 60,
+        "startup/cache_reused": float(bool(run.cache_reused)),
+        "startup/total_startup_time_min": paid_s / 60,
+        "startup/cost_usd": cost,
+    }
+    if run.first_step_at:
+        metrics["startup/ttfs_s"] = until_s
+    if run.result is not None:
+        metrics["training/epoch_time_sec"] = run.result.epoch_time_s
+    stretches = [(span.phase, span.start, span.end) for span in spans]
+    if run.result is not None and run.result.first_epoch is not None:
+        stretches.append((FIRST_EPOCH, *run.result.first_epoch))
+    gpu = by_phase(run.gpu.samples, stretches)
+    if FIRST_EPOCH in gpu:
+        metrics["training/gpu_utilization_pct"] = gpu[FIRST_EPOCH].mean_pct
+    provision = tabulate_provision(run.provision, run.first_step_at)
+    metrics.update({f"{row.phase}_s": row.seconds for row in provision})
+    scores = run.scores
+    return Breakdown(
+        run=run.run_dir.name,
+        config=run.config.name,
+        config_hash=run.config_hash,
+        start_mode=start_mode,
+        triggered_at=triggered_at,
+        ttfs_s=until_s if run.first_step_at else None,
+        until_s=until_s,
+        unaccounted_s=phases[-1].seconds,
+        cost_usd=cost,
+        cache_reused=run.cache_reused,
+        changed=tuple(
+            line for entry in run.entries.values() if not entry.reused for line in entry.changed
+        ),
+        problems=_problems(run),
+        failed=_failure(run),
+        phases=(*provision, *phases),
+        provision=tuple(run.provision),
+        phase_bytes=_phase_bytes(run),
+        spans=tuple(spans),
+        metrics=metrics,
+        gpu=gpu or None,
+        gpu_note=run.gpu.note,
+        nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
+        nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
+    )
+
+
+def leave(breakdown: Breakdown, run_dir: Path) -> bytes:
+    """Write `breakdown.json`, `gantt.png` and the metrics into a run's folder.
+
+    Returns:
+        The picture, as PNG.
+    """
+    breakdown.save(run_dir)
+    add_to_summary(run_dir, breakdown.metrics)
+    from ups.runs.gantt import draw_gantt
+
+    end = breakdown.triggered_at + breakdown.until_s
+    gantt = draw_gantt(
+        breakdown.spans, breakdown.triggered_at, end, headline(breakdown), breakdown.provision
+    )
+    (run_dir / "gantt.png").write_bytes(gantt)
+    return gantt
+
+
+def _with_first_step(spans: Sequence[Span], first_step_at: float | None) -> list[Span]:
+    """The training task cut in two at the end of the first step."""
+    cut = []
+    for span in spans:
+        if span.phase != "train" or first_step_at is None:
+            cut.append(span)
+            continue
+        first = {"phase": "first step", "name": "4 first step", "end": first_step_at}
+        first["state"] = "Completed"  # whatever became of the training after it
+        cut.append(span.model_copy(update=first))
+        cut.append(span.model_copy(update={"start": first_step_at}))
+    return cut
+
+
+def _problems(run: RunState) -> dict[str, ProblemFigures]:
+    """The figures of each problem, where there are several."""
+    names = [problem.name for problem in run.config.data.problems]
+    if len(names) == 1:
+        return {}
+    scores = run.scores.problems if run.scores else {}
+    return {
+        name: ProblemFigures(
+            config_hash=run.config_hashes.get(name),
+            cache_reused=run.entries[name].reused if name in run.entries else None,
+            nrmse_rollout=scores[name].rollout["nRMSE"] if name in scores else None,
+            nrmse_persistence=scores[name].persistence_rollout["nRMSE"] if name in scores else None,
+        )
+        for name in names
+    }
+
+
+def _bounds(run: RunState) -> dict[str, str]:
+    bounds = {
+        "download": "nothing was staged",
+        "validate": "config, memory, disk and device; no network, no data",
+        "first step": "one optimizer step",
+    }
+    files = {s.path: s for s in run.files()}.values()
+    if files:
+        fetched = sum(s.fetched_bytes for s in run.files())
+        total = sum(s.num_bytes for s in files)
+        seconds = max(s.seconds for s in files)
+        bounds["download"] = (
+            f"network: {format_size(fetched)}, {fetched / 1e6 / max(seconds, 1e-3):,.0f} MB/s"
+            if fetched
+            else f"{format_size(total)} found verified, nothing fetched"
+        )
+    if run.entries:
+        bounds["cache"] = _bound_of_cache(run.entries.values())
+    if run.latents is not None:
+        latents = run.latents
+        rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
+        bounds["load"] = f"into {latents.tier}: {format_size(latents.num_bytes)}" + (
+            f", {rate:,.0f} MB/s" if latents.num_bytes else ""
+        )
+    return bounds
+
+
+def _bound_of_cache(entries: Collection[CacheEntry]) -> str:
+    built = [entry for entry in entries if not entry.reused]
+    reused = sum(entry.num_bytes for entry in entries if entry.reused)
+    parts = []
+    if built:
+        count = sum(entry.num_trajectories for entry in built)
+        rate = count / max(sum(entry.seconds for entry in built), 1e-3)
+        parts.append(f"read, encode, write: {count} trajectories, {rate:,.0f}/s")
+    if reused or not built:
+        parts.append(f"{format_size(reused)} reused")
+    return "; ".join(parts)
+
+
+def _phase_bytes(run: RunState) -> dict[str, int]:
+    moved = {
+        "download": sum(s.fetched_bytes for s in run.files()),
+        "cache": sum(entry.num_bytes for entry in run.entries.values() if not entry.reused),
+        "load": 0 if run.latents is None else run.latents.num_bytes,
+    }
+    return {phase: num_bytes for phase, num_bytes in moved.items() if num_bytes}
+
+
+def _failure(run: RunState) -> str | None:
+    if run.failure is None:
+        return None
+    return STOPPED if how_it_ended(run.failure) == "stopped" else describe_error(run.failure)

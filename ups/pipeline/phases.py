@@ -1,0 +1,119 @@
+"""The phases of a run as plain functions, for tasks and for the shell alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ups.config import Problem, ProblemConfig, RunConfig, Split
+from ups.data.sources import Staged, open_store, stage
+from ups.latents.build import CacheEntry, ensure
+from ups.latents.loader import Latents, load, load_on_demand
+from ups.machine.devices import encoding_device, training_device
+from ups.progress import Progress, Show
+
+SourcesBySplit = Mapping[str, Sequence[Staged]]
+SourcesByProblem = Mapping[str, SourcesBySplit]
+
+MOST_DOWNLOADS = 8  # objects at once, each over several connections
+
+
+def stage_splits(
+    config: RunConfig, splits: Sequence[Split], show: Show
+) -> dict[str, dict[str, list[Staged]]]:
+    """Stage splits of all problems; whatever ends it, Ctrl-C too, ends the transfers.
+
+    Returns:
+        Problem → split → its sources on disk.
+    """
+    store, stop = open_store(config), threading.Event()
+    problems, by_problem = config.data.problems, config.by_problem()
+
+    def one(wanted: tuple[Problem, Split]) -> list[Staged]:
+        problem, split = wanted
+        progress = show(f"[{config.data.label(problem, split)}] fetched", "MB", 1e6)
+        return stage(by_problem[problem.name], split, store, stop=stop, progress=progress)
+
+    wanted = [(problem, split) for split in splits for problem in problems]
+    workers = min(len(wanted), MOST_DOWNLOADS) if config.features.parallel_downloads else 1
+    found: dict[str, dict[str, list[Staged]]] = {problem.name: {} for problem in problems}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for (problem, split), staged in zip(wanted, pool.map(one, wanted), strict=True):
+                found[problem.name][split] = staged
+            return found
+        except BaseException:
+            stop.set()
+            raise
+
+
+def build_caches(
+    config: RunConfig, staged: SourcesByProblem, show: Show, *, overwrite: bool
+) -> dict[str, CacheEntry]:
+    """Build or find each problem's entry, one after the other: each uses the whole machine.
+
+    Returns:
+        Problem → its entry.
+    """
+    entries: dict[str, CacheEntry] = {}
+    for problem in config.data.problems:
+        entries[problem.name] = build_cache(
+            config.of_problem(problem),
+            staged[problem.name],
+            overwrite=overwrite,
+            keep=[entry.generation for entry in entries.values()],
+            progress=show(config.data.label(problem, "encoded"), "trajectories"),
+        )
+    return entries
+
+
+def build_cache(
+    config: ProblemConfig,
+    sources: SourcesBySplit,
+    *,
+    overwrite: bool = False,
+    keep: Collection[str] = (),
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> CacheEntry:
+    """Build or find the entry of a problem that `load_latents` reads, as the features say.
+
+    Args:
+        keep: generations that no budget removes: of the other problems of the run.
+    """
+    if config.features.is_legacy:
+        from ups.latents import legacy
+
+        return legacy.precompute(config, sources, stop=stop, progress=progress)
+    return ensure(
+        config,
+        sources,
+        device=encoding_device(config),
+        overwrite=overwrite,
+        keep=keep,
+        stop=stop,
+        progress=progress,
+    )
+
+
+def load_latents(
+    config: RunConfig,
+    sources: SourcesByProblem,
+    entries: Mapping[str, CacheEntry] | None,
+    *,
+    stop: threading.Event | None = None,
+) -> Latents:
+    """Load train and val into the tier that the config's features and this machine's memory allow.
+
+    Args:
+        entries: problem → its cache entry; None: encode on demand.
+    """
+    device = training_device(config)
+    if entries is None:
+        return load_on_demand(config, sources, device=device)
+    if config.features.is_legacy:
+        from ups.latents import legacy
+
+        return legacy.load(config, sources, device)
+    return load(config, entries, sources, device=device, stop=stop)

@@ -1,0 +1,109 @@
+"""The state of a run, and what goes on around its phases, however the run was started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from ups.config import Problem, RunConfig, Split
+from ups.data.sources import Staged
+from ups.machine.gpu import GpuWatch
+from ups.runs.breakdown import Span
+from ups.runs.record import recorded
+from ups.tracking import Trackers, tracked
+
+if TYPE_CHECKING:
+    from ups.latents.build import CacheEntry
+    from ups.latents.loader import Latents
+    from ups.training.evaluate import Scores
+    from ups.training.loop import TrainResult
+
+log = logging.getLogger(__name__)
+
+ProblemSplit = tuple[str, Split]
+"""The name of a problem, and one of its splits."""
+
+
+@dataclass(slots=True)
+class RunState:
+    """What a run has learned about itself so far; None or empty where it has not got there.
+
+    Attributes:
+        flow_run_id: None of a run without Prefect.
+        overwrite_cache: build each cache entry once in this run, although it is there.
+        provision: before the trigger, on a machine rented for this run.
+        staged: the files of a split of a problem.
+        config_hashes, entries: by the names of the problems.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    flow_run_id: UUID | None = None
+    overwrite_cache: bool = False
+    gpu: GpuWatch = field(default_factory=GpuWatch)
+    provision: Sequence[Span] = ()
+    staged: dict[ProblemSplit, Sequence[Staged]] = field(default_factory=dict)
+    config_hashes: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, CacheEntry] = field(default_factory=dict)
+    latents: Latents | None = None
+    result: TrainResult | None = None
+    scores: Scores | None = None
+    first_step_at: float | None = None
+    failure: BaseException | None = None
+
+    @property
+    def config_hash(self) -> str | None:
+        """The keys of all cache entries that are known."""
+        return ", ".join(self.config_hashes.values()) or None
+
+    @property
+    def cache_reused(self) -> bool | None:
+        """Whether all entries were found; None where there are none."""
+        return all(entry.reused for entry in self.entries.values()) if self.entries else None
+
+    def staged_of(self, problem: Problem, splits: Iterable[Split]) -> dict[str, Sequence[Staged]]:
+        """The files of these splits of a problem."""
+        return {split: self.staged[problem.name, split] for split in splits}
+
+    def files(self) -> list[Staged]:
+        """All that is staged; a file that several splits read is there several times."""
+        return [staged for of_split in self.staged.values() for staged in of_split]
+
+
+@contextmanager
+def running(
+    run: RunState,
+    report: Callable[[], object],
+    *,
+    command: str | None = None,
+    deployment: str | None = None,
+) -> Iterator[Trackers]:
+    """Record the phases inside, watch the GPU meanwhile, and report how they ended.
+
+    What a run came to does not change because its report fails.
+
+    Args:
+        report: writes or publishes the breakdown.
+        command, deployment: for the run's record.
+    """
+    flow_run_id = None if run.flow_run_id is None else str(run.flow_run_id)
+    record = recorded(run.run_dir, command=command, deployment=deployment, flow_run_id=flow_run_id)
+    with record, tracked(run.config, run.run_dir) as trackers:
+        try:
+            with run.gpu:
+                yield trackers
+        except BaseException as error:
+            run.failure = error
+            raise
+        finally:
+            if run.latents is not None:
+                run.latents.close()
+            try:
+                report()
+            except Exception as error:  # noqa: BLE001 (the disk, a picture, the API: the run counts)
+                log.warning("the breakdown of the startup could not be reported: %s", error)

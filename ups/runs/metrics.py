@@ -1,0 +1,67 @@
+"""`metrics.jsonl` of a run's folder: a line for each epoch, and at its end one that sums it up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ups.files import write_atomically
+from ups.runs.stored import read_file
+
+METRICS = "metrics.jsonl"
+EPOCH = "epoch"  # what only the lines of epochs have
+
+
+class Metrics(NamedTuple):
+    """What `metrics.jsonl` holds.
+
+    Attributes:
+        epochs: in their order; each has `epoch`, `step` and `time`.
+        summary: of the whole run, such as `startup/ttfs_s`, as far as it has got.
+    """
+
+    epochs: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def by_problem(kind: str, metric: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Name a metric of each problem, as `val/<task>/nrmse_rollout`; none of a single problem."""
+    if len(values) == 1:
+        return {}
+    return {f"{kind}/{problem}/{metric}": value for problem, value in values.items()}
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """Read the file; empty where it is missing or, which is logged, cannot be read."""
+    lines = read_file(run_dir / METRICS, lambda text: list(map(json.loads, text.splitlines())))
+    rows = [row for row in lines or () if isinstance(row, dict)]
+    epochs = [row for row in rows if EPOCH in row]
+    summaries = [row for row in rows if EPOCH not in row]
+    return Metrics(epochs, summaries[-1] if summaries else {})
+
+
+def write_rows(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the file: a reader sees the old lines or the new."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(run_dir / METRICS, lines.encode(), durable=False)
+
+
+def write_epochs(run_dir: Path, epochs: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the lines of the epochs; the line that sums the run up stays behind them."""
+    summary = read_metrics(run_dir).summary
+    write_rows(run_dir, [*epochs, *([summary] if summary else [])])
+
+
+def begin_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
+    """Sum the run up anew: what an earlier attempt had come to goes."""
+    write_rows(run_dir, [*read_metrics(run_dir).epochs, {**metrics, "time": time.time()}])
+
+
+def add_to_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
+    """Put metrics of the whole run into its last line; those of the same name are replaced."""
+    found = read_metrics(run_dir)
+    summary = {**found.summary, **metrics, "time": time.time()}
+    write_rows(run_dir, [*found.epochs, summary])

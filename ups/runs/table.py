@@ -1,0 +1,168 @@
+"""A run's breakdown as tables, key figures and Markdown: the same wherever a person reads it.
+
+A table is a list of rows with the same keys, which are its headings: what the console prints and
+what Prefect's table artifact takes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ups.runs.breakdown import STOPPED, TO_FIRST_STEP, Breakdown, provision_s
+
+Row = Mapping[str, str]
+STARTUP = ("phase", "seconds", "share", "what bounds it")
+SCORES = ("test nRMSE", "persistence")
+GPU_USE = ("busy", "p10", "at 0 %", "memory, MB", "power, W", "samples")
+NUMBERS = (*STARTUP[1:3], *SCORES, *GPU_USE)  # the columns that are set to the right
+CACHE = {None: "", True: "reused", False: "built"}
+
+
+def headline(breakdown: Breakdown) -> str:
+    """A run's startup in one line."""
+    if breakdown.ttfs_s is None and breakdown.failed is None:
+        return f"{breakdown.config}: all steps were taken before, none was left to take"
+    if breakdown.ttfs_s is None:
+        ended = "stopped" if breakdown.failed == STOPPED else "failed"
+        return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
+    before = provision_s(breakdown.provision)
+    provisioned = f" after {before:.1f} s of provisioning" if before else ""
+    return (
+        f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s{provisioned}, "
+        f"cache {'reused' if breakdown.cache_reused else 'built'}, ${breakdown.cost_usd:.4f}"
+    )
+
+
+def startup_values(
+    breakdown: Breakdown,
+) -> list[tuple[str, float | None, float | None, str]]:
+    """The table of the startup as numbers, under `STARTUP`: a row per phase, the GPU's at the end.
+
+    Shares are of the time from the trigger on; the GPU has neither seconds nor a share.
+    """
+    rows = [(row.phase, row.seconds, row.share, row.bound) for row in breakdown.phases]
+    gpu = [("GPU", None, None, breakdown.gpu_words)] if breakdown.gpu_words else []
+    return [*rows, *gpu]
+
+
+def startup_rows(breakdown: Breakdown) -> list[Row]:
+    """The table of the startup as text."""
+    return [
+        dict(zip(STARTUP, (phase, _text(seconds, ".2f"), _text(share, ".0%"), bound), strict=True))
+        for phase, seconds, share, bound in startup_values(breakdown)
+    ]
+
+
+def problem_rows(breakdown: Breakdown) -> list[Row]:
+    """A row per problem; none where one problem is the whole."""
+    return [
+        {
+            "problem": name,
+            "cache entry": problem.config_hash or "",
+            "cache": CACHE[problem.cache_reused],
+            "test nRMSE": _text(problem.nrmse_rollout, ".4f"),
+            "persistence": _text(problem.nrmse_persistence, ".4f"),
+        }
+        for name, problem in breakdown.problems.items()
+    ]
+
+
+def gpu_rows(breakdown: Breakdown) -> list[Row]:
+    """What the GPU did in each phase; none without samples."""
+    return [
+        {
+            "phase": phase,
+            "busy": f"{use.mean_pct:.0f} %",
+            "p10": f"{use.p10_pct:.0f} %",
+            "at 0 %": f"{use.idle_share:.0%}",
+            "memory, MB": f"{use.max_memory_mb:,.0f}",
+            "power, W": _text(use.mean_power_w, ".0f"),
+            "samples": str(use.num_samples),
+        }
+        for phase, use in (breakdown.gpu or {}).items()
+    ]
+
+
+def key_figures(breakdown: Breakdown) -> dict[str, str]:
+    """What a run came to, by name, as far as it got."""
+    figures = {}
+    if breakdown.ttfs_s is not None:
+        also = " with its provisioning" if breakdown.provision else ""
+        figures["time to first step"] = (
+            f"{breakdown.ttfs_s:.2f} s "
+            f"(${breakdown.cost_usd:.4f}{also} at the config's price per hour)"
+        )
+    if (from_start_s := breakdown.phase_seconds.get(TO_FIRST_STEP)) is not None:
+        figures["of a rented machine"] = f"{from_start_s:.2f} s from its script's start"
+    if breakdown.cache_reused is not None:
+        key = "" if breakdown.problems else breakdown.config_hash
+        entry = f", entry {key}" if key else ""
+        changed = f": {'; '.join(breakdown.changed)}" if breakdown.changed else ""
+        figures["latent cache"] = f"{CACHE[breakdown.cache_reused]}{entry}{changed}"
+    if breakdown.nrmse_rollout is not None:
+        figures["test nRMSE"] = score_words(
+            breakdown.nrmse_rollout,
+            breakdown.nrmse_persistence,
+            is_mean=bool(breakdown.problems),
+        )
+    return figures
+
+
+def score_words(nrmse: float, persistence: float | None, *, is_mean: bool) -> str:
+    """A test score, and how far behind it persistence is.
+
+    Args:
+        is_mean: over several problems.
+    """
+    text = f"{nrmse:.4f} over the full rollout{', the mean over the problems' if is_mean else ''}"
+    if persistence is None:
+        return text
+    times = f", {persistence / nrmse:.1f} times as much" if nrmse else ""
+    return f"{text}; persistence {persistence:.4f}{times}"
+
+
+def to_markdown(breakdown: Breakdown, gantt: bytes, predictions: Mapping[str, Path]) -> str:
+    """All of a breakdown, pictures included.
+
+    Args:
+        gantt: a PNG file's bytes; predictions: title → PNG file.
+    """
+    blocks = [f"## {headline(breakdown)}"]
+    if breakdown.failed:
+        label = "Stopped" if breakdown.failed == STOPPED else "Failed"
+        blocks.append(f"**{label}:** {breakdown.failed}")
+    blocks.append(markdown_image("phases up to the first step", gantt))
+    blocks.append(markdown_table(startup_rows(breakdown)))
+    blocks.append("Phases overlap: shares may add up to more than 100 %.")
+    figures = {"run folder": breakdown.run, **key_figures(breakdown)}
+    blocks.append("\n".join(f"- {name}: {text}" for name, text in figures.items()))
+    blocks += [markdown_table(problem_rows(breakdown)), markdown_table(gpu_rows(breakdown))]
+    for title, path in predictions.items():
+        blocks.append(f"**{title}**" if breakdown.problems else "")
+        blocks.append(markdown_image("truth, prediction and error", path.read_bytes()))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def markdown_table(rows: Sequence[Row], right: Sequence[str] = NUMBERS) -> str:
+    """Rows under their headings; empty without rows.
+
+    Args:
+        right: headings of the columns that are set to the right.
+    """
+    if not rows:
+        return ""
+    sides = ["--:" if name in right else ":--" for name in rows[0]]
+    cells = [[t.replace("|", "\\|").replace("<", "&lt;") for t in row.values()] for row in rows]
+    lines = [list(rows[0]), sides, *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_image(text: str, png: bytes) -> str:
+    """A picture that lies in the text itself."""
+    return f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,1 @@
+"""Compare the runs with each other and with earlier benchmarks, and say what got worse."""

@@ -1,0 +1,1 @@
+"""Write, tabulate and draw what the judge found."""

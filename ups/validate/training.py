@@ -1,0 +1,73 @@
+"""What training begins with: the device, and perhaps a checkpoint to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ups.config import RunConfig
+from ups.errors import CheckpointError, DeviceError
+from ups.machine.devices import check_compile, has_gpu_node, training_device
+from ups.units import format_size
+from ups.validate.check import Check, Checks
+
+
+def validate_device(config: RunConfig) -> tuple[list[Check], str]:
+    """Look for the device that is asked for, and whether it can do what `training.compile` says.
+
+    Returns: the checks, and the device: `cpu` also where the one asked for is not there.
+    """
+    checks, device = Checks("device"), "cpu"
+    try:
+        device = training_device(config)
+        checks.ok("device", _describe(config, device), device=device)
+        check_compile(config)
+    except DeviceError as error:
+        checks.fault("compile" if checks else "device", str(error))
+    return checks, device
+
+
+def validate_device_early(config: RunConfig) -> list[Check]:
+    """The same for the head of a run, where torch may not be imported yet, which takes a second.
+
+    What `warm-up-device` finds out at once, beside the downloads, is left to it; torch is imported
+    only where it looks as if it is going to refuse.
+    """
+    checks, training = Checks("device"), config.training
+    if training.device != "cuda" and training.compile != "graph":
+        checks.ok("device", training.device)
+    elif has_gpu_node() and config.features.warm_up:
+        checks.skip("device", "there is a GPU; warm-up-device finds out whether torch can use it")
+    else:
+        checks += validate_device(config)[0]
+    return checks
+
+
+def _describe(config: RunConfig, device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return f"cuda, {torch.cuda.get_device_name()}"
+    wanted = config.training.device
+    return "cpu" if wanted == "cpu" else f"cpu (torch {torch.__version__} sees no CUDA device)"
+
+
+def validate_checkpoint(config: RunConfig, resume: Path | None) -> list[Check]:
+    """It can be read, and is of the model of this config; its weights stay on the disk."""
+    checks = Checks("checkpoint")
+    if resume is None:
+        checks.skip("resume", "none is named, training begins anew")
+    elif not resume.is_file():  # known without torch
+        checks.fault("resume", f"no checkpoint {resume}")
+    else:
+        from ups.training import checkpoint
+
+        try:
+            record = checkpoint.load(resume, mmap=True)
+            checkpoint.check_fits(resume, record, config)
+        except CheckpointError as error:
+            checks.fault("resume", str(error))
+        else:
+            size, at = format_size(resume.stat().st_size), record["position"]
+            text = f"{resume}: {size}, epoch {at['epoch']}, step {at['step']}, of this model"
+            checks.ok("resume", text, epoch=at["epoch"])
+    return checks
