@@ -207,20 +207,26 @@ class Timeline:
         return bars
 
     def names(self, num: int) -> list[str]:
-        """What the panel says that opens when a bar is clicked; in the first UI."""
-        names = []
-        for x, y in self.bars(num):
-            panel = self.page.locator(".flow-run-graph-selection-panel")
-            for _ in range(4):  # a busy page loses clicks
+        """What the panel says that opens when a bar is clicked; in the first UI.
+
+        The page lays its bars out anew whenever it asks the server, in other rows: a click that
+        opens nothing starts it over.
+        """
+        panel, found = self.page.locator(".flow-run-graph-selection-panel"), {}
+        deadline = time.monotonic() + 120
+        while len(found) < num and time.monotonic() < deadline:
+            for x, y in self.bars(num):
                 self.canvas.click(position={"x": x, "y": y})
-                self.page.wait_for_timeout(1500)
-                if panel.count():
+                try:
+                    expect(panel).to_contain_text("Duration", timeout=3000)
+                except AssertionError:
+                    self.page.reload()
                     break
-            expect(panel).to_contain_text("Duration")
-            names.append(panel.inner_text().partition("\nState")[0].splitlines()[-1])
-            panel.get_by_role("button").first.click()
-            expect(panel).to_have_count(0)
-        return names
+                name, _, rest = panel.inner_text().partition("\nState")
+                found[rest.partition("Run ID\n")[2][:36]] = name.splitlines()[-1]
+                panel.get_by_role("button").first.click()
+                expect(panel).to_have_count(0)
+        return list(found.values())
 
 
 @pytest.fixture
