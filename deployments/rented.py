@@ -147,7 +147,7 @@ class Job:
             while self.keep and self.processes.running("worker"):
                 time.sleep(POLL_S)
             return ended == "COMPLETED"
-        except BaseException as error:
+        except BaseException as error:  # also the watchdog's signal
             self._end_run(error)
             raise
         finally:

@@ -104,9 +104,8 @@ def train_burgers(
             store, refused = _open_store(resolved)  # no request, but a client is made
             validate_config(resolved, checkpoint_to_resume(run.run_dir, resume), refused)
             _run_phases(run, store, stop, trackers, resume)
-        except BaseException:
+        finally:
             stop.set()
-            raise
 
 
 def _open_store(config: RunConfig) -> tuple[ObjectStore | None, UpsError | None]:

@@ -109,7 +109,7 @@ def run_scenario(
             if run.parent_task_run_id is not None:
                 client.set_task_run_name(run.parent_task_run_id, name)
             run = _wait(client, run)
-        except BaseException:
+        except BaseException:  # a cancelled benchmark, too: nobody else would stop its run
             client.set_flow_run_state(run.id, Cancelling(message="its benchmark was stopped"))
             raise
     assert run.state is not None

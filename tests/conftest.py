@@ -183,6 +183,27 @@ def write_tiny() -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def ups_on(tmp_path: Path) -> Callable[[RunConfig], Callable[..., tuple[int, str, str]]]:
+    """`ups_on(config)("train", "CONFIG")`: exit code, output, errors; CONFIG is that one's path."""
+    from typer.testing import CliRunner
+
+    from deployments.cli.app import app
+
+    def bind(config: RunConfig) -> Callable[..., tuple[int, str, str]]:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(dump_config(config))
+
+        def ups(*arguments: str) -> tuple[int, str, str]:
+            given = [str(path) if argument == "CONFIG" else argument for argument in arguments]
+            result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+            return result.exit_code, result.stdout, result.stderr
+
+        return ups
+
+    return bind
+
+
 @pytest.fixture(scope="session")
 def mixed_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny files, and as many frames of Burgers at ν = 0.1 and of advection at β = 0.5."""

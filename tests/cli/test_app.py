@@ -4,11 +4,8 @@ import json
 import re
 
 import pytest
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
 
-from ups.cli.app import app
 from ups.cli.options import parse_settings
 from ups.errors import ConfigError
 from ups.runs.breakdown import Breakdown
@@ -25,17 +22,8 @@ TWO_EPOCHS = ("--set", "stages.operator.epochs=2")
 
 
 @pytest.fixture
-def ups(tiny_config, tmp_path):
-    """`ups(*arguments)`: exit code, standard output and error; CONFIG is a tiny config's path."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
-
-    def call(*arguments):
-        given = [str(path) if argument == "CONFIG" else argument for argument in arguments]
-        result = CliRunner().invoke(app, given)
-        return result.exit_code, result.stdout, result.stderr
-
-    return call
+def ups(tiny_config, ups_on):
+    return ups_on(tiny_config())
 
 
 def test_the_cache_is_built_once_and_again_when_told(ups):

@@ -5,26 +5,21 @@ import re
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from ups.cli.app import app
 from ups.runs.metrics import read_metrics
 
 TASKS = ("burgers1d", "burgers1d_nu0.1", "advection1d")
 
 
 @pytest.fixture
-def ups(mixed_config, tmp_path):
+def ups(mixed_config, ups_on):
     """`ups(*arguments)`: what is printed; CONFIG stands for the mixed config's path."""
-    path = tmp_path / "mixed.yaml"
-    config = mixed_config(stages__operator__epochs=1)
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    run = ups_on(mixed_config(stages__operator__epochs=1))
 
     def call(*arguments):
-        given = [str(path) if argument == "CONFIG" else argument for argument in arguments]
-        result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        code, output, errors = run(*arguments)
+        assert code == 0, output + errors
+        return output
 
     return call
 
@@ -48,7 +43,7 @@ def test_a_run_is_trained_shown_and_compared_with_the_score_of_each_problem(ups,
         assert f"  {name} rollout nRMSE {metrics[f'test/{name}/nrmse_rollout']:.4f}" in output
     assert metrics["startup/cache_reused"] == 0
 
-    path = tmp_path / "mixed.yaml"
+    path = tmp_path / "tiny.yaml"
     tree = yaml.safe_load(path.read_text())
     tree["data"]["task"].pop(1)
     path.write_text(yaml.safe_dump(tree))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
@@ -13,8 +14,14 @@ from uuid import UUID
 import pytest
 
 from ups.errors import ConfigError, Interrupted, RunError
-from ups.files import exclusive_lock, is_locked
-from ups.runs.folder import find_run_dir, has_to_build, open_run_dir, parse_folder_name
+from ups.files import exclusive_lock, is_locked, lock_now
+from ups.runs.folder import (
+    find_run_dir,
+    has_to_build,
+    let_go,
+    open_run_dir,
+    parse_folder_name,
+)
 from ups.runs.record import recorded
 from ups.runs.stored import RunInfo
 
@@ -244,3 +251,14 @@ def test_what_a_run_found_first_is_built_once_whatever_the_clocks_say(run_dir, f
     assert has_to_build(run_dir, "key", found)  # killed before it was built
     assert not has_to_build(run_dir, "key", "20200101T000000-012345")  # by a clock that is off
     assert has_to_build(run_dir, "another key", "20200101T000000-012345")
+
+
+def test_a_lock_that_is_about_to_be_free_is_waited_for(tiny_config):
+    config = tiny_config()
+    folder = open_run_dir(config, ONE)
+    let_go(folder)
+    lock = lock_now(folder / ".lock")  # as has it what a killed run was just starting
+    timer = threading.Timer(0.2, os.close, [lock])
+    timer.start()
+    assert open_run_dir(config, ONE) == folder
+    timer.join()

@@ -8,7 +8,6 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from deployments.cli.app import app
@@ -20,17 +19,9 @@ from ups.validate.check import GROUPS
 
 
 @pytest.fixture
-def ups(in_store, tmp_path):
-    """`ups(*arguments)`: exit code, output and errors; CONFIG stands for the tiny config's path."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(in_store().model_dump(mode="json")))
-
-    def call(*arguments):
-        given = [str(path) if argument == "CONFIG" else argument for argument in arguments]
-        result = CliRunner().invoke(app, ["validate", *given, "--benchmarks", str(tmp_path)])
-        return result.exit_code, result.stdout, result.stderr
-
-    return call
+def ups(in_store, ups_on, tmp_path):
+    run = ups_on(in_store())
+    return lambda *arguments: run("validate", *arguments, "--benchmarks", str(tmp_path))
 
 
 def test_a_valid_config_ends_with_exit_code_0_and_the_same_checks_as_lines_and_in_json(ups):

@@ -136,7 +136,7 @@ class ObjectStore:
             raise
         try:
             return self._compared(bucket, key, found, manifest.result(), fresh), found
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: a connection that is left open is not given back
             if "Body" in found:
                 found["Body"].close()
             raise

@@ -83,7 +83,7 @@ class TrajectoryFile:
             if self._offset is not None:
                 self._fd = os.open(self.path, os.O_RDONLY)
                 self._file.close()
-        except BaseException:
+        except BaseException:  # whoever called has no file yet to close
             self.close()
             raise
 

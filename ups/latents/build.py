@@ -179,19 +179,18 @@ class _Build:
             for job in jobs:
                 work(job)
             return
-        failed = threading.Event()
+        ended = threading.Event()
 
         def guarded(job: Job) -> None:
-            if not failed.is_set():
+            if not ended.is_set():
                 work(job)
 
         with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
             try:
                 for _ in pool.map(guarded, jobs):
                     pass
-            except BaseException:
-                failed.set()
-                raise
+            finally:
+                ended.set()
 
     def _start(self) -> tuple[Path, PatchEncoder, dict[Job, str]]:
         _drop_partial_builds(self.entry)

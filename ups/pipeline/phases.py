@@ -43,9 +43,8 @@ def stage_splits(
             for (problem, split), staged in zip(wanted, pool.map(one, wanted), strict=True):
                 found[problem.name][split] = staged
             return found
-        except BaseException:
+        finally:
             stop.set()
-            raise
 
 
 def build_caches(

@@ -97,7 +97,7 @@ def running(
         try:
             with run.gpu:
                 yield trackers
-        except BaseException as error:
+        except BaseException as error:  # a cancel, too: the breakdown says how a run ended
             run.failure = error
             raise
         finally:
