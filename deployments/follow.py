@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from deployments import prefect_api as api
-from deployments.layout import BIN_DIR, PROJECT_DIR, Stack, StackError
+from deployments.layout import BIN_DIR, Stack, StackError
+from ups import PROJECT_DIR
 
 TRAIN, BENCHMARK = "train-burgers/train-burgers", "benchmark-startup/benchmark-startup"
 POLL_S = 1.0  # faster polling makes SQLite refuse writes

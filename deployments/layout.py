@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deployments.processes import Processes
-from ups import PROJECT_DIR as PROJECT_DIR
+from ups import PROJECT_DIR
 from ups.errors import UpsError
 from ups.files import exclusive_lock, write_atomically, write_json
 

@@ -30,9 +30,10 @@ import httpx
 
 from deployments import prefect_api as api
 from deployments.follow import POLL_S, SETTLE_S, TERMINAL, RunLines
-from deployments.layout import PROJECT_DIR, WORKER_ENV
+from deployments.layout import WORKER_ENV
 from deployments.processes import Processes
 from deployments.stack import POOLS
+from ups import PROJECT_DIR
 from ups.cli.runs import show_breakdown
 from ups.errors import UpsError
 from ups.pipeline.provision import note

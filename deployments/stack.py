@@ -17,7 +17,8 @@ import httpx
 import yaml
 
 from deployments import prefect_api as api
-from deployments.layout import BIN_DIR, PROJECT_DIR, TOML_HEADER, Stack, StackError, require_clone
+from deployments.layout import BIN_DIR, TOML_HEADER, Stack, StackError, require_clone
+from ups import PROJECT_DIR
 from ups.files import write_json
 
 # In the order in which they are stopped.
@@ -28,8 +29,11 @@ POOLS = {
 }
 # The flows, and what defines the types and defaults of their parameters.
 FORM_SOURCES = (
-    *("flows", "ups/config", "ups/machine/page_cache.py"),
-    *("ups/startup/judge/limits.py", "ups/startup/measure/records.py"),
+    "flows",
+    "ups/config",
+    "ups/machine/page_cache.py",
+    "ups/startup/judge/limits.py",
+    "ups/startup/measure/records.py",
 )
 DEPLOY_COMMAND = ["prefect", "--no-prompt", "deploy", "--all"]
 READY_TIMEOUT_S = 120.0

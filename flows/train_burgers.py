@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
@@ -94,7 +94,6 @@ def train_burgers(
     run_id = context.flow_run.id
     run = RunState(resolved, open_run_dir(resolved, run_id), flow_run_id=run_id)
     run.provision = claim(run.run_dir)
-    run.overwrite_cache = overwrite_cache or not resolved.features.reuse_cache
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
     with running(
@@ -103,7 +102,7 @@ def train_burgers(
         try:
             store, refused = _open_store(resolved)  # no request, but a client is made
             validate_config(resolved, checkpoint_to_resume(run.run_dir, resume), refused)
-            _run_phases(run, store, stop, trackers, resume)
+            _run_phases(run, store, stop, trackers, resume, overwrite_cache)
         finally:
             stop.set()
 
@@ -122,8 +121,10 @@ def _run_phases(
     stop: threading.Event,
     trackers: Trackers,
     resume: Path | None,
+    overwrite_cache: bool,
 ) -> None:
     config = run.config
+    overwrite = overwrite_cache or not config.features.reuse_cache
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
     problems = config.data.problems
     downloads: _Downloads = {}
@@ -134,7 +135,7 @@ def _run_phases(
             run.staged[wanted] = downloads[wanted].result()
     for problem in problems:
         _wait_for(run, downloads, [(problem.name, split) for split in ENCODED_SPLITS], warm_up)
-        _find_entry(run, problem, stop)
+        _find_entry(run, problem, overwrite, stop)
 
     encoded = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
     latents = run.latents = load_latents(config, encoded, run.entries or None, stop)
@@ -150,7 +151,7 @@ def _run_phases(
     run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
 
 
-def _find_entry(run: RunState, problem: Problem, stop: threading.Event) -> None:
+def _find_entry(run: RunState, problem: Problem, overwrite: bool, stop: threading.Event) -> None:
     """Build or find the cache entry of a problem, in the main thread, where a signal reaches it."""
     config, encoded = run.config.of_problem(problem), run.staged_of(problem, ENCODED_SPLITS)
     key = compute_cache_hash(config, encoded)
@@ -160,7 +161,7 @@ def _find_entry(run: RunState, problem: Problem, stop: threading.Event) -> None:
     from ups.latents.build import CacheEntry
 
     found = valid_generation(config.training.latent_cache_dir, key)
-    overwrite = run.overwrite_cache and has_to_build(run.run_dir, key, found)
+    overwrite = overwrite and has_to_build(run.run_dir, key, found)
     is_cached = not overwrite and found is not None
     build = cache_task(config, key, overwrite=overwrite, reused=is_cached)
     keep = [entry.generation for entry in run.entries.values()]
@@ -198,7 +199,7 @@ def _report(run: RunState) -> None:
     if run.config_hash is not None:
         name = f"{run.config.name} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
         with get_client(sync_client=True) as client:
-            client.update_flow_run(runtime.flow_run.id, name=name)
+            client.update_flow_run(run.flow_run_id, name=name)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import httpx
 
 from deployments import prefect_api as api
 from deployments.follow import TERMINAL
-from deployments.layout import BIN_DIR, PROJECT_DIR, Stack
+from deployments.layout import BIN_DIR, Stack
 from speed import inputs
 from speed.harness import Comparison, Contender, Sample, alternate, ours_first
 from speed.link import LOOPBACK
 from speed.measure import run_checked
 from speed.settings import Settings
+from ups import PROJECT_DIR
 from ups.config import RunConfig, dump_config, load_config
 from ups.runs.breakdown import Breakdown
 from ups.runs.index import breakdown_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
-from deployments.layout import PROJECT_DIR
+from ups import PROJECT_DIR
 from ups.cli.console import print_table
 from ups.errors import HistoryError
 from ups.startup.judge.change import Changes, diff

@@ -61,7 +61,7 @@ def run(
         bring_up(stack, PartLines(as_json), data_of=(config, overrides, resolved))
         run_id = runs.trigger(stack, runs.TRAIN, [f"config={config}", *(param or [])])
         _say_url(stack, run_id, as_json)
-        _follow(stack, run_id, timeout, as_json)
+        _follow(stack, run_id, timeout, as_json, resolved.runs_dir)
 
 
 @app.command(epilog="Example: ups follow 136ff0b8-3c1d-4a52-9f0e-6f2f5b7e9a10 --timeout 600")
@@ -150,15 +150,25 @@ def report(
             found.show(ids or [], as_json)
 
 
-def _follow(stack: Stack, run_id: str, timeout_s: float | None, as_json: bool) -> None:
-    """Follow a training to its end, and show its breakdown."""
+def _follow(
+    stack: Stack,
+    run_id: str,
+    timeout_s: float | None,
+    as_json: bool,
+    runs_dir: Path | None = None,
+) -> None:
+    """Follow a training to its end, and show its breakdown.
+
+    Args:
+        runs_dir: None: of the config that the run was triggered with, as it is now.
+    """
     from deployments.follow import run_url
-    from deployments.layout import PROJECT_DIR
+    from ups import PROJECT_DIR
     from ups.cli.runs import show_breakdown
     from ups.runs.index import breakdown_of
 
     ended = _follow_to_end(stack, run_id, timeout_s, as_json)
-    runs_dir = _runs_dir_of(ended)
+    runs_dir = runs_dir or _runs_dir_of(ended)
     found = breakdown_of(PROJECT_DIR / runs_dir, UUID(run_id)) if runs_dir else None
     if as_json:
         state = {"state": ended["state"]["name"], "message": ended["state"]["message"]}

@@ -81,6 +81,19 @@ def write_run(runs_dir, name, ttfs_s, note="", failed=None):
     ).save(folder)  # fmt: skip
 
 
+def test_a_run_that_failed_before_its_first_step_is_shown_and_so_are_scores_alone(tmp_path):
+    write_run(tmp_path, "20260101-120000-smoke-aa", 2.0, failed="DataError: no")
+    folder = tmp_path / "20260101-120000-smoke-aa"
+    nothing = dict.fromkeys(("ttfs_s", "cache_reused", "nrmse_rollout"))
+    Breakdown.load(folder).model_copy(update=nothing).save(folder)
+    code, output = ups("runs", "show", "aa", "--dir", str(tmp_path))
+    assert (code, "failed: DataError: no" in output, "nRMSE" in output) == (0, True, False), output
+    scores = {"rollout": {"nRMSE": 0.5}, "persistence_rollout": {"nRMSE": 2.0}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    code, output = ups("runs", "show", "aa", "--dir", str(tmp_path))
+    assert "0.5000 over the full rollout; persistence 2.0000, 4.0 times as much" in output
+
+
 def test_the_startup_is_shown_and_compared_by_phase_where_there_is_a_breakdown(tmp_path):
     write_run(tmp_path, "20260101-120000-smoke-aa", 2.0, note="no GPU here (why)")
     write_run(tmp_path, "20260101-120001-smoke-bb", 1.5, failed="ValueError: no")

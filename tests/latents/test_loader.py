@@ -68,14 +68,18 @@ def load_one(config, entry, sources):
     return loader.load(config, {"burgers1d": entry}, {"burgers1d": sources}, device="cpu")
 
 
-@pytest.mark.parametrize("rebuilt_by_others", [False, True])
+@pytest.mark.parametrize(
+    ("rebuilt_by_others", "name", "last"),
+    [(False, "val", True), (True, "val", False), (True, "train", True)],
+)
 def test_damage_that_stat_does_not_show_is_found_and_rebuilt_once(
-    built, flip_bit, caplog, rebuilt_by_others
+    built, flip_bit, caplog, rebuilt_by_others, name, last
 ):
     config, sources, entry = built  # what Prefect remembers
     current = ensure(config, sources, overwrite=rebuilt_by_others)
     directory = store.entry_dir(config.training.latent_cache_dir, entry.config_hash)
-    flip_bit(directory / current.generation / "val_000.safetensors", store.DATA_ALIGNMENT + 3)
+    path = directory / current.generation / f"{name}_000.safetensors"
+    flip_bit(path, path.stat().st_size - 3 if last else store.DATA_ALIGNMENT + 3)
     latents = load_one(config, entry, sources)
     assert "building it anew" in caplog.text
     assert (len(latents.train), len(latents.val)) == (20, 5)

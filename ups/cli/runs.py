@@ -92,7 +92,8 @@ def compare(
 
 
 def _rows(found: Iterable[RunSummary], short: dict[str, str]) -> list[dict[str, str]]:
-    words = {None: NOTHING, True: "reused", False: "built"}
+    from ups.runs.table import CACHE
+
     return [
         {
             "id": short[run.id],
@@ -100,7 +101,7 @@ def _rows(found: Iterable[RunSummary], short: dict[str, str]) -> list[dict[str, 
             "started": format_time(run.started_at),
             "state": run.state,
             "TTFS": _seconds(run.ttfs_s),
-            "cache": words[run.cache_reused],
+            "cache": CACHE[run.cache_reused] or NOTHING,
             "nRMSE": NOTHING if run.nrmse_rollout is None else f"{run.nrmse_rollout:.4f}",
             "epochs": str(run.num_epochs),
         }
@@ -142,14 +143,16 @@ def _show(files: RunFiles) -> None:
     _print_facts({name: fact for name, fact in facts.items() if fact})
     if breakdown is not None:
         show_breakdown(breakdown)
-    elif run.nrmse_rollout is not None:
-        persistence = files.scores.get("persistence_rollout", {}).get("nRMSE")
-        words = score_words(run.nrmse_rollout, persistence, is_mean=bool(files.nrmse_of_problems()))
-        _print_facts({"test nRMSE": words})
+    # A run that was killed, or of an earlier version, may have left its scores alone.
+    if run.nrmse_rollout is not None and (breakdown is None or breakdown.nrmse_rollout is None):
+        persistence, each = files.scores.get("persistence_rollout", {}), files.nrmse_of_problems()
+        words = score_words(run.nrmse_rollout, persistence.get("nRMSE"), is_mean=bool(each))
+        of_problems = {f"  {name}": f"{nrmse:.4f}" for name, nrmse in each.items()}
+        _print_facts({"test nRMSE": words, **of_problems})
 
 
 def _print_facts(facts: Mapping[str, str]) -> None:
-    width = max(11, *map(len, facts))
+    width = max([11, *map(len, facts)])
     for name, fact in facts.items():
         typer.echo(f"{name:<{width}} {fact}")
 

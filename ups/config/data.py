@@ -168,9 +168,10 @@ class Data(Model):
 
     def key_of(self, problem: Problem) -> str:
         """The dotted key below which the problem's sources stand: `data`, or `data.task.1`."""
-        return (
-            f"data.task.{self.problems.index(problem)}" if isinstance(self.task, tuple) else "data"
-        )
+        return self._key(self.problems.index(problem))
+
+    def _key(self, index: int) -> str:
+        return f"data.task.{index}" if isinstance(self.task, tuple) else "data"
 
     def label(self, problem: Problem, split: str) -> str:
         """A split in messages and names: `train`, after its problem where there are more."""
@@ -202,7 +203,7 @@ class Data(Model):
             for i, name in enumerate(names)
             if name in names[:i]
         ]
-        for problem in self.problems:
+        for i, problem in enumerate(self.problems):
             lines = problem.generate.faults(problem.equation) if problem.generate else []
-            faults += [f"{self.key_of(problem)}.generate.{line}" for line in lines]
+            faults += [f"{self._key(i)}.generate.{line}" for line in lines]
         return faults

@@ -23,7 +23,8 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     """Read a config by path, or by name from `CONFIG_DIR`, and apply dotted overrides.
 
     Raises:
-        InvalidConfig: it has faults; all of them, a line for each.
+        InvalidConfig: single fields have faults, or, where none has, they break rules together;
+            a line for each.
         ConfigError: it is not there, is not YAML, or an override leads nowhere.
     """
     path = find_config(name_or_path)

@@ -168,7 +168,7 @@ class TrajectoryFile:
 
 
 def find_files(root: Path, problem: str, split: str) -> list[Path]:
-    """`{root}/{task}_{split}.h5`, else the shards `{task}_{split}_*.h5` in order of name.
+    """`{root}/{problem}_{split}.h5`, else the shards `{problem}_{split}_*.h5` in order of name.
 
     Also .hdf5, and `valid` for `val`; links are followed.
 

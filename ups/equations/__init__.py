@@ -20,6 +20,7 @@ EquationName = Literal["burgers1d", "advection1d"]
 EQUATIONS: dict[str, Equation] = {equation.name: equation for equation in (BURGERS, ADVECTION)}
 
 NAMES: tuple[EquationName, ...] = get_args(EquationName)
+assert tuple(EQUATIONS) == NAMES, "the two lists of this file differ"
 
 
 def named_after(problem: str) -> EquationName | None:

@@ -8,7 +8,7 @@ targets are `z[:, j : j + L]` for j = 1 … h. Which data set serves a run never
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.config import ProblemConfig, RunConfig
+from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.pdebench import Frames, TrajectoryFile, locate
 from ups.errors import DataError
 from ups.latents.encode import PatchEncoder
@@ -234,14 +234,14 @@ def ranges_of(rows: Sequence[Rows]) -> dict[str, range]:
     return ranges
 
 
-def check_alike(config: RunConfig, rows: Sequence[Rows]) -> None:
-    """Refuse trajectories that one batch could not hold together.
+def check_alike(config: RunConfig, rows: Mapping[Split, Sequence[Rows]]) -> None:
+    """Refuse splits with trajectories that one batch could not hold together.
 
     Raises:
         DataError: they have not, after the time stride, or are too short for one training pair.
     """
-    stride, first = config.training.time_stride, rows[0]
-    for r in rows:
+    stride = config.training.time_stride
+    for r, first in ((r, of_split[0]) for of_split in rows.values() for r in of_split):
         check_frames(config, r.num_frames)
         found, expected = -(-r.num_frames // stride), -(-first.num_frames // stride)
         if found != expected:

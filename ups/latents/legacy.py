@@ -21,7 +21,7 @@ from ups.data.sources import Staged, open_files
 from ups.errors import Interrupted
 from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry
-from ups.latents.datasets import LegacyCacheDataset, Rows, check_frames
+from ups.latents.datasets import LegacyCacheDataset, Rows, check_alike, check_frames
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.loader import Latents, assemble
@@ -46,7 +46,7 @@ def precompute(
     stop: threading.Event | None = None,
     progress: Progress | None = None,
 ) -> CacheEntry:
-    """Encode train and val on the CPU to `{task}_{split}/sample_{i:05d}.pt`.
+    """Encode train and val on the CPU to `{problem}_{split}/sample_{i:05d}.pt`.
 
     Args:
         config: what an earlier run left of it is removed.
@@ -114,6 +114,7 @@ def load(
             for reader in open_files(own_config, sources[name][split]):
                 with reader:
                     of_split.append(Rows.of_fields(own_config, reader))
+    check_alike(config, rows)
 
     def open_split(split: Split, condition_NC: Tensor) -> LegacyCacheDataset:
         directories = [split_dir(own_config, split) for own_config in by_problem.values()]

@@ -117,6 +117,7 @@ def _load(
                     path = store.generation_dir(cache_dir, manifest) / file.name
                     files[split].append((path, file))
                     rows[split].append(Rows.of_latents(own_config, file))
+        check_alike(config, rows)
         num_bytes = sum(manifest.num_bytes for manifest in manifests.values())
         tier, stepped_down = choose_tier(config, num_bytes, device)
         for reason in stepped_down:
@@ -149,14 +150,10 @@ def assemble(
     """The latents of trajectories that go together.
 
     Args:
-        rows: what is in each split.
+        rows: what is in each split, as `check_alike` lets it pass.
         open_split: makes a split's data set from its conditioning, (N, C).
         started: time.monotonic() at which the load began.
-    Raises:
-        DataError: the trajectories do not go together.
     """
-    for of_split in rows.values():
-        check_alike(config, of_split)
     train, val = (open_split(split, condition_of(config, rows[split])) for split in ENCODED_SPLITS)
     seconds = time.monotonic() - started
     return Latents(train, val, encoders, ranges_of(rows["val"]), tier, num_bytes, seconds)
@@ -176,6 +173,7 @@ def load_on_demand(
         split: [Rows.of_fields(by_problem[name], file) for name in of for file in of[name]]
         for split, of in readers.items()
     }
+    check_alike(config, rows)
     encoders = {n: fit_encoder(own, readers["train"][n]) for n, own in by_problem.items()}
 
     def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:

@@ -23,17 +23,21 @@ def process_started_at(pid: int | None = None) -> float:
     Raises:
         OSError: there is no such process.
     """
-    started_s = int(_stat(pid)[START_FIELD]) / os.sysconf("SC_CLK_TCK")
-    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
+    return _started_at(_stat(pid))
 
 
 def is_running(pid: int, started_at: float) -> bool:
     """Whether the process of this number goes on, and is the one that started then."""
     try:
-        same = abs(process_started_at(pid) - started_at) < SAME_S
-        return same and _stat(pid)[STATE_FIELD] != "Z"  # a zombie has ended
+        stat = _stat(pid)
     except OSError:
         return False
+    return stat[STATE_FIELD] != "Z" and abs(_started_at(stat) - started_at) < SAME_S  # Z: ended
+
+
+def _started_at(stat: list[str]) -> float:
+    started_s = int(stat[START_FIELD]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
 def _stat(pid: int | None) -> list[str]:

@@ -35,7 +35,6 @@ class RunState:
 
     Attributes:
         flow_run_id: None of a run without Prefect.
-        overwrite_cache: build each cache entry once in this run, although it is there.
         provision: before the trigger, on a machine rented for this run.
         staged: the files of a split of a problem.
         config_hashes, entries: by the names of the problems.
@@ -44,7 +43,6 @@ class RunState:
     config: RunConfig
     run_dir: Path
     flow_run_id: UUID | None = None
-    overwrite_cache: bool = False
     gpu: GpuWatch = field(default_factory=GpuWatch)
     provision: Sequence[Span] = ()
     staged: dict[ProblemSplit, Sequence[Staged]] = field(default_factory=dict)

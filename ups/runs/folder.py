@@ -18,7 +18,7 @@ from uuid import UUID
 
 from ups.config import RunConfig, dump_config
 from ups.errors import ConfigError, RunError
-from ups.files import LOCK_POLL_S, exclusive_lock, lock_now, write_atomically
+from ups.files import LOCK_POLL_S, exclusive_lock, lock_now, write_atomically, write_json
 from ups.runs.stored import RunInfo
 
 CONFIG, LOCK = "config.yaml", ".lock"
@@ -138,7 +138,7 @@ def has_to_build(run_dir: Path, key: str, found: str | None) -> bool:
     noted: dict[str, str | None] = json.loads(path.read_bytes()) if path.exists() else {}
     if key not in noted:
         noted[key] = found
-        write_atomically(path, json.dumps(noted, indent=1).encode())
+        write_json(path, noted)
     return noted[key] == found
 
 

@@ -35,6 +35,17 @@ def recorded(
 
     A retry appends to the log and counts as another attempt. At the end the folder is let go.
     """
+    try:
+        with _recorded(run_dir, command, deployment, flow_run_id):
+            yield
+    finally:
+        let_go(run_dir)
+
+
+@contextmanager
+def _recorded(
+    run_dir: Path, command: str | None, deployment: str | None, flow_run_id: str | None
+) -> Iterator[None]:
     named = parse_folder_name(run_dir.name)
     assert named is not None, "the folder is not of open_run_dir"
     before = RunInfo.load(run_dir)
@@ -69,7 +80,6 @@ def recorded(
             raise
         finally:
             _end(run_dir, facts, state, error)
-            let_go(run_dir)
 
 
 def how_it_ended(error: BaseException) -> Ended:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from ups.config import Model
-from ups.files import write_atomically
+from ups.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,7 @@ class Stored(Model):
 
     def save(self, run_dir: Path) -> None:
         """Write the record: a reader sees the old one or the new."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1)
-        write_atomically(run_dir / self.FILE, text.encode(), durable=False)
+        write_json(run_dir / self.FILE, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, run_dir: Path) -> Self | None:

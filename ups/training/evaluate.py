@@ -63,7 +63,7 @@ class Scores(Model):
         }
 
     def metrics(self, prefix: str = "test") -> dict[str, float]:
-        """By names like val's: `test/nrmse_rollout`, `test/<task>/rmse_one_step`, …"""
+        """By names like val's: `test/nrmse_rollout`, `test/<problem>/rmse_one_step`, …"""
         found = {
             f"{prefix}/{name.lower()}_{kind}": value
             for kind in KINDS
@@ -107,7 +107,7 @@ def evaluate(
     """Roll the averaged model of a checkpoint out over the whole test split, problem by problem.
 
     Writes `scores.json` and a picture of each problem (`prediction.png`; of several,
-    `prediction-<task>.png`) into run_dir, and the scores into `metrics.jsonl`.
+    `prediction-<problem>.png`) into run_dir, and the scores into `metrics.jsonl`.
 
     Args:
         test, encoders: problem → the staged files of its test split; the encoder of its latents.

@@ -35,8 +35,10 @@ def finds_entries(config: RunConfig, sources: Sources) -> dict[str, bool | None]
     found: dict[str, bool | None] = {}
     for problem in config.data.problems:
         fields, why_not = _key_fields(config, sources, problem)
-        entry_dir = store.entry_dir(directory, hash_fields(fields))
-        found[problem.name] = None if why_not else bool(store.current_generation(entry_dir))
+        found[problem.name] = None
+        if not why_not:
+            entry_dir = store.entry_dir(directory, hash_fields(fields))
+            found[problem.name] = bool(store.current_generation(entry_dir))
     return found
 
 

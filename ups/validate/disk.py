@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from ups.config import RunConfig
@@ -24,13 +24,11 @@ def validate_disk(
     sources: Sources,
     *,
     to_build: Collection[str],
-    free: Callable[[Path], int] = free_bytes,
 ) -> list[Check]:
     """What downloads and cache need, against what is free where they go.
 
     Args:
         to_build: the problems whose latents a run is going to encode, as far as that is known.
-        free: as `free_bytes`.
     """
     checks = Checks("disk")
     download = 0 if config.data.is_local else disk_bytes(sources)
@@ -47,7 +45,7 @@ def validate_disk(
             needed[what] = num_bytes
     _check_folder(config.runs_dir, checks, is_written=True)
     for directory, needed in file_systems.values():
-        _check_room(directory, needed, free(_existing(directory)), checks)
+        _check_room(directory, needed, free_bytes(_existing(directory)), checks)
     return checks
 
 

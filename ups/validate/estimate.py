@@ -164,10 +164,9 @@ def _values(
 ) -> int | None:
     """Field values that are read to encode these problems; of none of them those of all."""
     own = select(sources, ENCODED_SPLITS, problems or None)
-    count = total_of(count_trajectories(config, known) for known in own)
-    if count is None:
-        return None
-    return count * max(known.num_frames for known in own) * config.data.grid_points
+    counts = [count_trajectories(config, known) for known in own]
+    frames = total_of(n and n * known.num_frames for n, known in zip(counts, own, strict=True))
+    return None if frames is None else frames * config.data.grid_points
 
 
 def _scaled(seconds: float, fixed_s: float, ratio: float | None) -> float:

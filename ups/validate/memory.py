@@ -95,7 +95,8 @@ def validate_training_memory(
         f"moments and average; at least {format_size(needed.activation_bytes)} of activations"
     )
     needed_bytes, beside = needed.num_bytes, ""
-    latents = validate_ram_for_cache(config, sources, device, memory)[-1].figures
+    by_name = {c.name: c for c in validate_ram_for_cache(config, sources, device, memory)}
+    latents = by_name["latents"].figures
     if latents.get("tier") == place.lower():
         needed_bytes += latents["num_bytes"]
         beside = f" beside {format_size(latents['num_bytes'])} of latents"

@@ -101,9 +101,9 @@ def planned(config: RunConfig) -> list[Known]:
 def _planned(config: RunConfig, problem: Problem, split: Split) -> list[Known]:
     seeded = problem.generate if is_seeded_by_us(problem) else None
     total = None if seeded is None else seeded.num_trajectories.get(split)
-    found = []
+    found, label = [], config.data.label(problem, split)
     for source in wanted(config.of_problem(problem), split):
-        known = Known(problem, config.data.label(problem, split), source)
+        known = Known(problem, label, source)
         if source.rows is not None:
             known = replace(known, num_trajectories=source.rows[1] - source.rows[0])
         if total is not None:

@@ -43,7 +43,7 @@ class Wishes(Model):
         max_price: dollars per hour, the disk included; None: any.
         reliability: Vast's score of the host, 0 to 1.
         inet_mbps: download rate, at least.
-        cuda: the version that the driver can serve, at least; what the locked torch needs.
+        cuda: the version that the driver can serve, at least; default: what the locked torch needs.
     """
 
     gpu_name: str | None = None

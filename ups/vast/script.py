@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from ups import PROJECT_DIR
-from ups.config import Model
+from ups.config import CONFIG_DIR, PROJECT_CONFIGS, Model
 from ups.errors import ConfigError, VastError
 from ups.vast import MAX_HOURS, MAX_STALL_HOURS, MOUNT, WORK
 
@@ -187,8 +187,9 @@ def _holds_login(repo: str) -> bool:
 
 
 def _config_in_clone(config: str, commit: str, project_dir: Path) -> str:
-    named = project_dir / "deployments" / "configs" / f"{config}.yaml"
-    path = named if named.is_file() else Path(config).resolve()
+    own = project_dir / "deployments" / "configs"  # all that the machine knows by name
+    named = (own if CONFIG_DIR == PROJECT_CONFIGS else CONFIG_DIR) / f"{config}.yaml"
+    path = (named if named.is_file() else Path(config)).resolve()
     if not path.is_relative_to(project_dir):
         raise ConfigError(
             f"--config: found {config!r}, expected a name in deployments/configs or a file in "
@@ -201,7 +202,7 @@ def _config_in_clone(config: str, commit: str, project_dir: Path) -> str:
         raise ConfigError(
             f"--config: {inside} differs from commit {commit[:12]}: commit and push it"
         )
-    return config if path == named else inside
+    return config if path == own / f"{config}.yaml" else inside
 
 
 def _origin(project_dir: Path) -> str:

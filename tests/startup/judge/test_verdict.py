@@ -288,6 +288,8 @@ def test_runs_of_other_scenarios_count_for_nothing():
     verdict = judge("cold", [*others, *now], [*nights(9), others], DEFAULTS)
     assert (verdict.kind, verdict.num_before, verdict.num_now) == ("unchanged", 45, 5)
     assert verdict.num_benchmarks == 9
+    full = judge("cold", now, [*nights(9), others], Thresholds(window=9))
+    assert full.num_benchmarks == 9  # what did not run it takes no place in the window
 
 
 def of_night(benchmark, night, **fields):

@@ -183,6 +183,7 @@ def test_a_bar_is_as_long_as_the_median_ttfs_and_says_so_where_a_number_fits():
     assert lengths == pytest.approx({0: 4 * 3.87, 1: 3.87})
     names = shown(figure)
     assert {"legacy", "cold", "15.5 s", "3.87 s", "6.40"} <= set(names)  # 6.40 s of download
+    assert {t.get_color() for t in axes.texts if t.get_text() == "6.40"} == {"black"}
     assert "0.200" not in names  # legacy's first step: its bar is too short for a number
     assert "critical path" in axes.get_xlabel()
     # A phase too thin in one bar keeps its colour there, as the other bar shows it.
