@@ -29,6 +29,15 @@ def test_a_config_given_by_its_path_is_named_as_the_clone_knows_it(clone, git):
     assert find_source("/r", "HEAD", str(other), clone)[1] == "speed/mine.yaml"
 
 
+def test_a_name_means_the_config_that_was_checked(clone, tmp_path, monkeypatch):
+    monkeypatch.setattr("ups.vast.script.CONFIG_DIR", tmp_path)  # as UPS_CONFIG_DIR
+    (tmp_path / "smoke.yaml").write_text("name: other\n")
+    with pytest.raises(ConfigError, match=r"--config: found 'smoke', expected a name"):
+        find_source(None, "HEAD", "smoke", clone)
+    monkeypatch.setattr("ups.vast.script.CONFIG_DIR", clone / "deployments" / "configs")
+    assert find_source(None, "HEAD", "smoke", clone)[1] == "smoke"
+
+
 def test_a_commit_that_was_not_pushed_and_files_that_differ_are_told(clone, git):
     (clone / "README.md").write_text("other")
     git(clone, "commit", "-qam", "more")
