@@ -12,6 +12,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -39,22 +40,28 @@ def main() -> None:
 
 
 def run_warm(connection: socket.socket, module: str) -> int:
-    """Have the run forked, and wait for it; returns its exit code."""
+    """Have the run forked, and wait for it; returns its exit code.
+
+    Signals are written to a pipe that is waited on with the connection. So none is lost: not one
+    that comes before the run's pid is known, nor one that comes just before a wait begins.
+    """
     given = {"module": module, "env": dict(os.environ), "cwd": os.getcwd()}
     request = json.dumps(given).encode()
     streams = array.array("i", [0, 1, 2])
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
+    signals, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    for number in FORWARDED:
+        signal.signal(number, lambda *_: None)
     connection.sendmsg([LENGTH.pack(len(request))], rights)
     connection.sendall(request)
-    (pid,) = STATUS.unpack(receive(connection, STATUS.size))
-
-    def forward(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-    for number in FORWARDED:
-        signal.signal(number, forward)
     try:
+        (pid,) = STATUS.unpack(receive(connection, STATUS.size))
+        while connection not in select.select([connection, signals], [], [])[0]:
+            for number in os.read(signals, 64):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         (code,) = STATUS.unpack(receive(connection, STATUS.size))
     except ConnectionError as error:
         print(f"the process kept ready lost sight of the run ({error})", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from deployments.layout import PROJECT_DIR
+from deployments.start import LENGTH, STATUS, receive
 from tests.live import wait_until
 
 START = [sys.executable, "-I", "-S", str(PROJECT_DIR / "deployments" / "start.py")]
@@ -122,7 +124,8 @@ WAITING = """
         {end}
     signal.signal(signal.SIGTERM, end)
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    while True:
+        time.sleep(0.05)  # not once and long: a signal just before the sleep would wait for its end
 """
 
 
@@ -139,6 +142,23 @@ def test_a_signal_reaches_the_run_whose_end_looks_as_it_was(start, end, code):
     run.send_signal(signal.SIGTERM)
     assert "told to end" in output_of(run)
     assert run.returncode == code
+
+
+def test_a_signal_that_comes_before_the_run_is_forked_reaches_it(start, tmp_path):
+    path = tmp_path / "warm.sock"
+    with socket.socket(socket.AF_UNIX) as listener, subprocess.Popen(["sleep", "60"]) as forked:
+        listener.bind(str(path))
+        listener.listen()
+        stand_in = start("", UPS_WARM_SOCKET=str(path))
+        connection, _ = listener.accept()
+        with connection:
+            receive(connection, LENGTH.size)  # the handlers are set before anything is sent
+            stand_in.send_signal(signal.SIGTERM)
+            connection.sendall(STATUS.pack(forked.pid))
+            assert forked.wait(30) == -signal.SIGTERM
+            connection.sendall(STATUS.pack(3))
+            assert stand_in.communicate(timeout=30)[0] == ""
+            assert stand_in.returncode == 3
 
 
 def test_a_run_does_not_outlive_the_process_that_stands_in_for_it(start):
