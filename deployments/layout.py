@@ -64,10 +64,7 @@ class Stack:
 
     @classmethod
     def find(
-        cls,
-        host: str | None = None,
-        prefect_port: int | None = None,
-        s3_port: int | None = None,
+        cls, host: str | None = None, prefect_port: int | None = None, s3_port: int | None = None
     ) -> Stack:
         """The stack of this machine: as asked for, else as it was last started, else default."""
         folder = stack_dir()

@@ -29,11 +29,7 @@ NU = 0.01
 NUM_VAL, NUM_TILED, TILE_BLOCK = 16, 4096, 64
 NUM_SOLVED, SHARE_VAL = 10_000, 0.1
 SOLVED_BATCH = {"cuda": 2000, "cpu": 64}
-SMALL_OPERATOR = {
-    "operator.hidden_dim": 32,
-    "operator.num_heads": 4,
-    "operator.depths": [1, 1, 1],
-}
+SMALL_OPERATOR = {"operator.hidden_dim": 32, "operator.num_heads": 4, "operator.depths": [1, 1, 1]}
 SMALL_RUN = {
     **SMALL_OPERATOR,
     "training.batch_size": 4,

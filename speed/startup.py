@@ -39,7 +39,7 @@ WHOLE_REPEATS = 3
 WHOLE_NOTES = [
     "Whole startup: through Prefect, on a stack of its own, the set in its store on loopback; "
     "nothing staged, no latents, warm start. The store has been asked for the object before, which "
-    f"it then hashes. {WHOLE_REPEATS} repeats. The plan hoped for 6 to 9 minutes.",
+    f"it then hashes. {WHOLE_REPEATS} repeats. The plan hoped for 6 to 9 minutes."
 ]
 
 

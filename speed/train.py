@@ -43,7 +43,7 @@ SEEDS = 3
 NOTES = [
     "Epoch: shuffled, gather, forward, backward, clip, optimizer and moving average, no "
     "validation; latents in the device's memory. The compiling and capturing is not counted (see "
-    "the start-up section). legacy: `.pt` files from disk through a DataLoader, eager.",
+    "the start-up section). legacy: `.pt` files from disk through a DataLoader, eager."
 ]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ class S3Server:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """It is the S3 server of this process meanwhile."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                patch.delenv(name)
+            for name, value in self.env.items():
+                patch.setenv(name, value)
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +85,10 @@ def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @pytest.fixture
-def store_env(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def store_env(s3: S3Server) -> Iterator[None]:
     """The S3 server as the one that this process uses."""
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
+    with s3.used():
+        yield
 
 
 @pytest.fixture
@@ -85,9 +96,8 @@ def s3_client(store_env: None) -> Iterator[Any]:
     """boto3 itself, for what the library does not do."""
     import boto3
 
-    client = boto3.client("s3", region_name="us-east-1")
-    yield client
-    client.close()
+    with closing(boto3.client("s3", region_name="us-east-1")) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -95,15 +105,10 @@ def bucket(s3: S3Server, tiny_data: Path) -> str:
     """The tiny data set as objects with a manifest, below `burgers1d/`."""
     from ups.data.objectstore import ObjectStore
 
-    name = "tiny"
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in s3.env.items():
-            patch.setenv(variable, value)
-        store = ObjectStore()
+    with s3.used(), closing(ObjectStore()) as store:
         for file in map(TINY_FILE.format, SPLITS):
-            store.upload(tiny_data / file, name, f"burgers1d/{file}")
-        store.close()
-    return name
+            store.upload(tiny_data / file, "tiny", f"burgers1d/{file}")
+    return "tiny"
 
 
 @pytest.fixture(scope="session")

@@ -226,15 +226,6 @@ def test_the_stand_in_for_nvml_has_the_functions_of_the_real_one(make_nvml):
         inspect.signature(getattr(pynvml, name)).bind(*own)
 
 
-def test_tensorboards_messages_hold_what_ours_say():
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    value = Summary.Value(tag="train/loss", simple_value=0.5)
-    event = Event(wall_time=1.0, step=2, summary=Summary(value=[value]))
-    assert Event.FromString(event.SerializeToString()).summary.value[0].tag == "train/loss"
-
-
 def test_wandb_takes_our_settings_and_names_the_folder_to_send(tmp_path):
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record  # what the fixture `read_wandb` reads

@@ -151,11 +151,7 @@ def report(
 
 
 def _follow(
-    stack: Stack,
-    run_id: str,
-    timeout_s: float | None,
-    as_json: bool,
-    runs_dir: Path | None = None,
+    stack: Stack, run_id: str, timeout_s: float | None, as_json: bool, runs_dir: Path | None = None
 ) -> None:
     """Follow a training to its end, and show its breakdown.
 

@@ -77,18 +77,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             faults.on_range()
         if faults.take("answer_503"):
             body = b"<Error><Code>SlowDown</Code><Message>busy</Message></Error>"
-            self.send_response(503)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            return None
+            return self._answer(503, body)
         if faults.whole is not None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(faults.whole)))
-            self.send_header("ETag", '"whole"')
-            self.end_headers()
-            self.wfile.write(faults.whole)
-            return None
+            return self._answer(200, faults.whole, ETag='"whole"')
         return self._forward(faults)
 
     def do_HEAD(self):
@@ -96,6 +87,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+    def _answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
 
     def _forward(self, faults: Faults) -> None:
         connection = http.client.HTTPConnection(*self.upstream, timeout=20)

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import boto3
 import pytest
 
+from tests.live import wait_until
 from ups.data.objectstore import ObjectStore
 from ups.data.s3errors import Retry
 from ups.data.transfer import download
@@ -42,20 +42,8 @@ FIRST_ONLY = [f"bytes=0-{MIB - 1}"]  # asked for before the size is known
 
 @pytest.fixture(scope="module", autouse=True)
 def environment(s3):
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith("AWS_"):
-                patch.delenv(name)
-        for name, value in s3.env.items():
-            patch.setenv(name, value)
+    with s3.used():
         yield
-
-
-@pytest.fixture(scope="module")
-def client():
-    """boto3 itself, to do to the bucket what the library does not."""
-    with closing(boto3.client("s3", region_name="us-east-1")) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +75,11 @@ def key(store, tmp_path_factory):
 
 
 @pytest.fixture
-def own_key(key, client, request):
+def own_key(key, s3_client, request):
     """A copy of it that a test may change."""
     own = f"{request.node.name}/x.h5"
     for source, target in ((key, own), (manifest_key(key), manifest_key(own))):
-        client.copy_object(Bucket=BUCKET, Key=target, CopySource=f"{BUCKET}/{source}")
+        s3_client.copy_object(Bucket=BUCKET, Key=target, CopySource=f"{BUCKET}/{source}")
     return own
 
 
@@ -241,25 +229,25 @@ def test_a_truncated_file_and_a_changed_object_are_fetched_again(
 
 
 def test_an_object_without_a_manifest_is_recognised_by_its_etag(
-    fetch, client, store, own_key, dest, proxy, tmp_path, caplog
+    fetch, s3_client, store, own_key, dest, proxy, tmp_path, caplog
 ):
     caplog.set_level(logging.INFO, "ups.data.transfer")
-    client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
+    s3_client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
     assert fetch(own_key).sha256 == SHA256
     assert "no sha256 to compare with" in caplog.text
     proxy.ranges.clear()
     assert fetch(own_key).reused
     assert proxy.ranges == []
     replace_object(store, own_key, CONTENT[::-1], tmp_path)
-    client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
+    s3_client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
     assert not fetch(own_key).reused
     assert dest.read_bytes() == CONTENT[::-1]
 
 
-def test_a_manifest_is_read_once_per_store(connect, client, own_key):
+def test_a_manifest_is_read_once_per_store(connect, s3_client, own_key):
     store = connect()
     assert store.head(BUCKET, own_key).sha256 == SHA256
-    client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
+    s3_client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
     assert store.head(BUCKET, own_key).sha256 == SHA256
     assert store.head(BUCKET, own_key, fresh=True).sha256 is None
 
@@ -296,11 +284,8 @@ def test_a_killed_download_resumes_at_the_missing_ranges(fetch, proxy, key, dest
     )
     arguments = [sys.executable, "-c", script, proxy.url, BUCKET, key, str(dest)]
     child = subprocess.Popen(arguments, cwd=Path(__file__).parents[2])
-    journal, deadline = dest.parent / ".x.h5.journal", time.monotonic() + 20
-    while time.monotonic() < deadline and child.poll() is None:
-        if journal.exists() and journal.read_text().count("\n") > 2:
-            break
-        time.sleep(0.005)
+    journal = dest.parent / ".x.h5.journal"
+    wait_until(lambda: journal.exists() and journal.read_text().count("\n") > 2, 20, 0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert not dest.exists()
@@ -424,11 +409,11 @@ def test_a_full_disk_is_noticed_before_the_transfer(fetch, proxy, dest, monkeypa
 
 
 def test_an_object_that_is_not_what_its_manifest_says_is_not_fetched(
-    fetch, client, proxy, own_key, connect
+    fetch, s3_client, proxy, own_key, connect
 ):
     def put_manifest(content):
         body = json.dumps(content).encode()
-        client.put_object(Bucket=BUCKET, Key=manifest_key(own_key), Body=body)
+        s3_client.put_object(Bucket=BUCKET, Key=manifest_key(own_key), Body=body)
 
     put_manifest({"x.h5": {"sha256": SHA256, "bytes": 7}})
     with pytest.raises(FetchError, match="5255225 bytes, but its manifest says 7"):

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ups.machine.gpu import (
-    FIRST_EPOCH,
-    GpuSample,
-    GpuUse,
-    GpuWatch,
-    by_phase,
-    in_words,
-    summary,
-)
+from tests.live import wait_until
+from ups.machine.gpu import FIRST_EPOCH, GpuSample, GpuUse, GpuWatch, by_phase, in_words, summary
 
 HAS_NVML = ctypes.util.find_library("nvidia-ml") is not None
 
@@ -28,9 +21,7 @@ def sample(at, busy=50.0, memory_mb=1000.0, power_w=100.0):
 def watched(nvml, num=3, **options):
     """A watch that took some samples, or gave up."""
     with GpuWatch(10, nvml=nvml, **options) as watch:
-        deadline = time.monotonic() + 5
-        while len(watch.samples) < num and not watch.note and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(watch.samples) >= num or watch.note)
     return watch
 
 

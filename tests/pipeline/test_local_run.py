@@ -3,11 +3,11 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from deployments.layout import PROJECT_DIR
+from tests.live import wait_until
 from ups.config import dump_config
 from ups.latents.build import ensure
 from ups.latents.entries import entries
@@ -35,11 +35,8 @@ def training(tiny_config, tmp_path):
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 60
-        while len(_epochs(tmp_path)) < 2:
-            assert process.poll() is None, (tmp_path / "output").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: process.poll() is not None or len(_epochs(tmp_path)) > 1, 60, 0.05)
+        assert process.poll() is None, (tmp_path / "output").read_text()
         yield process, next((tmp_path / "runs").glob("*-mine"))
     finally:
         process.kill()

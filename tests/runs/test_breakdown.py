@@ -14,8 +14,7 @@ def span(phase, start, end):
 
 
 @pytest.mark.parametrize(
-    ("times", "seconds"),
-    [([(0, 4), (2, 6), (8, 9), (3, 5)], 7), ([(-5, 3), (9, 20)], 4)],
+    ("times", "seconds"), [([(0, 4), (2, 6), (8, 9), (3, 5)], 7), ([(-5, 3), (9, 20)], 4)]
 )
 def test_overlapping_spans_are_counted_once_and_only_inside_the_startup(times, seconds):
     assert covered([span("a", start, end) for start, end in times], 0, 10) == seconds

@@ -248,10 +248,7 @@ def test_only_what_differs_is_compared(make_run):
     before = make_run("a", 1)
     after = make_run("b", 2, ttfs_s=1.25, nrmse=0.04, training__seed=7, operator__depths=[2, 1, 2])
     found = compare(before, after)
-    assert found.config == {
-        "operator.depths": ([1, 1, 1], [2, 1, 2]),
-        "training.seed": (0, 7),
-    }
+    assert found.config == {"operator.depths": ([1, 1, 1], [2, 1, 2]), "training.seed": (0, 7)}
     assert found.startup["time to first step"].difference == -0.75
     assert found.startup["first step"].before == 1.5
     assert found.startup["first step"].difference == -0.75

@@ -15,13 +15,7 @@ import pytest
 
 from ups.errors import ConfigError, Interrupted, RunError
 from ups.files import exclusive_lock, is_locked, lock_now
-from ups.runs.folder import (
-    find_run_dir,
-    has_to_build,
-    let_go,
-    open_run_dir,
-    parse_folder_name,
-)
+from ups.runs.folder import find_run_dir, has_to_build, let_go, open_run_dir, parse_folder_name
 from ups.runs.record import recorded
 from ups.runs.stored import RunInfo
 

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ups.tracking
+from tests.live import wait_until
 from ups.errors import Interrupted
 from ups.runs.folder import open_run_dir
 from ups.runs.metrics import add_to_summary, write_rows
@@ -129,10 +130,7 @@ def test_wandb_writes_nothing_of_its_own_while_the_run_is_silent(
     config, run_dir = start(wandb=True)
     with tracked(config, run_dir) as trackers:
         trackers.start()
-        deadline = time.monotonic() + 30
-        while not list(run_dir.glob("wandb/offline-run-*/*.wandb")):
-            assert time.monotonic() < deadline, "wandb did not start"
-            time.sleep(0.05)
+        wait_until(lambda: list(run_dir.glob("wandb/offline-run-*/*.wandb")), 30)
         time.sleep(1)
     assert read_wandb(run_dir).num_stats == 0
 
@@ -149,11 +147,7 @@ def test_the_tracker_of_a_killed_run_finishes_by_itself(start):
     )
     done = subprocess.run([sys.executable, "-c", script, run_dir], timeout=60)
     assert done.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while (state := text_of(run_dir, "state")) is None:
-        assert time.monotonic() < deadline, "it did not finish"
-        time.sleep(0.1)
-    assert state == "killed"
+    wait_until(lambda: text_of(run_dir, "state") == "killed", 30)
 
 
 def text_of(run_dir, tag):

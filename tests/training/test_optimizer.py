@@ -25,10 +25,7 @@ def test_it_takes_the_steps_of_torchs_own_class():
     ours, theirs = parameters(), parameters()
     lr = torch.tensor(SETTINGS.lr)
     optimizer = AdamW(ours, lr, SETTINGS)
-    groups = [
-        {"params": [theirs[0], theirs[2]]},
-        {"params": [theirs[1]], "weight_decay": 0.0},
-    ]
+    groups = [{"params": [theirs[0], theirs[2]]}, {"params": [theirs[1]], "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=SETTINGS.lr, betas=(0.9, 0.95), weight_decay=0.1)
     for _ in range(5):
         for values, step in ((ours, optimizer), (theirs, reference)):

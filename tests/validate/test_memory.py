@@ -53,19 +53,9 @@ def test_the_tier_and_its_size_are_those_of_the_run(latents, tiny_config, stage_
 @pytest.mark.parametrize(
     ("memory", "device", "expected", "text"),
     [
-        (
-            Memory(0.01),
-            "cpu",
-            ("warn", "disk"),
-            "do not fit into the 0 MB of available RAM: read",
-        ),
+        (Memory(0.01), "cpu", ("warn", "disk"), "do not fit into the 0 MB of available RAM: read"),
         (replace(ROOMY, gpu_mb=RESERVE_MB + 1), "cuda", ("ok", "gpu"), ""),
-        (
-            replace(ROOMY, gpu_mb=RESERVE_MB),
-            "cuda",
-            ("warn", "ram"),
-            "beside the model: trying",
-        ),
+        (replace(ROOMY, gpu_mb=RESERVE_MB), "cuda", ("warn", "ram"), "beside the model: trying"),
         (ROOMY, "cuda", ("skip", None), ""),  # a GPU that was not asked is not guessed at
     ],
 )

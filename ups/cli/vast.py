@@ -66,8 +66,7 @@ def launch(
         int | None, typer.Option(min=1, help="Id of a volume of yours to mount at --mount.")
     ] = None,
     no_validate: Annotated[
-        bool,
-        typer.Option("--no-validate", help="Do not check config and objects before renting."),
+        bool, typer.Option("--no-validate", help="Do not check config and objects before renting.")
     ] = False,
     dry_run: Annotated[
         bool,

@@ -73,8 +73,7 @@ class RunOptions:
         help="Stop the instance when the run is done, has failed or hangs.",
     )
     max_hours: float | None = typer.Option(
-        None,
-        help=f"With --auto-shutdown: then stop it, whatever it does (default: {MAX_HOURS:g}).",
+        None, help=f"With --auto-shutdown: then stop it, whatever it does (default: {MAX_HOURS:g})."
     )
     max_stall_hours: float | None = typer.Option(
         None,

@@ -1,12 +1,6 @@
 """What a run is made with: the models of the YAML, and the ways to read it."""
 
-from ups.config.data import (
-    SPLITS,
-    Model,
-    Problem,
-    Source,
-    Split,
-)
+from ups.config.data import SPLITS, Model, Problem, Source, Split
 from ups.config.loading import (
     CONFIG_DIR,
     PROJECT_CONFIGS,
@@ -15,14 +9,7 @@ from ups.config.loading import (
     load_config,
     parse_config,
 )
-from ups.config.models import (
-    Features,
-    Latent,
-    Optimizer,
-    ProblemConfig,
-    RunConfig,
-    Training,
-)
+from ups.config.models import Features, Latent, Optimizer, ProblemConfig, RunConfig, Training
 
 __all__ = [
     "CONFIG_DIR",

@@ -257,8 +257,7 @@ class ObjectStore:
         uri, prefix = f"s3://{bucket}/{key}", key[: key.rfind("/") + 1]
         try:
             listing = self._call(
-                uri,
-                lambda: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=5),
+                uri, lambda: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=5)
             )
         except ObjectUnavailable as error:
             if answer(error.__cause__)[0] == "NoSuchBucket":

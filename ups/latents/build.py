@@ -270,12 +270,7 @@ def _plan_file(config: ProblemConfig, reader: TrajectoryFile, stem: str, split: 
     return LatentFile(
         name=f"{stem}.safetensors",
         split=split,
-        shape=(
-            reader.num_trajectories,
-            reader.num_frames,
-            config.latent.tokens,
-            config.latent.dim,
-        ),
+        shape=(reader.num_trajectories, reader.num_frames, config.latent.tokens, config.latent.dim),
         dtype=config.training.latent_cache_dtype,
         dt=reader.dt,
         parameters={reader.equation.parameter: reader.parameter},

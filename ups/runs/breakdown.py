@@ -12,16 +12,7 @@ from ups.machine.gpu import GpuUse, in_words
 from ups.runs.stored import Stored
 
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
-STARTUP_PHASES = (
-    "queue",
-    "boot",
-    "validate",
-    "download",
-    "warm-up",
-    "cache",
-    "load",
-    "first step",
-)
+STARTUP_PHASES = ("queue", "boot", "validate", "download", "warm-up", "cache", "load", "first step")
 PROVISION = "provision"
 TO_FIRST_STEP = f"{PROVISION}/to_first_step"
 PROVISION_BOUNDS = {

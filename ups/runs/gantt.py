@@ -33,11 +33,7 @@ BEHIND_LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 
 
 
 def draw_gantt(
-    spans: Sequence[Span],
-    start: float,
-    end: float,
-    title: str,
-    provision: Sequence[Span] = (),
+    spans: Sequence[Span], start: float, end: float, title: str, provision: Sequence[Span] = ()
 ) -> bytes:
     """A bar per span from the trigger to a little after the first step, as PNG.
 

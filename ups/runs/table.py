@@ -35,9 +35,7 @@ def headline(breakdown: Breakdown) -> str:
     )
 
 
-def startup_values(
-    breakdown: Breakdown,
-) -> list[tuple[str, float | None, float | None, str]]:
+def startup_values(breakdown: Breakdown) -> list[tuple[str, float | None, float | None, str]]:
     """The table of the startup as numbers, under `STARTUP`: a row per phase, the GPU's at the end.
 
     Shares are of the time from the trigger on; the GPU has neither seconds nor a share.
@@ -103,9 +101,7 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
         figures["latent cache"] = f"{CACHE[breakdown.cache_reused]}{entry}{changed}"
     if breakdown.nrmse_rollout is not None:
         figures["test nRMSE"] = score_words(
-            breakdown.nrmse_rollout,
-            breakdown.nrmse_persistence,
-            is_mean=bool(breakdown.problems),
+            breakdown.nrmse_rollout, breakdown.nrmse_persistence, is_mean=bool(breakdown.problems)
         )
     return figures
 

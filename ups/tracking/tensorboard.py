@@ -71,9 +71,7 @@ def _text(tag: str, markdown: str) -> Summary.Value:
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
     return Summary.Value(
         tag=tag,
-        metadata=SummaryMetadata(
-            plugin_data=SummaryMetadata.PluginData(plugin_name="text"),
-        ),
+        metadata=SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text")),
         tensor=TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=[markdown.encode()]),
     )
 

@@ -28,11 +28,7 @@ STORE = "object store"
 
 
 def validate_data(
-    config: RunConfig,
-    *,
-    offline: bool = False,
-    num_sampled: int = 32,
-    timeout_s: float = 5.0,
+    config: RunConfig, *, offline: bool = False, num_sampled: int = 32, timeout_s: float = 5.0
 ) -> tuple[list[Check], Sources]:
     """Look at objects and files; nothing is downloaded.
 

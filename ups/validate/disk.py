@@ -19,12 +19,7 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def validate_disk(
-    config: RunConfig,
-    sources: Sources,
-    *,
-    to_build: Collection[str],
-) -> list[Check]:
+def validate_disk(config: RunConfig, sources: Sources, *, to_build: Collection[str]) -> list[Check]:
     """What downloads and cache need, against what is free where they go.
 
     Args:

@@ -84,9 +84,7 @@ def test_the_phase_to_work_on_next_is_furthest_above_its_bound(scenarios):
     assert cold.next_measured == download
 
 
-def test_a_share_is_what_ttfs_grows_by_without_the_optimisation_and_needs_its_base(
-    benchmark,
-):
+def test_a_share_is_what_ttfs_grows_by_without_the_optimisation_and_needs_its_base(benchmark):
     (share,) = compare(benchmark()).shares
     assert (share.scenario, share.base) == ("no-parallel_downloads", "cold")
     assert share.seconds.value == 1.5

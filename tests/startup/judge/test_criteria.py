@@ -48,7 +48,7 @@ def test_legacy_takes_a_factor_with_its_interval_per_phase_and_in_all(checked):
     found = checked({"legacy": (6.0, 9.0, 7.0), "cold": (2.0, 2.5, 2.25)}, [])
     factors = {asks: c for asks, c in found.items() if asks.startswith(ASKS)}
     assert [asks.removeprefix(ASKS) for asks in factors] == [
-        *("in all", "download", "cache", "load + warm-up + first step"),
+        *("in all", "download", "cache", "load + warm-up + first step")
     ]
     in_all, download = factors[f"{ASKS}in all"], factors[f"{ASKS}download"]
     assert in_all.factor.value == 9.75 / 5.0

@@ -95,7 +95,7 @@ def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
         "runs",
     ]
     assert rows[0][:5] == [
-        *("legacy", "9.75 s [8.75–11.8]", "–", "unchanged, worse beyond 15.2 s", "download"),
+        *("legacy", "9.75 s [8.75–11.8]", "–", "unchanged, worse beyond 15.2 s", "download")
     ]
     assert rows[1][:2] == ["cold", "5.00 s [4.75–5.25]"]
     assert re.fullmatch(r"1\.95× \[1\.\d\d–2\.\d\d\]", rows[1][2])

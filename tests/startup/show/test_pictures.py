@@ -257,8 +257,7 @@ def test_the_axis_of_time_says_when(times, labels):
 
 
 @given(
-    first=st.integers(0, 2_000_000_000),
-    gaps=st.lists(st.floats(1, 1e7), min_size=2, max_size=5),
+    first=st.integers(0, 2_000_000_000), gaps=st.lists(st.floats(1, 1e7), min_size=2, max_size=5)
 )
 @settings(max_examples=10, deadline=None)
 def test_an_axis_of_time_has_two_to_ten_labels_in_view(first, gaps):
