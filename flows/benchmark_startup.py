@@ -150,7 +150,3 @@ class _Bench:
             )
             return self.run(scenario, repeat)
         return record
-
-
-if __name__ == "__main__":
-    benchmark_startup()

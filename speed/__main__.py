@@ -19,6 +19,7 @@ from speed.report import Report, print_table
 from speed.settings import DEFAULT, Settings
 from speed.worker import describe
 from ups.machine import host
+from ups.units import format_time
 
 # Of each suite: section → the module and the function that measure it.
 SECTIONS = {
@@ -71,7 +72,7 @@ def run(settings: Settings, suite: str, chosen: list[str]) -> int:
             broken = Result("ours", "ours", failed=describe(error))
             rows.append(Comparison(f"{section}, the rest of it", [broken], unit=""))
         how = {
-            "measured": time.strftime("%Y-%m-%d %H:%M %Z"),
+            "measured": format_time(time.time()),
             "commit": commit,
             "with": settings.describe(),
             "seconds": round(time.monotonic() - started),

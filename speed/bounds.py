@@ -82,9 +82,11 @@ def _allocated(path: Path, num_bytes: int) -> Iterator[int]:
     """The descriptor of a new file of this size, which is removed in the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
-        yield file.fileno()
-    path.unlink()
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            yield file.fileno()
+        finally:
+            path.unlink()
 
 
 def _timed_map(work: Callable[[int], None], jobs: Sequence[int], num_threads: int) -> float:

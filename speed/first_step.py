@@ -1,6 +1,6 @@
 """A process from its start to its first optimizer steps, as `startup` times it.
 
-    python -m speed.first_step SPEC      SPEC: JSON with config, compile, rows, frames, device
+    python -m speed.first_step SPEC      SPEC: JSON with config, compile, steps, frames, device
 
 Prints one line of JSON: when the first step was done (Unix time), and the seconds of later ones.
 """

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from speed.worker import describe
+from ups.startup.judge.compare import Spread
 from ups.startup.measure.scenarios import in_turn
 
 Role = Literal["ours", "peer", "bound"]
@@ -62,19 +63,6 @@ def ours_first(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median, smallest and largest of the repeats."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
-
-
 @dataclass(slots=True)
 class Result:
     """What one contender came to; `failed` says why where it has no values."""
@@ -97,7 +85,7 @@ class Result:
     def to_json(self, ratio: float | None) -> dict[str, Any]:
         record: dict[str, Any] = {"name": self.name, "role": self.role, "values": self.values}
         if spread := self.spread:
-            record |= {"median": spread.median, "min": spread.low, "max": spread.high}
+            record |= {"median": spread.median, "min": spread.smallest, "max": spread.largest}
         if self.extras:
             record["extras"] = self.extras
             record["extras_median"] = {k: statistics.median(v) for k, v in self.extras.items()}

@@ -26,26 +26,21 @@ class Link:
     """A way from the clients to the server.
 
     Attributes:
-        host, port: where the clients find the server.
+        url: where the clients find the server.
         prefix: put before a client's command.
         rate_bit_s: None where nothing limits it.
         how: how the link was made.
     """
 
     name: str
-    host: str
-    port: int
+    url: str
     prefix: tuple[str, ...]
     rate_bit_s: float | None
     how: str
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
-
 
 def loopback(port: int) -> Link:
-    return Link("loopback", LOOPBACK, port, (), None, "loopback, nothing shaped")
+    return Link("loopback", f"http://{LOOPBACK}:{port}", (), None, "loopback, nothing shaped")
 
 
 @contextlib.contextmanager
@@ -69,10 +64,10 @@ def shaped(pair: Pair | None, port: int, rate_bit_s: float, rtt_ms: float) -> It
         way = "tc netem" if is_delayed else "a delaying proxy of our own (no netem here)"
         how += f"; round trip by {way}"
     if pair is not None and (is_delayed or not rtt_ms):
-        yield Link(name, host, port, prefix, rate_bit_s, how)
+        yield Link(name, f"http://{host}:{port}", prefix, rate_bit_s, how)
         return
     with _proxy(host, port, rtt_ms / 2, proxy_rate) as proxy_port:
-        yield Link(name, host, proxy_port, prefix, rate_bit_s, how)
+        yield Link(name, f"http://{host}:{proxy_port}", prefix, rate_bit_s, how)
 
 
 @dataclass(frozen=True, slots=True)

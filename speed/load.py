@@ -191,9 +191,10 @@ class PeerFormats:
         python, kind = self._settings.peers, PEERS[name]
         if not python.exists():
             raise WorkerError(f"no {python.parents[1].name}: run `make speed`")
+        if name not in self._workers:
+            self._workers[name] = Worker("speed.peer_formats", python=python)
         if name not in self._imports:
-            self._workers[name] = worker = Worker("speed.peer_formats", python=python)
-            self._imports[name] = worker.call("import_s", peer=kind)
+            self._imports[name] = self._workers[name].call("import_s", peer=kind)
         folder = self._settings.folder / f"{kind}-{'x'.join(map(str, self._shape))}"
         if not (folder / "index.json").exists():
             files = {"path": str(self._path), "folder": str(folder), "shape": self._shape}

@@ -19,7 +19,7 @@ class Report:
     """The rows of all sections, and how each was measured.
 
     Attributes:
-        machine: what ran it (`machine.record`).
+        machine: what ran it (`host.record`).
         measured: section → when, at which commit, in how many seconds, with which settings.
     """
 
@@ -132,7 +132,7 @@ def _figure(result: Result) -> str:
     spread = result.spread
     text = number(spread.median)
     if len(result.values) > 1:
-        text += f" [{number(spread.low)}–{number(spread.high)}]"
+        text += f" [{number(spread.smallest)}–{number(spread.largest)}]"
     else:
         text += " (one run)"
     extras = [f"{k} {number(statistics.median(v))}" for k, v in result.extras.items()]

@@ -150,8 +150,8 @@ def read_record(
     breakdown = breakdown_of(config.runs_dir, run.id)
     if breakdown is None:
         raise BenchmarkError(
-            f"{scenario.name}: no breakdown.json of {link(run_id)} in {config.runs_dir}. The "
-            "worker of its pool must be on the machine of the benchmark"
+            f"{scenario.name}: no readable breakdown.json of {link(run_id)} in {config.runs_dir}. "
+            "The worker of its pool must be on the machine of the benchmark"
         )
     tidy(config.runs_dir)
     if breakdown.ttfs_s is None:

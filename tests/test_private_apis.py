@@ -226,17 +226,6 @@ def test_the_stand_in_for_nvml_has_the_functions_of_the_real_one(make_nvml):
         inspect.signature(getattr(pynvml, name)).bind(*own)
 
 
-def test_wandb_takes_our_settings_and_names_the_folder_to_send(tmp_path):
-    import wandb
-    from wandb.proto.wandb_internal_pb2 import Record  # what the fixture `read_wandb` reads
-
-    settings = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True,
-                              x_disable_stats=True, root_dir=str(tmp_path))  # fmt: skip
-    assert hasattr(type(settings), "sync_dir")
-    fields = {field.name for field in Record.DESCRIPTOR.fields}
-    assert {"run", "summary", "history", "exit", "stats"} <= fields
-
-
 def foreign(tree):
     """Names with an underscore that a file uses, but does not make itself."""
     nodes = list(ast.walk(tree))

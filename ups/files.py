@@ -32,6 +32,7 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         durable: also after a power cut; costs a wait for the disk.
         mode: who may read and write it, less the umask.
     """
+    new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
@@ -44,7 +45,8 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     finally:
         aside.unlink(missing_ok=True)
     if durable:
-        sync_directory(path.parent)
+        for folder in (path.parent, *(folder.parent for folder in new)):
+            sync_directory(folder)
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:

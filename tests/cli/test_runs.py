@@ -92,6 +92,11 @@ def test_a_run_that_failed_before_its_first_step_is_shown_and_so_are_scores_alon
     (folder / "scores.json").write_text(json.dumps(scores))
     code, output = ups("runs", "show", "aa", "--dir", str(tmp_path))
     assert "0.5000 over the full rollout; persistence 2.0000, 4.0 times as much" in output
+    scores["tasks"] = {name: {"rollout": {"nRMSE": n}} for name, n in (("a", 0.4), ("b", 0.6))}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    code, output = ups("runs", "show", "aa", "--dir", str(tmp_path))
+    assert "0.5000 over the full rollout, the mean over the problems; pers" in output
+    assert re.search(r"  a +0\.4000\n  b +0\.6000\n", output)
 
 
 def test_the_startup_is_shown_and_compared_by_phase_where_there_is_a_breakdown(tmp_path):

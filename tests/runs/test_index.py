@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -60,6 +61,10 @@ def test_a_run_is_summed_up_from_its_folder_which_has_the_config_that_ran(make_r
     assert (run.ttfs_s, run.cache_reused, run.num_epochs) == (2.0, True, 2)
     assert run.nrmse_rollout == 0.1
     assert run.commit == read_run(folder).info.commit
+    assert f"{datetime.now(UTC):%Y%m%d-%H}" in open_run_dir(tiny_config(), "efgh").name
+    (folder / "run.json").unlink()  # then the name of the folder says when
+    at = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
+    assert read_run(folder).summary().started_at == at
 
 
 def test_the_newest_runs_come_first_and_only_so_many_and_no_other_folders(make_run):

@@ -30,13 +30,9 @@ from ups.startup.measure.scenarios import BY_NAME, overrides_of
 
 SHOTS = PROJECT_DIR / ".ui"
 FLAGS = [
-    "--disable-gpu",
-    "--enable-unsafe-swiftshader",  # the timeline is drawn with WebGL, here in software
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--disable-gpu", "--enable-unsafe-swiftshader"),  # WebGL draws the timeline, in software
+    *("--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
 ]
 WIDTH, HEIGHT = 1440, 900
 BENCHMARK = {"scenarios": ["cold", "warm"], "repeats": 2}

@@ -248,11 +248,6 @@ def checkout(tmp_path_factory, git, repository: Repository) -> Path:
 
 
 @pytest.fixture(scope="session")
-def uv() -> str:
-    return UV
-
-
-@pytest.fixture(scope="session")
 def package_env() -> dict[str, str]:
     """How uv finds packages here; the cache is the image's, so to speak."""
     cache = subprocess.run([UV, "cache", "dir"], capture_output=True, text=True, check=True)
@@ -262,12 +257,22 @@ def package_env() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def image(tmp_path_factory, package_env) -> Path:
+def new_image() -> Callable[[Path], Path]:
+    """`new_image(folder)`: a Python in `folder` without packages; its `bin`, with uv in it."""
+
+    def make(folder: Path) -> Path:
+        subprocess.run([UV, "venv", "-q", "--python", sys.executable, folder], check=True)
+        (folder / "bin" / "uv").symlink_to(UV)
+        return folder / "bin"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory, package_env, new_image) -> Path:
     """The `bin` of an image's Python that has the locked torch, and uv."""
-    venv = tmp_path_factory.mktemp("image") / "venv"
-    subprocess.run([UV, "venv", "-q", "--python", sys.executable, venv], check=True)
-    install = [UV, "pip", "install", "-q", "--python", venv / "bin" / "python"]
+    binaries = new_image(tmp_path_factory.mktemp("image") / "venv")
+    install = [UV, "pip", "install", "-q", "--python", binaries / "python"]
     locked = [*install, "-c", ROOT / "constraints.txt", "torch"]
     subprocess.run(locked, env={**os.environ, **package_env}, check=True)
-    (venv / "bin" / "uv").symlink_to(UV)
-    return venv / "bin"
+    return binaries

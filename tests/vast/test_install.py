@@ -6,8 +6,6 @@ It has the real second half of the script, and a job that says where its torch c
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,17 +46,15 @@ def small(tmp_path, committed):
 
 
 @pytest.fixture
-def image_with(tmp_path, uv):
-    """`image_with("77.1.0+cu130")`: the `bin` of a Python that has such a torch, or none."""
+def image_with(tmp_path, new_image):
+    """`image_with("77.1.0+cu130")`: the `bin` of a Python that has such a torch."""
 
     def make(version):
         folder = tmp_path / f"image-{version}"
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, folder], check=True)
-        if version:
-            (site,) = folder.glob("lib/*/site-packages")
-            write_torch(site, version)
-        (folder / "bin" / "uv").symlink_to(uv)
-        return folder / "bin"
+        binaries = new_image(folder)
+        (site,) = folder.glob("lib/*/site-packages")
+        write_torch(site, version)
+        return binaries
 
     return make
 

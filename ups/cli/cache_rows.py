@@ -11,7 +11,7 @@ from ups.errors import CacheError
 from ups.latents.entries import Damage, Entry, match_key
 from ups.latents.prune import remove
 from ups.latents.store import read_manifest
-from ups.units import format_age, format_size
+from ups.units import format_age, format_size, format_time
 
 
 def of_key(found: Sequence[Entry], prefix: str) -> list[Entry]:
@@ -75,11 +75,11 @@ def record(entry: Entry) -> dict[str, Any]:
 
 
 def readable(record: dict[str, Any]) -> dict[str, str]:
-    """A record's lines for people: moments in local time, and one line for each key field."""
+    """A record's lines for people: moments in UTC, and one line for each key field."""
     lines = {}
     for name, value in {**record, **(record["key_fields"] or {})}.items():
         if name.endswith("_at") and value is not None:
-            lines[name] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+            lines[name] = format_time(value)
         elif name == "num_bytes":
             lines["size"] = format_size(value)
         elif name != "key_fields":

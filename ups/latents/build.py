@@ -199,7 +199,7 @@ class _Build:
         require_free_space(self.entry, needed, what, CACHE_REMEDY)
         planned = zip(self.readers, self.files, strict=True)
         encoder = fit_encoder(self.config, [r for r, file in planned if file.split == "train"])
-        generation = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        generation = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         directory = self.entry / f"{BUILDING}{generation}"
         directory.mkdir()
         for file in self.files:

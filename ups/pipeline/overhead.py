@@ -78,9 +78,7 @@ def break_down(
         unaccounted_s=phases[-1].seconds,
         cost_usd=cost,
         cache_reused=run.cache_reused,
-        changed=tuple(
-            line for entry in run.entries.values() if not entry.reused for line in entry.changed
-        ),
+        changed=tuple(line for entry in run.entries.values() for line in entry.changed),
         problems=_problems(run),
         failed=_failure(run),
         phases=(*provision, *phases),

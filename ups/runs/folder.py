@@ -111,7 +111,7 @@ def open_run_dir(config: RunConfig, run_id: str | UUID) -> Path:
     last_part = _last_part(run_id)
     check_id(last_part)
     with exclusive_lock(config.runs_dir / LOCK):  # of two that begin at once, one makes it
-        name = f"{time.strftime(STAMP)}-{config.name}-{last_part}"
+        name = f"{time.strftime(STAMP, time.gmtime())}-{config.name}-{last_part}"
         run_dir = find_run_dir(config.runs_dir, run_id) or config.runs_dir / name
         if not _hold(run_dir):
             info = RunInfo.load(run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import logging
 import platform
@@ -71,7 +72,7 @@ class RunFiles:
     def summary(self) -> RunSummary:
         """The run in a line; without figures, which is logged, where they make no sense."""
         named = _name_of(self.folder)
-        stamp = time.mktime(time.strptime(named.stamp, STAMP))
+        stamp = calendar.timegm(time.strptime(named.stamp, STAMP))
         run = RunSummary(
             id=named.id,
             folder=self.folder,

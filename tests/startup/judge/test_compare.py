@@ -5,6 +5,7 @@ import pytest
 from ups.startup.judge.compare import Spread, compare
 from ups.startup.judge.critical_path import NextPhase
 from ups.startup.judge.verdict import Verdict
+from ups.startup.show import wording
 
 
 @pytest.fixture
@@ -71,8 +72,8 @@ def test_the_path_is_that_of_the_run_nearest_the_median(scenarios):
 
 def test_a_phase_is_held_against_its_bound(scenarios):
     found = phases(scenarios["cold"])
-    bounds = [(p.bound, p.bound_s, p.times_bound) for p in (found["download"], found["cache"])]
-    assert bounds == [("network: 420 MB", 1.5, 1.5), ("", None, None)]
+    bounds = [(p.bound, p.bound_s, wording.bound(p)) for p in (found["download"], found["cache"])]
+    assert bounds == [("network: 420 MB", 1.5, "1.50 s, taken 1.50×"), ("", None, "–")]
 
 
 def test_the_phase_to_work_on_next_is_furthest_above_its_bound(scenarios):

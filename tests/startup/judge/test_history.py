@@ -165,8 +165,9 @@ def test_every_save_waits_for_the_disk(history, full, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     history.save(full)
-    file, folder = synced
-    assert Path(file).parent == Path(folder) == history.folder
+    file, *folders = map(Path, synced)
+    assert folders == [file.parent, *file.parents[1:4]]  # each is new: in its folder, too
+    assert file.parent == history.folder
 
 
 def test_two_processes_that_start_at_once_lose_nothing(tmp_path, writer):
@@ -201,6 +202,18 @@ def test_a_file_that_is_no_record_is_named_and_left_alone(history, full, text):
     with pytest.raises(HistoryError, match=r"(?s)b1\.json cannot be read: .* or move it away"):
         history.benchmarks()
     assert path.read_text() == text
+
+
+def test_hidden_files_are_none_of_the_history_and_a_folder_that_cannot_be_read_is_named(
+    history, full
+):
+    saved = history.save(full)
+    (history.folder / "._b1.json").write_text("what another system left")
+    assert history.benchmarks() == (saved,)
+    history.folder.rename(history.folder.with_name("aside"))
+    history.folder.touch()
+    with pytest.raises(HistoryError, match=r"history cannot be read: .*Not a directory"):
+        history.benchmarks()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, full):

@@ -258,10 +258,11 @@ def test_one_wild_run_changes_no_verdict(factor, step_s, num):
 
 
 def test_without_a_run_before_or_a_new_one_there_is_no_verdict_yet():
-    assert str(judge("cold", [], nights(9), DEFAULTS)) == "cold: no verdict yet: no run to judge"
+    verdict = judge("cold", [], nights(9), DEFAULTS)
+    assert verdict.message == "cold: no verdict yet: no run to judge"
     verdict = judge("cold", nights(1)[0], [], DEFAULTS)
     assert (verdict.before_s, verdict.limit_s, verdict.num_before) == (None, None, 0)
-    assert str(verdict) == (
+    assert verdict.message == (
         f"cold: no verdict yet: TTFS {verdict.after_s:.2f} s (0 runs of 0 benchmarks before, "
         "fewer than 5)"
     )
@@ -411,7 +412,6 @@ def test_a_message_names_scenario_phase_before_after_limit_and_runs():
     before = [[run_of(night)] for night in range(20)]
     now = [run_of(20, repeat, extra={"download": 3.15}) for repeat in range(3)]
     verdict = judge("cold", now, before, DEFAULTS)
-    assert str(verdict) == verdict.message
     assert verdict.message == (
         "cold: worse: download 1.20 -> 4.35 s; TTFS 4.10 -> 7.25 s "
         "(limit 4.90 s, median of 20 runs of 20 benchmarks before)"

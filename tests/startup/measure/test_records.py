@@ -1,5 +1,7 @@
 """A benchmark's record says what its times depend on, and beforehand how long it will take."""
 
+from datetime import datetime
+
 import pytest
 
 from ups.config import Latent, RunConfig, Training, load_config
@@ -65,6 +67,8 @@ def test_the_settings_tell_benchmarks_apart_that_cannot_be_compared(tmp_path):
     assert few.settings != many.settings
     assert few.id != many.id
     assert {"torch", "prefect", "Python"} <= few.versions.keys()
+    began = datetime.strptime(few.id[:15] + "Z", "%Y%m%d-%H%M%S%z").timestamp()  # in UTC
+    assert 0 <= few.started_at - began < 60
     assert few.machine["cores"] >= 1
 
 
@@ -82,6 +86,8 @@ def test_an_estimate_goes_by_earlier_benchmarks_like_this_one(benchmark):
     earlier = benchmark({"cold": (2.25, 2.25)})  # TTFS 5 s, 5 s beside it
     known = estimate_duration(benchmark(id="b2"), ["cold"], 60, [earlier])
     assert known == "60 runs: cold, 60 each; about 10 min, by earlier benchmarks"
+    slower = [benchmark({"cold": (50.0,)})] * 30  # not among the latest 20
+    assert estimate_duration(benchmark(id="b2"), ["cold"], 60, [earlier] * 20 + slower) == known
     partly = estimate_duration(benchmark(id="b2"), ["cold", "warm"], 30, [earlier])
     assert partly == "60 runs: cold, warm, 30 each; about 10 min, by earlier benchmarks"
 

@@ -7,7 +7,7 @@ from ups.startup.judge.compare import OtherLoad, Spread, TrendPoint, compare
 from ups.startup.judge.criteria import Criterion
 from ups.startup.judge.critical_path import Step
 from ups.startup.judge.limits import Thresholds
-from ups.startup.judge.stats import Difference, Ratio
+from ups.startup.judge.stats import Interval, Ratio
 from ups.startup.judge.verdict import Verdict, judge
 from ups.startup.show import wording
 from ups.startup.show.markdown import to_markdown
@@ -221,7 +221,7 @@ def test_seconds_show_the_digits_that_can_matter(seconds, text):
 
 def test_ratios_and_differences_show_their_interval():
     assert wording.times(Ratio(3.125, 2.5, 12.25)) == "3.12× [2.50–12.2]"
-    assert wording.difference(Difference(-0.5, -1.0, 0.25)) == "−0.500 s [−1.00 to +0.250]"
+    assert wording.difference(Interval(-0.5, -1.0, 0.25)) == "−0.500 s [−1.00 to +0.250]"
     assert wording.difference(None) == "–"
     assert [wording.percent(value) for value in (30.2, -4.6, 0.3)] == ["+30 %", "−5 %", "0 %"]
 

@@ -19,7 +19,7 @@ from ups.startup.judge.compare import (
     TrendPoint,
     compare,
 )
-from ups.startup.judge.stats import Difference
+from ups.startup.judge.stats import Interval
 from ups.startup.show import pictures
 from ups.startup.show.pictures import (
     PANEL,
@@ -85,7 +85,7 @@ def summaries(names, scale=1.0):
 
 
 def share(name, value, low=math.nan, high=math.nan):
-    seconds = Difference(value, low, high)
+    seconds = Interval(value, low, high)
     return Share(scenario=name, base="cold", seconds=seconds, percent=100 * value)
 
 

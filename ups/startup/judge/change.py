@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ups.config import Model
 from ups.startup.judge.compare import Spread
 from ups.startup.judge.critical_path import in_order
-from ups.startup.judge.stats import Difference, bootstrap_difference
+from ups.startup.judge.stats import Interval, bootstrap_difference
 from ups.startup.measure.records import BenchmarkRecord
 
 
@@ -21,7 +21,7 @@ class Change(Model):
     phase: str | None
     before: Spread | None
     after: Spread | None
-    seconds: Difference | None
+    seconds: Interval | None
 
 
 class Changes(Model):

@@ -18,7 +18,7 @@ from ups.startup.judge.critical_path import (
     seconds_by_phase,
 )
 from ups.startup.judge.history import JudgedBenchmark
-from ups.startup.judge.stats import Difference, Ratio, bootstrap_difference, bootstrap_ratio
+from ups.startup.judge.stats import Interval, Ratio, bootstrap_difference, bootstrap_ratio
 from ups.startup.judge.verdict import Verdict
 from ups.startup.measure.records import BenchmarkRecord, RunRecord
 from ups.startup.measure.scenarios import BASES
@@ -58,11 +58,6 @@ class PhaseSummary(Model):
     bound: str = ""
     bound_s: float | None = None
 
-    @property
-    def times_bound(self) -> float | None:
-        """How many times its bound it took."""
-        return self.seconds.median / self.bound_s if self.bound_s else None
-
 
 class ScenarioSummary(Model):
     """A scenario over all its runs.
@@ -99,7 +94,7 @@ class Share(Model):
 
     scenario: str
     base: str
-    seconds: Difference
+    seconds: Interval
     percent: float
 
     @property

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import logging
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ups.errors import HistoryError
-from ups.files import write_atomically
+from ups.files import sync_directory, write_atomically
 from ups.startup.judge.verdict import Verdict
 from ups.startup.measure.records import BenchmarkRecord
 
@@ -41,7 +42,7 @@ class JudgedBenchmark(BenchmarkRecord):
 
 
 class History:
-    """The benchmarks that were made in a folder; to look into it makes nothing.
+    """The benchmarks that were made in a folder; an earlier version's file of them is converted.
 
     Raises:
         HistoryError: from every method, where a file cannot be read or written.
@@ -67,7 +68,13 @@ class History:
 
     def benchmarks(self) -> tuple[JudgedBenchmark, ...]:
         """All of them, the newest first."""
-        found = [_read(path) for path in self.folder.glob("*.json")]
+        try:
+            names = sorted(os.listdir(self.folder))
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise HistoryError(f"{self.folder} cannot be read: {error}") from error
+        found = [_read(self.folder / n) for n in names if n.endswith(".json") and n[0] != "."]
         return tuple(sorted(found, key=lambda b: (b.started_at, b.id), reverse=True))
 
     def benchmark(self, id_or_prefix: str) -> JudgedBenchmark:
@@ -122,6 +129,7 @@ def _convert(database: Path, folder: Path) -> None:
             for benchmark in _read_database(database):
                 history.save(benchmark, benchmark.verdicts)
             history.folder.rename(folder)
+            sync_directory(folder.parent)
     except (sqlite3.Error, OSError, ValueError) as error:
         if folder.is_dir():  # another process was faster
             return

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import hypot, sqrt
+from statistics import median
 from typing import Literal
 
 from pydantic import Field
 
 from ups.config import Model
-from ups.startup.judge.stats import SIGMA_PER_MAD, mad, median
+from ups.startup.judge.stats import SIGMA_PER_MAD, mad
 
 Reference = Literal["all", "newest", "oldest"]
 Times = Sequence[Sequence[float]]  # of benchmarks, oldest first: the seconds of their runs

@@ -23,7 +23,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and its confidence interval; `low` and `high` are NaN where not known."""
+    """An estimate in its unit, and its confidence interval; `low`, `high` are NaN if not known."""
 
     value: float
     low: float
@@ -41,19 +41,9 @@ class Ratio(Interval):
         return f"{factor(self.value)}× [{factor(self.low)}–{factor(self.high)}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Difference(Interval):
-    """Of two medians, in the unit of the samples."""
-
-
 def factor(value: float) -> str:
     """A dimensionless number to three digits or all that are before the point: `1,240`."""
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
-
-
-def median(values: Values) -> float:
-    """The middle value, or the mean of the two in the middle."""
-    return float(np.median(_sample(values)))
 
 
 def mad(values: Values) -> float:
@@ -75,9 +65,9 @@ def bootstrap_ratio(
 
 def bootstrap_difference(
     a: Values, b: Values, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
-) -> Difference:
+) -> Interval:
     """median(a) - median(b), with an interval made as in `bootstrap_ratio`."""
-    return Difference(*_bootstrap(np.subtract, a, b, resamples, level, seed))
+    return Interval(*_bootstrap(np.subtract, a, b, resamples, level, seed))
 
 
 def _bootstrap(

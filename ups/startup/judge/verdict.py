@@ -10,11 +10,11 @@ from before it have left the window; a smaller window forgets sooner.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Literal
 
 from ups.config import Model
 from ups.startup.judge.limits import Reference, Thresholds, measure_shift
-from ups.startup.judge.stats import median
 from ups.startup.measure.records import BenchmarkRecord, RunRecord
 
 Kind = Literal["improved", "unchanged", "worse", "no verdict yet"]
@@ -90,9 +90,6 @@ class Verdict(Model):
             return f"{_count(self.num_before, 'run')} {of}, the oldest of the window"
         newest = "the newest " if self.reference == "newest" else ""
         return f"{newest}{_count(self.num_before, 'run')} {of} before"
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def judge_benchmark(

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from ups.config import Model, RunConfig, load_config
+from ups.errors import HistoryError
 from ups.machine import host
 from ups.machine.page_cache import PageCache, setting
 from ups.runs.breakdown import Breakdown, Span
@@ -27,6 +28,7 @@ WITHOUT_EFFECT: Any = {
     "training": {"latent_cache_dir": True},
 }
 # Of a run besides its time to first step: preparing, training, scoring, the end of its process.
+NUM_RECENT = 20
 BESIDE_S = 5.0
 UNKNOWN_RUN_S = 7.0  # of two cores with 512 trajectories, all scenarios alike
 
@@ -122,11 +124,20 @@ class BenchmarkRecord(Model):
 def new_record(
     config: str, num_trajectories: int, page_cache: PageCache, folder: Path, run_id: str | None
 ) -> BenchmarkRecord:
-    """A benchmark that has no runs yet."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A benchmark that has no runs yet.
+
+    Raises:
+        HistoryError: its folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HistoryError(
+            f"{folder} cannot be made: {error}. Expected a folder that this process may write"
+        ) from error
     facts = host.record(folder)
     return BenchmarkRecord(
-        id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+        id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
         started_at=time.time(),
         flow_run_id=run_id,
         machine_id=host.identity(folder),
@@ -152,9 +163,13 @@ def config_digest(config: RunConfig) -> str:
 def estimate_duration(
     record: BenchmarkRecord, names: Sequence[str], repeats: int, history: Iterable[BenchmarkRecord]
 ) -> str:
-    """Say how many runs there will be, and how long they take if they do as earlier ones did."""
+    """Say how many runs there will be, and how long they take if they do as earlier ones did.
+
+    Args:
+        history: the newest first; the latest comparable ones count.
+    """
     num = len(names) * repeats
-    alike = [benchmark for benchmark in history if benchmark.is_comparable(record)]
+    alike = [benchmark for benchmark in history if benchmark.is_comparable(record)][:NUM_RECENT]
     known = [
         statistics.median(found)
         for name in names

@@ -1,4 +1,4 @@
-"""How the figures of a comparison are written, wherever a person reads them."""
+"""How the figures of a comparison are written in tables, reports and pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ups.startup.judge.compare import Comparison, PhaseSummary, ScenarioSummary, Spread
 from ups.startup.judge.critical_path import UNACCOUNTED, NextPhase, Step
-from ups.startup.judge.stats import Difference, Ratio, factor
+from ups.startup.judge.stats import Interval, Ratio, factor
 from ups.startup.judge.verdict import Verdict
 
 MINUS = "−"
@@ -56,7 +56,7 @@ def times(ratio: Ratio | None) -> str:
     return NOTHING if ratio is None else str(ratio)
 
 
-def difference(change: Difference | None) -> str:
+def difference(change: Interval | None) -> str:
     """`+0.42 s [+0.30 to +0.55]`, without the interval where it is not known."""
     if change is None:
         return NOTHING
@@ -72,9 +72,9 @@ def percent(value: float) -> str:
 
 def bound(phase: PhaseSummary) -> str:
     """`0.100 s, taken 3.2×`; a dash where nobody measured it."""
-    if phase.bound_s is None or phase.times_bound is None:
+    if not phase.bound_s:
         return NOTHING
-    return f"{seconds(phase.bound_s)}, taken {factor(phase.times_bound)}×"
+    return f"{seconds(phase.bound_s)}, taken {factor(phase.seconds.median / phase.bound_s)}×"
 
 
 def what_bounds(phase: PhaseSummary) -> str:
