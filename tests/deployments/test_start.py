@@ -157,8 +157,7 @@ def test_a_signal_that_comes_before_the_run_is_forked_reaches_it(start, tmp_path
             connection.sendall(STATUS.pack(forked.pid))
             assert forked.wait(30) == -signal.SIGTERM
             connection.sendall(STATUS.pack(3))
-            assert stand_in.communicate(timeout=30)[0] == ""
-            assert stand_in.returncode == 3
+            assert (output_of(stand_in), stand_in.returncode) == ("", 3)
 
 
 def test_a_run_does_not_outlive_the_process_that_stands_in_for_it(start):

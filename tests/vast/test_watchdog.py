@@ -132,8 +132,11 @@ def test_of_script_and_watchdog_the_one_that_is_left_stops_the_instance(
     # From here on what the script says gets through: `tee` has its traps.
     machine.wait_for((machine.mount / "onstart.log").exists)
     if kills_watchdog:
-        os.kill(machine.watchdog(), signal.SIGKILL)
+        os.kill(machine.watchdog(), signal.SIGSTOP)
     os.killpg(process.pid, last)
+    if kills_watchdog:  # only after the script has looked for it
+        machine.wait_for(lambda: "ended with exit code 143" in machine.log)
+        os.kill(machine.watchdog(), signal.SIGKILL)
     machine.wait_for(lambda: vastai.stops)
     assert message in machine.log
 

@@ -72,9 +72,12 @@ finish() {
   trap '' HUP INT TERM PIPE # whoever reads the log may be gone
   say "ended with exit code $code${PHASE:+ in phase $PHASE}"
   echo "exit code $code" >"$STATE/ended"
-  if ((AUTO_SHUTDOWN)) && ! kill -0 "$WATCHDOG" 2>/dev/null; then
-    stop_for_good "the script ended with exit code $code, and its watchdog is gone"
-  fi
+  # Not one look: a watchdog that was just killed is still there for a moment.
+  until ((!AUTO_SHUTDOWN)) || [[ -e $STATE/why ]]; do
+    kill -0 "$WATCHDOG" 2>/dev/null ||
+      stop_for_good "the script ended with exit code $code, and its watchdog is gone"
+    sleep 0.1
+  done
   exit "$code"
 }
 trap finish EXIT
