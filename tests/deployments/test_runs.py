@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from datetime import datetime
 from uuid import UUID
 
 import boto3
@@ -107,6 +108,10 @@ def wait_until_running(live, run_id, task):
     live.wait(lambda: tasks(live, run_id).get(task) == "Running")
 
 
+def expected_start(live, run_id):
+    return datetime.fromisoformat(live.run(run_id)["expected_start_time"]).timestamp()
+
+
 def run_folder(live, run_id):
     return find_run_dir(live.folder / "runs", UUID(run_id))
 
@@ -162,7 +167,11 @@ def test_the_bare_deployment_name_runs_and_a_retry_resumes_at_the_end(live):
     run_id = trigger(live, epochs=3)
     first = complete(live, run_id)
     assert first["cache_reused"] is True
-    assert first["spans"][0]["phase"] == "queue"
+    queue, boot = first["spans"][:2]
+    assert (queue["phase"], queue["start"]) == ("queue", first["triggered_at"])
+    record = RunInfo.load(run_folder(live, run_id))
+    assert queue["end"] == boot["start"] == pytest.approx(record.process_started_at, abs=0.05)
+    assert first["triggered_at"] == pytest.approx(expected_start(live, run_id), abs=0.5)
 
     retry(live, run_id)
     retried = complete(live, run_id)
@@ -215,6 +224,7 @@ def test_runs_that_a_schedule_makes_in_one_go_have_a_folder_each(live):
         assert folder.name.endswith(f"-{run_id.replace('-', '')}")
         assert (record.flow_run_id, record.attempt) == (run_id, 1)
         assert breakdown["run"] == folder.name
+        assert breakdown["triggered_at"] == expected_start(live, run_id)  # not when it was made
         assert breakdown["ttfs_s"] > 0
         assert count_epochs(live, run_id) == 2
         assert read_metrics(folder).epochs[0]["time"] > record.started_at

@@ -6,20 +6,20 @@ from types import SimpleNamespace
 import pytest
 
 from flows import benchmark_startup
-from ups.errors import BenchmarkError
+from ups.errors import BenchmarkError, RegressionFound
 from ups.startup.measure.bounds import Rates
 from ups.startup.measure.records import RunRecord
-from ups.startup.measure.scenarios import BY_NAME
+from ups.startup.measure.scenarios import BY_NAME, choose, in_turn
 
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """`bench(found, modes)`: what preparing finds, and how runs start, one after the other.
+    """`bench(found, modes, ttfs_s)`: what preparing finds, and how runs start, one after the other.
 
     Its `names` are those of the runs that were triggered.
     """
 
-    def make(found=(), modes=()):
+    def make(found=(), modes=(), ttfs_s=1.0):
         found, modes, names = list(found), list(modes), []
 
         def run_scenario(scenario, name, config, overrides):
@@ -32,7 +32,7 @@ def bench(monkeypatch, tmp_path):
                 repeat=repeat,
                 flow_run_id=str(run.id),
                 triggered_at=0.0,
-                ttfs_s=1.0,
+                ttfs_s=ttfs_s,
                 phases={},
                 start_mode=modes.pop(0) if modes else "warm",
             )
@@ -49,6 +49,39 @@ def bench(monkeypatch, tmp_path):
         return made
 
     return make
+
+
+@pytest.fixture
+def benchmark(bench, monkeypatch, tmp_path):
+    """`benchmark(scenarios, ttfs_s=…)`: the whole flow; the names of the runs that it triggered."""
+    monkeypatch.setattr(benchmark_startup, "make_inputs", lambda _: None)
+    rates = Rates(store=1.0, write=1.0, read=1.0)
+    monkeypatch.setattr(benchmark_startup, "measure_bounds", lambda *_: rates)
+    monkeypatch.setattr(benchmark_startup, "publish", lambda *_: None)
+
+    def call(scenarios, ttfs_s=1.0, repeats=4):
+        names, options = bench(ttfs_s=ttfs_s).names, {"repeats": repeats, "folder": tmp_path}
+        benchmark_startup.benchmark_startup.fn(scenarios, num_trajectories=8, **options)
+        return names
+
+    return call
+
+
+def test_the_scenarios_alternate_in_a_balanced_order(benchmark):
+    chosen = choose(["nightly"], has_gpu=False)
+    expected = [(s.name, repeat) for repeat in (1, 2, 3, 4) for s in in_turn(chosen, repeat)]
+    assert benchmark(["nightly"]) == [f"4 {name} {repeat}" for name, repeat in expected]
+
+
+def test_a_regression_and_in_the_set_of_the_plan_what_it_asks_and_is_not_met_fail_the_flow(
+    benchmark,
+):
+    assert len(benchmark(["warm"], repeats=5)) == 5
+    with pytest.raises(RegressionFound, match=r"warm: worse: .* 1\.00 -> 40\.00 s"):
+        benchmark(["warm"], ttfs_s=40.0)
+    with pytest.raises(BenchmarkError, match=r"not met: .*target < 30"):
+        benchmark(["plan"], ttfs_s=40.0)
+    benchmark(["nightly"], ttfs_s=40.0)
 
 
 def test_a_run_that_finds_what_it_needs_is_the_only_one(bench):

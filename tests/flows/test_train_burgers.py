@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import threading
 
 import h5py
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.train_burgers import train_burgers
-from ups.config import Features
+from ups.config import SPLITS, Features
+from ups.data.sources import stage
 from ups.latents.entries import entries
 from ups.latents.prune import remove
 from ups.latents.store import list_entries
@@ -21,6 +23,7 @@ from ups.pipeline.state import RunState
 from ups.runs.stored import RunInfo
 from ups.units import format_size
 
+PRICE_PER_HOUR = 3.6
 PHASES = {
     "0 validate-config",
     "1 warm-up-device",
@@ -37,8 +40,17 @@ def seconds(breakdown, phase):
     return next(row["seconds"] for row in breakdown["phases"] if row["phase"] == phase)
 
 
-def test_the_plans_three_runs_generate_reuse_and_invalidate(flow_config, run, tmp_path):
-    path = flow_config()
+def test_the_plans_three_runs_generate_reuse_and_invalidate(
+    flow_config, run, tmp_path, monkeypatch
+):
+    all_splits = threading.Barrier(len(SPLITS), timeout=20)  # they are fetched at the same time
+
+    def stage_together(*arguments, **options):
+        all_splits.wait()
+        return stage(*arguments, **options)
+
+    monkeypatch.setattr("tasks.phases.stage", stage_together)
+    path = flow_config(startup__price_per_hour=PRICE_PER_HOUR)
     state, tasks, first = run(path)
     assert state.is_completed()
     key = first["config_hash"]
@@ -66,8 +78,9 @@ def test_the_plans_three_runs_generate_reuse_and_invalidate(flow_config, run, tm
     assert kept == {key, third["config_hash"]}
     for breakdown in (first, second, third):
         assert breakdown["ttfs_s"] > 0
-        assert breakdown["unaccounted_s"] < 0.5
-        assert seconds(breakdown, "validate") < 0.25
+        assert 0 <= breakdown["unaccounted_s"] < 0.5 * breakdown["ttfs_s"]
+        assert seconds(breakdown, "validate") < 0.25 * breakdown["ttfs_s"]
+        assert breakdown["cost_usd"] == pytest.approx(breakdown["ttfs_s"] * 0.001)
         assert breakdown["metrics"]["startup/ttfs_s"] == breakdown["ttfs_s"]
 
 

@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from ups.data.pdebench import TrajectoryFile
-from ups.errors import DataError, DiskFull, Interrupted
+from ups.errors import CacheError, DataError, DiskFull, Interrupted
 from ups.latents import build, store
 from ups.latents.build import ensure
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder
+from ups.latents.key import compute_cache_hash
 
 
 @pytest.fixture
@@ -72,18 +73,24 @@ def test_overwrite_builds_a_new_generation_and_removes_the_old_unless_it_is_read
     assert not old.exists()
 
 
+def stop_at(config, sources, num):
+    """A build that was stopped when so many trajectories were encoded; its folder."""
+    stop = threading.Event()
+    with pytest.raises(Interrupted):
+        ensure(config, sources, stop=stop, progress=lambda done, _: done >= num and stop.set())
+    (partial,) = config.training.latent_cache_dir.glob("*/building-*")
+    return partial
+
+
 @pytest.mark.parametrize(("parallel", "damaged"), [(True, False), (False, False), (False, True)])
 def test_a_stopped_build_goes_on_where_it_was_and_encodes_a_damaged_chunk_again(
     tiny_config, stage_all, flip_bit, parallel, damaged
 ):
     config = tiny_config(features__parallel_encode=parallel)
     sources = stage_all(config)
-    stop = threading.Event()
-    with pytest.raises(Interrupted):
-        ensure(config, sources, stop=stop, progress=lambda done, _: done >= 8 and stop.set())
+    partial = stop_at(config, sources, 8)
     if damaged:
-        (partial,) = config.training.latent_cache_dir.glob("*/building-*/train_000.safetensors")
-        flip_bit(partial, store.DATA_ALIGNMENT + 10)
+        flip_bit(partial / "train_000.safetensors", store.DATA_ALIGNMENT + 10)
     resumed = []
     entry = ensure(config, sources, progress=lambda done, _: resumed.append(done))
     assert resumed[0] == 4 if damaged else resumed[0] >= 8
@@ -91,6 +98,31 @@ def test_a_stopped_build_goes_on_where_it_was_and_encodes_a_damaged_chunk_again(
     manifest, directory = open_entry(config, entry)
     for file in manifest.files:
         store.verify_file(directory / file.name, file)
+
+
+def test_a_stopped_build_of_another_entry_is_not_resumed_nor_one_that_is_to_be_overwritten(
+    tiny_config, stage_all
+):
+    config, done = tiny_config(), []
+    sources = stage_all(config)
+    partial = stop_at(config, sources, 8)
+    other = tiny_config(encoder__fit_seed=1)  # of the same shape
+    entry = store.entry_dir(config.training.latent_cache_dir, compute_cache_hash(other, sources))
+    shutil.copytree(partial, entry / partial.name)
+    ensure(other, sources, progress=lambda num, _: done.append(num))
+    assert done[0] == 0
+    done.clear()
+    ensure(config, sources, overwrite=True, progress=lambda num, _: done.append(num))
+    assert done[0] == 0
+    assert not partial.exists()
+
+
+def test_an_entry_in_the_place_of_another_is_not_opened(built):
+    config, _, entry = built
+    cache_dir, other = config.training.latent_cache_dir, "0" * 12
+    shutil.copytree(cache_dir / entry.config_hash, cache_dir / other)
+    with pytest.raises(CacheError, match=f"is of config {entry.config_hash}, not {other}"):
+        store.open_current(cache_dir, other)
 
 
 def test_a_build_killed_with_sigkill_is_resumed_and_its_lock_is_free(tiny_config, stage_all):

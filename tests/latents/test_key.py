@@ -21,6 +21,10 @@ def test_the_key_is_twelve_hex_digits_and_deterministic():
     assert int(key(), 16) >= 0
 
 
+def test_the_key_of_what_was_built_before_is_still_the_same():
+    assert key() == "b9a3baf34def"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "changes"),
     [
@@ -52,7 +56,9 @@ def test_the_key_changes_with_content_and_rows_and_not_with_path_nor_with_the_te
     assert key(given=sources(sha256="1" * 64)) != key()
     assert key(given=sources(rows=(0, 10))) != key()
     assert key(given=sources(path="/c/d.h5")) == key()
-    assert key(given=sources() | {"test": sources(sha256="f" * 64)["test"]}) == key()
+    for split in ("train", "val", "test"):
+        other = sources() | {split: sources(sha256="f" * 64)[split]}
+        assert (key(given=other) == key()) == (split == "test")
 
 
 MIXED = {"data.task": ["burgers1d", "advection1d"], "data.sources": None, "data.generate": None}

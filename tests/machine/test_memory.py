@@ -30,3 +30,5 @@ def test_what_fits_fits_and_what_does_not_does_not():
     assert check_sufficient_ram(1)
     assert not check_sufficient_ram(total_mb)
     assert not check_sufficient_ram(1e12)
+    assert check_sufficient_ram(90, available_mb=100)
+    assert not check_sufficient_ram(91, available_mb=100), "a tenth stays free"

@@ -70,6 +70,11 @@ def test_a_scenario_differs_from_its_base_in_one_thing(tmp_path):
         assert len(different) + len(scenario.env) == 1, scenario.name
 
 
+def test_a_changed_config_is_another_cache_entry_than_the_one_before(tmp_path):
+    changed, cold = (config_of(BY_NAME[name], tmp_path) for name in ("changed-config", "cold"))
+    assert changed.latent != cold.latent
+
+
 def test_no_two_scenarios_share_a_folder(tmp_path):
     folders = [
         path
