@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ups.config import Problem, RunConfig
-from ups.errors import CacheError
+from ups.errors import CacheDamaged, CacheError
 from ups.latents import store
 from ups.latents.entries import Entry, entries
 from ups.latents.key import ENCODED_SPLITS, explain_difference, hash_fields, key_fields
@@ -105,19 +105,19 @@ def _check_entry(
     """Look at the entry with this key; returns whether a run reads it."""
     cache_dir, config_hash = config.training.latent_cache_dir, hash_fields(fields)
     ours = [entry for entry in found if entry.config_hash == config_hash]
-    current = next((entry for entry in ours if entry.current), None)
-    if current is None:
+    try:
+        manifest = store.open_current(cache_dir, config_hash)
+    except CacheDamaged as error:
+        checks.fault(name, _damaged(config_hash, error), config_hash=config_hash)
+        return False
+    except CacheError:
         if partial := [entry for entry in ours if entry.state == "partial"]:
             text = f"{config_hash}: partial build, {partial[0].summary}; a run goes on from there"
             checks.ok(name, text, config_hash=config_hash)
         else:
             _explain_mismatch(cache_dir, name, fields, checks)
         return False
-    try:
-        manifest = store.open_current(cache_dir, config_hash)
-    except CacheError as error:
-        checks.fault(name, _damaged(config_hash, error), config_hash=config_hash)
-        return False
+    current = next(entry for entry in ours if entry.generation == manifest.generation)
     age_s = time.time() - manifest.generated_at
     figures = {"config_hash": config_hash, "age_s": age_s, "num_bytes": manifest.num_bytes}
     text = (
