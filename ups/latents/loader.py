@@ -125,7 +125,9 @@ def _load(
 
         def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:
             if tier == "disk":
-                return DiskCacheDataset(files[split], condition_NC, stride, device)
+                on_disk = DiskCacheDataset(files[split], condition_NC, stride, device)
+                holds.callback(on_disk.close)
+                return on_disk
             z_NTKD = read_files(files[split], config, tier == "gpu", stop or threading.Event())
             return PreloadedCacheDataset(z_NTKD, condition_NC, device)
 
