@@ -34,7 +34,7 @@ def finds_entries(config: RunConfig, sources: Sources) -> dict[str, bool | None]
         return dict.fromkeys(names, False)
     found: dict[str, bool | None] = {}
     for problem in config.data.problems:
-        fields, why_not = _key_fields(config, sources, problem)
+        fields, why_not = known_key_fields(config, sources, problem)
         found[problem.name] = None
         if not why_not:
             entry_dir = store.entry_dir(directory, hash_fields(fields))
@@ -62,7 +62,7 @@ def validate_cache(config: RunConfig, sources: Sources) -> tuple[list[Check], Fo
     hashes: list[str | None] = []
     for problem in problems:
         name = config.data.label(problem, "entry")
-        fields, why_not = _key_fields(config, sources, problem)
+        fields, why_not = known_key_fields(config, sources, problem)
         hashes.append(None if why_not else hash_fields(fields))
         is_cached[problem.name] = None if found else False
         if found and why_not:
@@ -80,7 +80,7 @@ class _Identity(NamedTuple):
     rows: tuple[int, int] | None
 
 
-def _key_fields(
+def known_key_fields(
     config: RunConfig, sources: Sources, problem: Problem
 ) -> tuple[dict[str, Any], str]:
     """The fields of a problem's cache key, and why those of its sources are not known, if so."""
