@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import secrets
 import socket
@@ -27,7 +26,7 @@ from pathlib import Path
 from deployments.processes import Processes
 from ups import PROJECT_DIR
 from ups.errors import UpsError
-from ups.files import exclusive_lock, write_atomically, write_json
+from ups.files import exclusive_lock, read_json, write_atomically, write_json
 
 BIN_DIR = Path(sys.executable).parent
 DEFAULTS = {"host": "127.0.0.1", "prefect_port": 4200, "s3_port": 9000}
@@ -201,7 +200,7 @@ def stack_dir() -> Path:
 
 def _remembered(folder: Path) -> dict[str, object]:
     try:
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = read_json(folder / "settings.json")
     except (FileNotFoundError, ValueError):
         return {}
     return {key: settings[key] for key in DEFAULTS if key in settings}

@@ -8,7 +8,6 @@ its own session, so that Ctrl-C in the terminal does not reach it, and writes to
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import psutil
 
 from ups import PROJECT_DIR
-from ups.files import write_json
+from ups.files import read_json, write_json
 from ups.machine.processes import DeferredSignals, is_running, process_started_at
 
 TAIL_LINES = 15
@@ -98,7 +97,7 @@ class Processes:
     def record(self, name: str) -> Record | None:
         """What was recorded of it; None if nothing was, or it was stopped."""
         try:
-            return Record(**json.loads(self._path(name).read_text()))
+            return Record(**read_json(self._path(name)))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 

@@ -7,7 +7,6 @@ part answers; `down` stops what `up` started, and nothing else.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ import yaml
 from deployments import prefect_api as api
 from deployments.layout import BIN_DIR, TOML_HEADER, Stack, StackError, require_clone
 from ups import PROJECT_DIR
-from ups.files import write_json
+from ups.files import read_json, write_json
 
 # In the order in which they are stopped.
 PARTS = ("worker", "prefect-server", "object-store")
@@ -195,7 +194,7 @@ def _worker_part(stack: Stack, client: httpx.Client) -> Part:
 def _is_deployed(stack: Stack) -> bool:
     """Whether nothing that the deployments are made from has changed since they were made."""
     try:
-        return json.loads((stack.folder / "deployed.json").read_text()) == _fingerprint()
+        return read_json(stack.folder / "deployed.json") == _fingerprint()
     except (FileNotFoundError, ValueError):
         return False
 

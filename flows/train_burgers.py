@@ -32,7 +32,7 @@ from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.store import valid_generation
 from ups.pipeline.provision import claim
 from ups.pipeline.state import ProblemSplit, RunState, running
-from ups.runs.folder import checkpoint_to_resume, has_to_build, open_run_dir
+from ups.runs.folder import has_to_build, open_run_dir
 from ups.tracking import Trackers
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train_burgers(
     ) as trackers:
         try:
             store, refused = _open_store(resolved)  # no request, but a client is made
-            validate_config(resolved, checkpoint_to_resume(run.run_dir, resume), refused)
+            validate_config(resolved, resume, run.run_dir, refused)
             _run_phases(run, store, stop, trackers, resume, overwrite_cache)
         finally:
             stop.set()

@@ -32,18 +32,21 @@ if TYPE_CHECKING:
 
 @phase_task("validate", task_run_name="0 validate-config")
 def validate_config(
-    config: RunConfig | ConfigError, resume: Path | None = None, refused: UpsError | None = None
+    config: RunConfig | ConfigError,
+    resume: Path | None = None,
+    run_dir: Path | None = None,
+    refused: UpsError | None = None,
 ) -> None:
     """Fail with all faults of a run at once.
 
     Args:
         config: or what is wrong with it: then nothing else can be checked.
-        resume: the checkpoint to go on from.
+        resume: the checkpoint to go on from; a retry has one of its own in `run_dir`.
         refused: why the object store cannot be addressed, if it cannot.
     """
     if isinstance(config, ConfigError):
         raise config
-    require_valid(config, resume, refused=refused)
+    require_valid(config, resume, run_dir, refused=refused)
 
 
 @phase_task("warm-up", task_run_name="1 warm-up-device")

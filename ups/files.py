@@ -1,4 +1,4 @@
-"""File operations that must not be half done: atomic writes, whole reads, locks, room on disk."""
+"""File operations that must not be half done: atomic writes, checked reads, locks, room on disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+import xxhash
 
 from ups.errors import DiskFull, Interrupted
 
 log = logging.getLogger(__name__)
 
+CHECK = b'{"check": "'
+CHECK_DIGITS = 16
 LOCK_POLL_S = 0.05
 DISK_MARGIN_BYTES = 64 << 20
 
@@ -56,8 +60,46 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a small record by `replacing`, without a wait for the disk."""
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode(), durable=False)
+    """Write a small record, sealed, by `replacing`, without a wait for the disk."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, seal(text.encode()), durable=False)
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote, or an earlier version without a seal.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; it is damaged.
+    """
+    return json.loads(unseal(path.read_bytes()))
+
+
+def seal(text: bytes) -> bytes:
+    """JSON with a checksum of all the rest as its first member, `check`.
+
+    Args:
+        text: an object that is not empty, or lines of objects, of which the first gets it.
+    """
+    rest = text[1:]
+    return CHECK + xxhash.xxh3_64_hexdigest(rest).encode() + b'",' + rest
+
+
+def unseal(data: bytes) -> bytes:
+    """The text that was sealed; what never was, as of an earlier version, is as it is.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    end = len(CHECK) + CHECK_DIGITS
+    check, rest = data[len(CHECK) : end], data[end + 2 :]
+    found = xxhash.xxh3_64_hexdigest(rest).encode()
+    if found == check:  # whatever became of the member's name
+        return b"{" + rest
+    if data.startswith(CHECK):
+        raise ValueError(
+            f"its checksum is {found.decode()}, expected {check.decode(errors='replace')}"
+        )
+    return data
 
 
 def read_fully(fd: int, view: memoryview, offset: int) -> int:

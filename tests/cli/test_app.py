@@ -65,7 +65,7 @@ def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
     metrics = json.loads(output)["metrics"]
     (run_dir,) = (tmp_path / "runs").glob("*-mine")
     assert (run_dir / "gantt.png").read_bytes()[1:4] == b"PNG"
-    breakdown = Breakdown.model_validate_json((run_dir / "breakdown.json").read_text())
+    breakdown = Breakdown.load(run_dir)
     phases = {row.phase: row.seconds for row in breakdown.phases}
     ended = ["boot", "validate", "download", "warm-up", "cache", "load", "first step"]
     assert list(phases) == [*ended, "unaccounted"]

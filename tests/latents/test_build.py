@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from ups.data.pdebench import TrajectoryFile
 from ups.errors import CacheError, DataError, DiskFull, Interrupted
-from ups.latents import build, store
+from ups.latents import journal, store
 from ups.latents.build import ensure
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder
@@ -251,7 +251,7 @@ def test_the_manifest_says_what_the_entry_is_its_size_is_as_estimated_no_progres
     record = json.loads((directory / store.MANIFEST_NAME).read_text())
     assert record["config_hash"] == entry.config_hash
     assert record["key_fields"]["latent"] == {"dim": 16, "tokens": 8}
-    assert not (directory / build.PROGRESS_NAME).exists()
+    assert not (directory / journal.NAME).exists()
     assert time.time() - record["generated_at"] < 300
     assert store.estimate_cache_size_mb(config, 25, 41) == pytest.approx(entry.num_bytes / 1e6)
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from unittest.mock import Mock
 
@@ -87,6 +88,31 @@ def test_damage_that_stat_does_not_show_is_found_and_rebuilt_once(
     assert "building it anew" in caplog.text
     assert (len(latents.train), len(latents.val)) == (20, 5)
     assert list(directory.glob("damaged-*"))
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"), [(False, "chunk 4 has checksum"), (True, "ends .* bytes early")]
+)
+def test_a_run_that_reads_from_disk_finds_damage_at_first_touch_and_the_next_one_builds_anew(
+    tiny_config, stage_all, flip_bit, cut, message
+):
+    config = tiny_config(features__preload="disk")
+    sources = stage_all(config)
+    entry = ensure(config, sources)
+    directory = config.training.latent_cache_dir / entry.config_hash / entry.generation
+    path = directory / "train_000.safetensors"
+    if not cut:
+        flip_bit(path, path.stat().st_size - 3)
+    latents = load_one(config, entry, sources)
+    if cut:
+        os.truncate(path, path.stat().st_size - 3)
+    assert latents.train.batch(torch.tensor([0, 3, 4, 15])).shape[0] == 4  # of whole chunks
+    for _ in range(2):
+        with pytest.raises(CacheDamaged, match=f"{message}.*start again, and the entry is built"):
+            latents.train.batch(torch.tensor([16]))
+    latents.close()
+    assert (directory.parent / f"damaged-{entry.generation}" / path.name).exists()
+    assert not ensure(config, sources).reused
 
 
 def test_damage_that_comes_back_is_an_error(built, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ups.errors import CheckpointError, Interrupted
+from ups.files import read_json
 from ups.pipeline.phases import build_cache, load_latents
 from ups.runs.metrics import read_metrics
 from ups.training import checkpoint
@@ -109,7 +110,7 @@ def test_each_problem_is_learnt_and_scored_as_it_is_alone(scored, mixed_data):
     found = scores.problems["advection1d"].persistence_rollout["nRMSE"]
     assert found == pytest.approx(error.mean().item(), rel=1e-5)
 
-    saved = Scores.model_validate_json((run_dir / "scores.json").read_text())
+    saved = Scores.model_validate(read_json(run_dir / "scores.json"))
     assert saved == scores
     summary = read_metrics(run_dir).summary
     assert summary["test/nrmse_rollout"] == scores.rollout["nRMSE"]

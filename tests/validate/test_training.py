@@ -74,6 +74,6 @@ def test_a_checkpoint_is_looked_at_in_each_state_it_can_be_in(tiny_config, check
         (own, cut, "fault", "is not a checkpoint that can be read"),
         (own, tensor, "fault", "has format None"),
     ):
-        (found,) = validate_checkpoint(config, path)
+        (found,) = validate_checkpoint(config, path, [])
         assert found.status == status
         assert message in found.text

@@ -20,30 +20,27 @@ import xxhash
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged, open_file
-from ups.errors import DataError, Interrupted
+from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
 from ups.files import (
     exclusive_lock,
     require_free_space,
     start_writeback,
     sync_directory,
-    write_atomically,
     write_fully,
 )
-from ups.latents import store
+from ups.latents import journal, store
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
+from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
 from ups.latents.prune import keep_budget
-from ups.latents.store import BUILDING, PROGRESS_NAME, LatentFile, Manifest
+from ups.latents.store import BUILDING, DAMAGED, LatentFile, Manifest
 from ups.progress import Progress
 from ups.units import format_size
 
 log = logging.getLogger(__name__)
 
 CACHE_REMEDY = "set training.latent_cache_dir to a larger disk"
-
-Job = tuple[int, int]
-"""One chunk to encode: which file of the plan, and which chunk of it."""
 
 
 class CacheEntry(Model):
@@ -87,8 +84,7 @@ def ensure(
         started = time.monotonic()
         if overwrite:
             _drop_partial_builds(entry)
-        elif store.check_cache_valid(cache_dir, config_hash):
-            manifest = store.open_current(cache_dir, config_hash)
+        elif manifest := _open_or_set_aside(cache_dir, config_hash):
             store.mark_used(entry / manifest.generation)  # no prune takes it before it is loaded
             return _entry_of(manifest, reused=True, seconds=time.monotonic() - started)
         changed = store.explain_miss(cache_dir, fields)
@@ -141,7 +137,7 @@ class _Build:
         lock = threading.Lock()
         with ExitStack() as stack:
             chunks = stack.enter_context(ChunkEncoder(self.config, encoder, self.device))
-            journal = stack.enter_context((directory / PROGRESS_NAME).open("a", buffering=1))
+            notes = stack.enter_context((directory / journal.NAME).open("a", buffering=1))
             handles = [
                 stack.enter_context((directory / file.name).open("r+b", buffering=0)).fileno()
                 for file in self.files
@@ -163,7 +159,7 @@ class _Build:
                 checksum = xxhash.xxh3_64_hexdigest(data)
                 with lock:
                     done[job] = checksum
-                    journal.write(json.dumps([index, chunk, checksum]) + "\n")
+                    notes.write(journal.line(job, checksum))
                     finished += len(rows)
                     progress(finished, total)
 
@@ -206,33 +202,47 @@ class _Build:
             with (directory / file.name).open("wb") as handle:
                 handle.write(file.header)
                 os.posix_fallocate(handle.fileno(), 0, file.data_offset + file.num_bytes)
-        (directory / PROGRESS_NAME).write_text(json.dumps(self._header(encoder)) + "\n")
+        journal.begin(directory, self._plan(encoder))
         return directory, encoder, {}
 
     def _resume(self) -> tuple[Path, PatchEncoder, dict[Job, str]] | None:
         """A build that was killed, if it was of the same files: its finished chunks, re-checked."""
         for directory in sorted(self.entry.glob(f"{BUILDING}*")):
-            try:
-                lines = (directory / PROGRESS_NAME).read_text().split("\n")
-                header = json.loads(lines[0])
-                encoder = PatchEncoder.from_manifest(header["encoder"])
-                if header != json.loads(json.dumps(self._header(encoder))):
-                    continue
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("%s cannot be resumed: %s", directory, error)
+            if not (directory / journal.NAME).exists():  # it was killed before its first chunk
                 continue
-            done = {}
-            for line in lines[1:-1]:
-                index, chunk, checksum = json.loads(line)
-                with (directory / self.files[index].name).open("rb", buffering=0) as handle:
-                    found = store.read_checksum(handle, self.files[index], chunk)
-                if found == checksum:
-                    done[index, chunk] = checksum
+            try:
+                plan, noted = journal.read(directory)
+                encoder = PatchEncoder.from_manifest(plan["encoder"])
+                if plan != json.loads(json.dumps(self._plan(encoder))):
+                    continue
+                done = self._verify(directory, noted)
+            except (CacheDamaged, OSError, ValueError, LookupError, TypeError) as error:
+                aside = directory.with_name(directory.name.replace(BUILDING, DAMAGED))
+                directory.rename(aside)
+                log.warning("a partial build cannot go on: %s; moved to %s", error, aside)
+                continue
             log.info("resuming %s: %d chunks are done", directory, len(done))
             return directory, encoder, done
         return None
 
-    def _header(self, encoder: PatchEncoder) -> dict[str, Any]:
+    def _verify(self, directory: Path, noted: Mapping[Job, str]) -> dict[Job, str]:
+        """Those of the noted chunks that are on the disk as they were written.
+
+        Raises:
+            CacheDamaged: a file is not the one that was begun.
+        """
+        done: dict[Job, str] = {}
+        for index, file in enumerate(self.files):
+            path = directory / file.name
+            store.check_size(path, file)
+            with store.open_latents(path, file) as handle:
+                for chunk in range(file.num_chunks):
+                    checksum = noted.get((index, chunk))
+                    if checksum and store.read_checksum(handle, file, chunk) == checksum:
+                        done[index, chunk] = checksum
+        return done
+
+    def _plan(self, encoder: PatchEncoder) -> dict[str, Any]:
         return {
             "key_fields": self.fields,
             "files": [file.model_dump() for file in self.files],
@@ -257,9 +267,8 @@ class _Build:
             encoder=encoder.to_manifest(),
             files=files,
         )
-        text = manifest.model_dump_json(indent=1)
-        write_atomically(directory / store.MANIFEST_NAME, text.encode())
-        (directory / PROGRESS_NAME).unlink()
+        store.write_manifest(directory, manifest)
+        (directory / journal.NAME).unlink()
         (directory / store.IN_USE_NAME).touch()
         directory.rename(self.entry / manifest.generation)
         sync_directory(self.entry)
@@ -286,6 +295,21 @@ def _entry_of(manifest: Manifest, **how: Any) -> CacheEntry:
         num_bytes=manifest.num_bytes,
         **how,
     )
+
+
+def _open_or_set_aside(cache_dir: Path, config_hash: str) -> Manifest | None:
+    """The manifest of a valid entry; what is damaged is set aside, which is said.
+
+    The caller holds the entry's lock.
+    """
+    try:
+        return store.open_valid(cache_dir, config_hash)
+    except CacheDamaged as damage:
+        aside = store.set_aside(store.entry_dir(cache_dir, config_hash))
+        log.warning("%s; moved to %s; building it anew", damage, aside or "nowhere")
+    except CacheError as error:
+        log.info("cache not valid: %s", error)
+    return None
 
 
 def _drop_partial_builds(entry: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the training loop reads latents from: memory, a memory map, legacy files, or an encoder.
+"""Where the training loop reads latents from: memory, the disk, legacy files, or an encoder.
 
 Every data set answers `batch(index)` with whole trajectories, subsampled by the time stride, so
 that the pairs of a batch are views of one tensor: with L = T' - h starts, z0 is `z[:, :L]` and the
@@ -8,18 +8,23 @@ targets are `z[:, j : j + L]` for j = 1 … h. Which data set serves a run never
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.pdebench import Frames, TrajectoryFile, locate
-from ups.errors import DataError
+from ups.errors import CacheDamaged, DataError
+from ups.files import read_fully
+from ups.latents import store
 from ups.latents.encode import PatchEncoder
 from ups.latents.store import LatentFile
 from ups.models.conditioning import conditioning
@@ -89,7 +94,14 @@ class _PinnedSlot:
 
 
 class DiskCacheDataset:
-    """Latents read from the memory-mapped files of the cache, batch by batch."""
+    """Latents read from the files of the cache, batch by batch.
+
+    The first row that is wanted of a chunk has all of it read and compared with its checksum.
+    Nothing is mapped into memory: there, a file that was cut short would be a signal, not an error.
+
+    Args:
+        files: as the manifests describe them; open until `close`, whatever becomes of their names.
+    """
 
     index_device = "cpu"
 
@@ -100,11 +112,10 @@ class DiskCacheDataset:
         time_stride: int,
         device: str,
     ) -> None:
-        self._maps = [
-            np.memmap(path, NUMPY_DTYPES[f.dtype], "r", offset=f.data_offset, shape=f.shape)
-            for path, f in files
-        ]
-        self._stored = getattr(torch, files[0][1].dtype)
+        self._files, self._dtype = files, files[0][1].dtype
+        self._handles = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _ in files]
+        self._buffer = np.empty(max(f.chunk_rows * f.row_bytes for _, f in files), np.uint8)
+        self._checked: set[tuple[int, int]] = set()
         self._stride, self.device = time_stride, device
         self._ends = np.cumsum([f.shape[0] for _, f in files])
         self.condition_NC = condition_NC
@@ -112,12 +123,49 @@ class DiskCacheDataset:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def close(self) -> None:
+        """Close the files."""
+        for handle in self._handles:
+            os.close(handle)
+        self._handles.clear()
+
     def batch(self, index_B: Tensor) -> Tensor:
-        rows = []
-        for index in index_B.tolist():
-            which, row = locate(self._ends, index)
-            rows.append(self._maps[which][row, :: self._stride])
-        return torch.from_numpy(np.stack(rows)).view(self._stored).to(self.device)
+        """(B, T', K, D) as stored.
+
+        Raises:
+            CacheDamaged: a chunk is not what was written; its entry is set aside.
+        """
+        frames, tokens, dim = self._files[0][1].shape[1:]
+        shape = (len(index_B), -(-frames // self._stride), tokens, dim)
+        batch = np.empty(shape, NUMPY_DTYPES[self._dtype])
+        for place, index in enumerate(index_B.tolist()):
+            batch[place] = self._read(*locate(self._ends, index))[:: self._stride]
+        return torch.from_numpy(batch).view(getattr(torch, self._dtype)).to(self.device)
+
+    def _read(self, which: int, row: int) -> NDArray[Any]:
+        """(T, K, D), one row of a file, until the next one is read."""
+        path, file = self._files[which]
+        chunk = row // file.chunk_rows
+        is_new = (which, chunk) not in self._checked
+        rows = file.chunk(chunk) if is_new else range(row, row + 1)
+        read = self._buffer[: len(rows) * file.row_bytes]
+        view, offset = read.data, file.data_offset + rows.start * file.row_bytes
+        try:
+            if missing := read_fully(self._handles[which], view, offset):
+                raise CacheDamaged(f"{path} ends {missing} bytes early")
+            if is_new:
+                checksum = xxhash.xxh3_64_hexdigest(view)
+                store.check_chunk(path, chunk, checksum, file.checksums[chunk])
+        except CacheDamaged as damage:
+            entry = path.parent.parent
+            aside = store.quarantine(entry.parent, entry.name) or "nowhere"
+            raise CacheDamaged(
+                f"{damage}; moved to {aside}: start again, and the entry is built anew"
+            ) from damage
+        self._checked.add((which, chunk))
+        values = read.view(NUMPY_DTYPES[self._dtype]).reshape(len(rows), *file.shape[1:])
+        of_row: NDArray[Any] = values[row - rows.start]
+        return of_row
 
 
 class GridLatentPairDataset:

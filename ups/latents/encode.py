@@ -69,6 +69,13 @@ class PatchEncoder:
         """(…, K, D) → (…, X), field units."""
         return (latents @ self.weight_PD.T).flatten(-2) * self.std + self.mean
 
+    def distance(self, other: PatchEncoder) -> float:
+        """How far latents may be from the other's, relative to their size; of other shapes: inf."""
+        if self.weight_PD.shape != other.weight_PD.shape:
+            return math.inf
+        turned: float = (self.weight_PD.cpu() - other.weight_PD.cpu()).norm(dim=0).max().item()
+        return max(turned, abs(self.mean - other.mean) / other.std, abs(self.std / other.std - 1))
+
     def to_manifest(self) -> dict[str, Any]:
         """The encoder as JSON can hold it, to the bit."""
         weight = self.weight_PD.cpu().numpy().astype("<f4")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from ups.config import Model
 from ups.equations import EQUATIONS
 from ups.errors import CacheDamaged, CacheError
 from ups.files import is_locked
-from ups.latents import store
+from ups.latents import journal, store
 from ups.latents.key import hash_fields
 from ups.latents.store import BUILDING, DAMAGED, LatentFile, Manifest
 from ups.progress import Progress
@@ -30,7 +29,8 @@ class Entry(Model):
 
     Attributes:
         state: `complete`; `partial`, a build that goes on or was cut short; `damaged`, files that
-            are not as the manifest says, or were set aside as such; `orphaned`, whole but replaced.
+            are not as the manifest says, or were set aside as such, or a pointer or a journal that
+            cannot be read; `orphaned`, whole but replaced.
         current: whether it is the one that a run would read.
         num_bytes: the sizes of its files, which are allocated in full from the start.
         generated_at, last_used_at: Unix times; a build that was never loaded was used when built.
@@ -136,15 +136,22 @@ def _damage(entry: Entry, manifest: Manifest, progress: Progress) -> Iterator[Da
 def _generations(entry_dir: Path) -> Iterator[Entry]:
     locked = is_locked(entry_dir / store.LOCK_NAME)
     pointed = store.current_generation(entry_dir)
+    names_none = not (pointed and (entry_dir / pointed).is_dir())
+    is_lost = names_none and (entry_dir / store.POINTER_NAME).exists()
+    if store.current_generation(entry_dir) != pointed:  # replaced meanwhile: it was right before
+        is_lost = False
     for directory in entry_dir.iterdir():
         if directory.is_dir():
             with contextlib.suppress(FileNotFoundError):
-                yield _look(directory, current=directory.name == pointed, locked=locked)
+                is_current = directory.name == pointed
+                yield _look(directory, current=is_current, locked=locked, is_lost=is_lost)
 
 
-def _look(directory: Path, *, current: bool, locked: bool) -> Entry:
+def _look(directory: Path, *, current: bool, locked: bool, is_lost: bool) -> Entry:
     """One generation as it is now.
 
+    Args:
+        is_lost: whether the pointer names no generation that is there.
     Raises:
         FileNotFoundError: it was removed meanwhile.
     """
@@ -154,7 +161,12 @@ def _look(directory: Path, *, current: bool, locked: bool) -> Entry:
         summary = _describe(manifest.key_fields, manifest.files)
     stamp, state = directory / store.IN_USE_NAME, _state(directory, manifest, current)
     if state == "partial":
-        summary, stamp = _progress(directory) or summary, directory / store.PROGRESS_NAME
+        stamp, progress = directory / journal.NAME, _progress(directory)
+        summary = progress or summary
+        if not progress and stamp.exists() and not locked:
+            state = "damaged"
+    if state == "orphaned" and is_lost:
+        state = "damaged"
     return Entry(
         config_hash=directory.parent.name,
         generation=directory.name.removeprefix(BUILDING).removeprefix(DAMAGED),
@@ -196,12 +208,10 @@ def _describe(fields: Mapping[str, Any], files: Sequence[LatentFile]) -> str:
 def _progress(directory: Path) -> str:
     """What a build makes and how far it is; empty where its journal cannot be read."""
     try:
-        header, *lines = (directory / store.PROGRESS_NAME).read_text().split("\n")[:-1]
-        plan = json.loads(header)
+        plan, noted = journal.read(directory)
         files = [LatentFile.model_validate(file) for file in plan["files"]]
-        chunks = {tuple(json.loads(line)[:2]) for line in lines}
-        done = sum(len(files[index].chunk(chunk)) for index, chunk in chunks)
+        done = sum(len(files[index].chunk(chunk)) for index, chunk in noted)
         return f"{_describe(plan['key_fields'], files)}, {done} of them encoded"
-    except (OSError, ValueError, LookupError) as error:
+    except (CacheDamaged, ValueError, LookupError, TypeError) as error:
         log.debug("%s: unreadable journal: %s", directory, error)
         return ""

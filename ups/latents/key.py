@@ -60,11 +60,13 @@ def compute_cache_hash(
     return hash_fields(key_fields(config, sources))
 
 
-def explain_difference(wanted: Mapping[str, Any], cached: Mapping[str, Any]) -> list[str]:
+def explain_difference(
+    wanted: Mapping[str, Any], cached: Mapping[str, Any], has: str = "the cached entry has"
+) -> list[str]:
     """How a cached entry's key fields differ, e.g. `latent.dim 64, the cached entry has 32`."""
     left, right = _flatten(wanted), _flatten(cached)
     return [
-        f"{name} {left.get(name, 'absent')}, the cached entry has {right.get(name, 'absent')}"
+        f"{name} {left.get(name, 'absent')}, {has} {right.get(name, 'absent')}"
         for name in sorted(left.keys() | right.keys())
         if left.get(name) != right.get(name)
     ]

@@ -23,7 +23,7 @@ from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry
 from ups.latents.datasets import LegacyCacheDataset, Rows, check_alike, check_frames
 from ups.latents.encode import PatchEncoder, fit_encoder
-from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
+from ups.latents.key import ENCODED_SPLITS, compute_cache_hash, key_fields
 from ups.latents.loader import Latents, assemble
 from ups.latents.store import estimate_cache_size_mb
 from ups.progress import Progress
@@ -120,4 +120,5 @@ def load(
         directories = [split_dir(own_config, split) for own_config in by_problem.values()]
         return LegacyCacheDataset(directories, condition_NC, config.training.time_stride, device)
 
-    return assemble(config, rows, open_split, encoders, "legacy", started)
+    fields = {name: key_fields(own, sources[name]) for name, own in by_problem.items()}
+    return assemble(config, rows, open_split, encoders, fields, "legacy", started)

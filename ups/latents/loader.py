@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from ups.latents.datasets import (
     ranges_of,
 )
 from ups.latents.encode import PatchEncoder, fit_encoder
-from ups.latents.key import ENCODED_SPLITS
+from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.store import LatentFile
 from ups.latents.tiers import choose_tier
 from ups.units import format_size
@@ -49,6 +50,7 @@ class Latents:
 
     Attributes:
         encoders: problem → the encoder of its latents.
+        key_fields: problem → what its cache key is made of.
         val_ranges: problem → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
         num_bytes: read to get there.
@@ -57,6 +59,7 @@ class Latents:
     train: LatentDataset
     val: LatentDataset
     encoders: dict[str, PatchEncoder]
+    key_fields: dict[str, dict[str, Any]]
     val_ranges: dict[str, range]
     tier: str
     num_bytes: int
@@ -125,12 +128,15 @@ def _load(
 
         def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:
             if tier == "disk":
-                return DiskCacheDataset(files[split], condition_NC, stride, device)
+                on_disk = DiskCacheDataset(files[split], condition_NC, stride, device)
+                holds.callback(on_disk.close)
+                return on_disk
             z_NTKD = read_files(files[split], config, tier == "gpu", stop or threading.Event())
             return PreloadedCacheDataset(z_NTKD, condition_NC, device)
 
         encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
-        latents = assemble(config, rows, open_split, encoders, tier, started, num_bytes)
+        fields = {name: manifest.key_fields for name, manifest in manifests.items()}
+        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
         latents.holds = holds.pop_all()
     keys = ", ".join(manifest.config_hash for manifest in manifests.values())
     size, rate = format_size(num_bytes), num_bytes / 1e6 / latents.seconds
@@ -143,6 +149,7 @@ def assemble(
     rows: Mapping[Split, Sequence[Rows]],
     open_split: Callable[[Split, Tensor], LatentDataset],
     encoders: dict[str, PatchEncoder],
+    fields: dict[str, dict[str, Any]],
     tier: str,
     started: float,
     num_bytes: int = 0,
@@ -156,7 +163,8 @@ def assemble(
     """
     train, val = (open_split(split, condition_of(config, rows[split])) for split in ENCODED_SPLITS)
     seconds = time.monotonic() - started
-    return Latents(train, val, encoders, ranges_of(rows["val"]), tier, num_bytes, seconds)
+    ranges = ranges_of(rows["val"])
+    return Latents(train, val, encoders, fields, ranges, tier, num_bytes, seconds)
 
 
 def load_on_demand(
@@ -181,7 +189,8 @@ def load_on_demand(
         return GridLatentPairDataset(problems, condition_NC, config.training.time_stride)
 
     log.info("no cache (features.preload is off): encoding each batch on demand, on %s", device)
-    return assemble(config, rows, open_split, encoders, "on demand", started)
+    fields = {name: key_fields(own, sources[name]) for name, own in by_problem.items()}
+    return assemble(config, rows, open_split, encoders, fields, "on demand", started)
 
 
 def read_files(

@@ -1,14 +1,16 @@
 """The cache on disk: safetensors files, a manifest with chunk checksums, a pointer, locks.
 
 <latent_cache_dir>/<config hash>/
-    CURRENT                      names the generation that readers use; replaced atomically
+    CURRENT                      the generation that readers use, and a checksum of its name;
+                                 replaced atomically
     .lock                        flock: one builder at a time
     <generation>/
-        .cache_metadata.json     the manifest
+        .cache_metadata.json     the manifest, sealed
         .in_use                  flock, shared: held by readers, so that nothing is deleted;
                                  its time is the last use
         train_000.safetensors    one tensor `latents` (N, T, K, D) per source
     building-<generation>/       private to the builder, resumed after a kill
+    damaged-<generation>/        set aside: read by nobody, kept to be looked at
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import xxhash
-from pydantic import ValidationError
 
 from ups.config import Model, RunConfig, Split
 from ups.errors import CacheDamaged, CacheError
-from ups.files import exclusive_lock, open_lock_file, try_lock, write_atomically
-from ups.latents.key import explain_difference
+from ups.files import exclusive_lock, open_lock_file, seal, try_lock, unseal, write_atomically
+from ups.latents.key import explain_difference, hash_fields
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +39,9 @@ MANIFEST_NAME = ".cache_metadata.json"
 POINTER_NAME = "CURRENT"
 LOCK_NAME = ".lock"
 IN_USE_NAME = ".in_use"
-PROGRESS_NAME = ".progress.jsonl"
 BUILDING = "building-"
 DAMAGED = "damaged-"
+GENERATION = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 DATA_ALIGNMENT = 4096
 SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -58,7 +60,7 @@ class LatentFile(Model):
     name: str
     split: Split
     shape: tuple[int, int, int, int]
-    dtype: str
+    dtype: Literal["float16", "bfloat16", "float32"]
     dt: float
     parameters: dict[str, float]
     chunk_rows: int
@@ -137,15 +139,22 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of a generation.
 
     Raises:
-        CacheError: there is no manifest, or it cannot be read.
+        CacheDamaged: there is no manifest, or it is not what was written.
     """
     path = directory / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(unseal(path.read_bytes()))
     except FileNotFoundError as error:
-        raise CacheError(f"{path}: no manifest") from error
-    except (OSError, ValidationError) as error:
-        raise CacheError(f"{path}: unreadable manifest ({error})") from error
+        raise CacheDamaged(f"{path}: no manifest") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CacheDamaged(f"{path}: unreadable manifest ({reason})") from error
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest of a generation, sealed; on the disk when this returns."""
+    text = manifest.model_dump_json(indent=1)
+    write_atomically(directory / MANIFEST_NAME, seal(text.encode()))
 
 
 def open_current(cache_dir: Path, config_hash: str) -> Manifest:
@@ -154,17 +163,21 @@ def open_current(cache_dir: Path, config_hash: str) -> Manifest:
     Sizes must agree; where a file was touched since it was written, its checksums must, too.
 
     Raises:
-        CacheError: there is no such entry, or what there is cannot be used; the message says why.
-        CacheDamaged: the files are not those that the manifest describes.
+        CacheError: there is no such entry.
+        CacheDamaged: what there is cannot be used; the message says why.
     """
     entry = entry_dir(cache_dir, config_hash)
-    generation = current_generation(entry)
+    generation = read_pointer(entry)
     if not generation:
         raise CacheError(f"no cache entry {config_hash} in {cache_dir}")
     directory = entry / generation
     manifest = read_manifest(directory)
-    if manifest.config_hash != config_hash:
-        raise CacheError(f"{directory} is of config {manifest.config_hash}, not {config_hash}")
+    found = manifest.config_hash, manifest.generation, hash_fields(manifest.key_fields)
+    if found != (config_hash, generation, config_hash):
+        raise CacheDamaged(
+            f"{directory / MANIFEST_NAME}: found the manifest of {found[0]}/{found[1]}, whose key "
+            f"fields give {found[2]}; expected {config_hash}/{generation}"
+        )
     for file in manifest.files:
         _check_stamp(directory / file.name, file)
     return manifest
@@ -173,13 +186,23 @@ def open_current(cache_dir: Path, config_hash: str) -> Manifest:
 def check_cache_valid(cache_dir: Path, config_hash: str) -> bool:
     """Whether the entry of this hash is complete and unchanged; logs its age, or what is wrong."""
     try:
-        manifest = open_current(cache_dir, config_hash)
+        open_valid(cache_dir, config_hash)
     except CacheError as error:
         log.info("cache not valid: %s", error)
         return False
+    return True
+
+
+def open_valid(cache_dir: Path, config_hash: str) -> Manifest:
+    """`open_current`, and a line in the log that says how old the entry is.
+
+    Raises:
+        CacheError, CacheDamaged: see `open_current`.
+    """
+    manifest = open_current(cache_dir, config_hash)
     age_h = (time.time() - manifest.generated_at) / 3600
     log.info("cache valid (hash=%s, age=%.1f h)", config_hash, age_h)
-    return True
+    return manifest
 
 
 def valid_generation(cache_dir: Path, config_hash: str) -> str | None:
@@ -198,10 +221,11 @@ def estimate_cache_size_mb(config: RunConfig, num_samples: int, num_frames: int 
 
 def publish(cache_dir: Path, manifest: Manifest) -> None:
     """Make a generation the one that readers use, and drop older ones that nobody reads."""
-    entry = entry_dir(cache_dir, manifest.config_hash)
-    write_atomically(entry / POINTER_NAME, manifest.generation.encode())
+    entry, name = entry_dir(cache_dir, manifest.config_hash), manifest.generation
+    pointer = f"{name} {xxhash.xxh3_64_hexdigest(name.encode())}\n"
+    write_atomically(entry / POINTER_NAME, pointer.encode())
     for old in entry.iterdir():
-        if old.is_dir() and old.name != manifest.generation and not old.name.startswith(DAMAGED):
+        if old.is_dir() and old.name != name and not old.name.startswith(DAMAGED):
             remove_unused(old)
 
 
@@ -220,10 +244,19 @@ def quarantine(cache_dir: Path, config_hash: str) -> Path | None:
             log.info("%s", error)
         else:
             return None
-        (entry / POINTER_NAME).unlink(missing_ok=True)
-        if not generation or not (entry / generation).is_dir():
-            return None
-        return (entry / generation).rename(entry / f"{DAMAGED}{generation}")
+        return set_aside(entry)
+
+
+def set_aside(entry: Path) -> Path | None:
+    """Take what the pointer names out of use. The caller holds the entry's lock.
+
+    Returns: where that generation is now; None where there is none, or the pointer is damaged.
+    """
+    generation = current_generation(entry)
+    (entry / POINTER_NAME).unlink(missing_ok=True)
+    if not generation or not (entry / generation).is_dir():
+        return None
+    return (entry / generation).rename(entry / f"{DAMAGED}{generation}")
 
 
 def hold_current(cache_dir: Path, config_hash: str) -> tuple[Manifest, InUse]:
@@ -250,11 +283,29 @@ def hold_current(cache_dir: Path, config_hash: str) -> tuple[Manifest, InUse]:
 
 
 def current_generation(entry: Path) -> str:
-    """What the pointer names; empty without one."""
+    """What the pointer names; empty where there is none, or it is damaged."""
     try:
-        return (entry / POINTER_NAME).read_text().strip()
+        return read_pointer(entry)
+    except CacheDamaged:
+        return ""
+
+
+def read_pointer(entry: Path) -> str:
+    """What the pointer names; empty without one.
+
+    Raises:
+        CacheDamaged: it is not what was written.
+    """
+    path = entry / POINTER_NAME
+    try:
+        text = path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return ""
+    name, *check = text.split() or [""]  # an earlier version wrote no checksum
+    is_name = GENERATION.fullmatch(name)
+    if not is_name or check not in ([], [xxhash.xxh3_64_hexdigest(name.encode())]):
+        raise CacheDamaged(f"{path}: found {text[:80]!r}, expected a generation and its checksum")
+    return name
 
 
 class InUse:
@@ -345,15 +396,26 @@ def read_checksums(path: Path, file: LatentFile) -> Iterator[str]:
     Raises:
         CacheDamaged: the file is gone, or its header differs.
     """
+    with open_latents(path, file) as handle:
+        for index in range(len(file.checksums)):
+            yield read_checksum(handle, file, index)
+
+
+@contextlib.contextmanager
+def open_latents(path: Path, file: LatentFile) -> Iterator[BinaryIO]:
+    """Open a file of latents to read it.
+
+    Raises:
+        CacheDamaged: it is gone, or its header is not the planned one.
+    """
     try:
         handle = path.open("rb", buffering=0)
     except FileNotFoundError as error:
         raise CacheDamaged(f"{path} is gone") from error
     with handle:
         if handle.read(file.data_offset) != file.header:
-            raise CacheDamaged(f"{path}: the header is not the one in the manifest")
-        for index in range(len(file.checksums)):
-            yield read_checksum(handle, file, index)
+            raise CacheDamaged(f"{path}: its header is not the one that was written")
+        yield handle
 
 
 def read_checksum(handle: BinaryIO, file: LatentFile, index: int) -> str:
@@ -377,7 +439,12 @@ def check_chunk(path: Path, index: int, found: str, expected: str) -> None:
         raise CacheDamaged(f"{path}: chunk {index} has checksum {found}, expected {expected}")
 
 
-def _check_stamp(path: Path, file: LatentFile) -> None:
+def check_size(path: Path, file: LatentFile) -> os.stat_result:
+    """Refuse a file that is not as long as the manifest, or the plan, says.
+
+    Raises:
+        CacheDamaged: it is gone, or of another size.
+    """
     try:
         stat = path.stat()
     except FileNotFoundError as error:
@@ -385,6 +452,11 @@ def _check_stamp(path: Path, file: LatentFile) -> None:
     expected = file.data_offset + file.num_bytes
     if stat.st_size != expected:
         raise CacheDamaged(f"{path} has {stat.st_size} bytes, expected {expected}")
+    return stat
+
+
+def _check_stamp(path: Path, file: LatentFile) -> None:
+    stat = check_size(path, file)
     if stat.st_mtime_ns != file.mtime_ns:
         verify_file(path, file)
         with contextlib.suppress(PermissionError):  # the next look is a `stat` again

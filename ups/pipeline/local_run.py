@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from ups.pipeline.phases import build_caches, load_latents, stage_splits
 from ups.pipeline.state import RunState, running
 from ups.progress import Show
 from ups.runs.breakdown import Breakdown, Span
-from ups.runs.folder import open_run_dir
-from ups.runs.metrics import begin_summary
+from ups.runs.folder import CHECKPOINTS, LAST, find_run_dir, open_run_dir
+from ups.runs.metrics import begin_summary, read_metrics
+from ups.runs.stored import RunInfo
 from ups.tracking import Trackers
 from ups.validate.run import require_valid
+
+log = logging.getLogger(__name__)
 
 BOUNDS = {
     "boot": "a new interpreter imports what reads the config",
@@ -42,9 +46,14 @@ class LocalRun:
         """
         self._started_at = process_started_at()
         self._timeline, self._resume = Timeline(), resume
+        found = find_run_dir(config.runs_dir, run_id) if run_id else None
         with self._timeline.phase("validate"):
-            require_valid(config, resume, ask_torch=True)
+            require_valid(config, resume, found, ask_torch=True)
         self.config = config
+        self._scores = {} if found is None else scores_of_complete_run(found, config)
+        if found is not None and self._scores:
+            self.run_dir = found
+            return
         self.run_dir = open_run_dir(self.config, run_id or secrets.token_hex(4))
         self._state = RunState(self.config, self.run_dir)
         self._metrics: dict[str, float] = {}
@@ -56,8 +65,11 @@ class LocalRun:
             show: makes the callbacks that take how far each phase has got.
             command: as typed in a shell, for the run's record.
         Returns:
-            The metrics of this run, as they stand in the last line of `metrics.jsonl`.
+            The metrics of this run, as they stand in the last line of `metrics.jsonl`; of one that
+            was complete before, the scores that it came to.
         """
+        if self._scores:
+            return self._scores
         with running(self._state, self._report, command=command) as trackers:
             self._run_phases(show, trackers)
         assert self._state.scores is not None, "the run was completed"
@@ -116,6 +128,23 @@ class LocalRun:
         breakdown = self._break_down()
         leave(breakdown, self.run_dir)
         self._metrics = breakdown.metrics
+
+
+def scores_of_complete_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
+    """The test scores of a run that has nothing left to do; empty where it has."""
+    from ups.training import checkpoint
+
+    info, last = RunInfo.load(run_dir), run_dir / CHECKPOINTS / LAST
+    if info is None or info.state != "completed" or not last.exists():
+        return {}
+    if not checkpoint.is_complete(checkpoint.load(last, mmap=True), config):
+        return {}
+    metrics = read_metrics(run_dir).summary
+    scores = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    if scores:
+        what = f"stages.operator.epochs is {config.stages.operator.epochs}"
+        log.info("%s is complete, nothing is trained: %s, raise it to go on", run_dir, what)
+    return scores
 
 
 class Timeline:

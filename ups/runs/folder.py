@@ -19,7 +19,7 @@ from uuid import UUID
 from ups.config import RunConfig, dump_config
 from ups.errors import ConfigError, RunError
 from ups.files import LOCK_POLL_S, exclusive_lock, lock_now, write_atomically, write_json
-from ups.runs.stored import RunInfo
+from ups.runs.stored import RunInfo, read_file
 
 CONFIG, LOCK = "config.yaml", ".lock"
 OVERWRITTEN = "overwritten.json"
@@ -135,7 +135,7 @@ def has_to_build(run_dir: Path, key: str, found: str | None) -> bool:
         found: the generation that is there now; None without a valid one.
     """
     path = run_dir / OVERWRITTEN
-    noted: dict[str, str | None] = json.loads(path.read_bytes()) if path.exists() else {}
+    noted: dict[str, str | None] = read_file(path, json.loads) or {}
     if key not in noted:
         noted[key] = found
         write_json(path, noted)

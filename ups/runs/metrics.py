@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ups.files import write_atomically
+from ups.files import seal, write_atomically
 from ups.runs.stored import read_file
 
 METRICS = "metrics.jsonl"
@@ -46,7 +46,7 @@ def read_metrics(run_dir: Path) -> Metrics:
 def write_rows(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file: a reader sees the old lines or the new."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(run_dir / METRICS, lines.encode(), durable=False)
+    write_atomically(run_dir / METRICS, seal(lines.encode()), durable=False)
 
 
 def write_epochs(run_dir: Path, epochs: Iterable[Mapping[str, Any]]) -> None:

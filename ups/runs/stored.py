@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from ups.config import Model
-from ups.files import write_json
+from ups.files import unseal, write_json
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
-    """Read a file; None where it is missing or, which is logged, not what `parse` expects."""
+    """Read a file; None where it is missing or, which is logged, damaged or not as expected."""
     try:
-        return parse(path.read_text())
+        return parse(unseal(path.read_bytes()).decode())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -1,20 +1,36 @@
-"""Checkpoints: written aside and renamed, with config, position and random state inside."""
+"""Checkpoints: written aside and renamed, with config, position and random state inside.
+
+Behind what `torch.save` writes stands a checksum of it, which torch passes over. A checkpoint also
+says what it was trained on: the content of the sources, and the encoder of each problem.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
+import xxhash
 
 from ups.config import RunConfig
 from ups.equations import in_order
 from ups.errors import CheckpointError
 from ups.files import replacing
+from ups.latents.encode import PatchEncoder
+from ups.latents.key import explain_difference
+from ups.latents.loader import Latents
+from ups.runs.folder import BEST, LAST
 
 FORMAT_VERSION = 1
 FIXED_SECTIONS = ("latent", "encoder", "operator")
+ENCODER_TOLERANCE = 1e-3  # float16 latents are rounded by as much
+CHECK = b"ups-xxh3:"
+CHECK_BYTES = len(CHECK) + 16
+READ_BYTES = 8 << 20
 
 
 def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
@@ -27,7 +43,23 @@ def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
         **state,
     }
     with replacing(path) as file:
-        torch.save(record, file)
+        checked = _Checked(file)
+        torch.save(record, cast(BinaryIO, checked))
+        file.write(CHECK + checked.digest.hexdigest().encode())
+
+
+class _Checked:
+    """A file that is written from front to back, with a checksum of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, xxhash.xxh3_64()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
@@ -36,32 +68,79 @@ def load(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, An
     Args:
         mmap: leave the tensors in the file until they are read.
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is none, or it is damaged; a whole one beside it is named.
     """
     try:
-        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        return _read(path, device, mmap)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}: correct the path, or start anew") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {_remedy(path)}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_remedy(path)}") from error
+
+
+def _read(path: Path, device: str, mmap: bool) -> dict[str, Any]:
+    """Read a checkpoint whose checksum is right, or which has none, being of an earlier version.
+
+    Raises:
+        OSError, CheckpointError: it cannot be opened; it is not what was written.
+    """
+    size = path.stat().st_size - CHECK_BYTES
+    with path.open("rb", buffering=0) as file:
+        found = _checksum(file, size)
+        name, expected = file.read(len(CHECK)), file.read(CHECK_BYTES - len(CHECK))
+    if name == CHECK and found != expected:
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be read: its checksum is {found.decode()}, "
+            f"expected {expected.decode(errors='replace')}"
+        )
+    try:
+        record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not a checkpoint that can be read: {reason}") from error
+    version = record.get("format") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read: {error}; delete it, or start anew"
-        ) from error
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {found}, expected {FORMAT_VERSION}: "
-            "it is of another version of this project; use that one, or start anew"
+            f"{path} has format {version}, expected {FORMAT_VERSION}: "
+            "it is of another version of this project"
         )
     return record
 
 
+def _checksum(file: FileIO, num_bytes: int) -> bytes:
+    digest = xxhash.xxh3_64()
+    while num_bytes > 0 and (block := file.read(min(num_bytes, READ_BYTES))):
+        digest.update(block)
+        num_bytes -= len(block)
+    return digest.hexdigest().encode()
+
+
+def _remedy(path: Path) -> str:
+    """What to do without this checkpoint: go on from the other one beside it, if that is whole."""
+    for other in (path.with_name(name) for name in (LAST, BEST) if name != path.name):
+        with contextlib.suppress(OSError, CheckpointError):
+            epoch = _read(other, "cpu", mmap=True)["position"]["epoch"]
+            return f"delete it, and resume from {other} (epoch {epoch}), or start anew"
+    return "delete it, or start anew"
+
+
+def trained_on(latents: Latents) -> dict[str, Any]:
+    """Problem → what a checkpoint says of its data: the content of the sources, and the encoder."""
+    return {
+        name: {"sources": fields["sources"], "encoder": latents.encoders[name].to_manifest()}
+        for name, fields in latents.key_fields.items()
+    }
+
+
 def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
-    """Refuse a checkpoint that this run cannot go on from.
+    """Refuse a checkpoint that this run cannot go on from, by its config.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or in the middle of an epoch of another order.
     """
-    saved = json.loads(record["config"])
+    saved, now = json.loads(record["config"]), config.model_dump(mode="json")
     task = saved["data"]["task"]  # one equation by its name, or a list of problems
     equations = in_order([task] if isinstance(task, str) else [t["equation"] for t in task])
     if equations != config.data.equations:
@@ -71,12 +150,95 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
             "with tasks of the same equations, or start anew"
         )
     for section in FIXED_SECTIONS:
-        now = config.model_dump(mode="json")[section]
-        if saved[section] != now:
+        if saved[section] != now[section]:
             raise CheckpointError(
-                f"{path} was trained with {section} {saved[section]}, and this run has {now}: "
-                "resume with the config it was made with, or start anew"
+                f"{path} was trained with {section} {saved[section]}, and this run has "
+                f"{now[section]}: resume with the config it was made with, or start anew"
             )
+    if record["position"]["batch"]:
+        for name, value in _order_of(now).items():
+            if (found := _order_of(saved)[name]) != value:
+                raise CheckpointError(
+                    f"{path} is in the middle of an epoch with {name} {found}, and this run has "
+                    f"{value}: resume with {found}, or from the end of an epoch"
+                )
+
+
+def _order_of(config: dict[str, Any]) -> dict[str, int]:
+    """What the order of an epoch's trajectories, and the place in it, depend on."""
+    training = config["training"]
+    rows_per_step = training["batch_size"] * training["accumulation_steps"]
+    return {
+        "training.batch_size × accumulation_steps": rows_per_step,
+        "training.seed": training["seed"],
+    }
+
+
+def is_complete(record: dict[str, Any], config: RunConfig) -> bool:
+    """Whether every step that the config asks for was taken, and validated."""
+    position, stage = record["position"], config.stages.operator
+    all_taken = stage.max_steps is not None and position["step"] >= stage.max_steps
+    return position["epoch"] >= stage.epochs or (all_taken and position["batch"] == 0)
+
+
+def check_goes_on(path: Path, record: dict[str, Any], config: RunConfig) -> None:
+    """Refuse a checkpoint that leaves nothing to train.
+
+    Raises:
+        CheckpointError: it is complete.
+    """
+    if is_complete(record, config):
+        position, stage = record["position"], config.stages.operator
+        steps = "" if stage.max_steps is None else f" and max_steps {stage.max_steps}"
+        raise CheckpointError(
+            f"{path} is complete: it has had {position['epoch']} epochs, {position['step']} steps, "
+            f"and stages.operator.epochs is {stage.epochs}{steps}: raise that to train on"
+        )
+
+
+def check_data(
+    path: Path,
+    record: dict[str, Any],
+    sources: Mapping[str, Mapping[str, Any]],
+    encoders: Mapping[str, PatchEncoder] | None = None,
+) -> bool:
+    """Refuse a checkpoint that was trained on other data, or on latents of another encoder.
+
+    At the end of an epoch a run may have further problems.
+
+    Args:
+        sources: problem → the `sources` of its key fields.
+        encoders: problem → the encoder of its latents; None where it is not known yet.
+    Returns:
+        Whether that could be compared: an earlier version's checkpoint does not say.
+    Raises:
+        CheckpointError: they are others.
+    """
+    if (saved := record.get("trained_on")) is None:
+        return False
+    is_within_epoch = record["position"]["batch"] > 0
+    if saved.keys() - sources.keys() or (is_within_epoch and saved.keys() != sources.keys()):
+        raise CheckpointError(
+            f"{path} was trained on {', '.join(saved)}, and this run has {', '.join(sources)}: "
+            "resume with the same tasks, or start anew"
+        )
+    for name, of_problem in saved.items():
+        differs = explain_difference(sources[name], of_problem["sources"], "the checkpoint has")
+        if differs:
+            raise CheckpointError(
+                f"{path} was trained on other data of {name}: {'; '.join(differs)}; resume with "
+                "the data it was trained on, or start anew"
+            )
+        if encoders is None:
+            continue
+        distance = encoders[name].distance(PatchEncoder.from_manifest(of_problem["encoder"]))
+        if not distance <= ENCODER_TOLERANCE:
+            raise CheckpointError(
+                f"{path} was trained with another encoder of {name}: a basis vector, the mean or "
+                f"the scale differs by {distance:.2g}, expected {ENCODER_TOLERANCE} at most; "
+                "resume with the cache entry that it was trained with, or start anew"
+            )
+    return True
 
 
 def restore_rng(record: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ups.config import Model, ProblemConfig, RunConfig
 from ups.data.sources import Staged, open_file
+from ups.files import write_json
 from ups.latents.encode import PatchEncoder
 from ups.machine.devices import training_device
 from ups.models.conditioning import conditioning
@@ -124,7 +124,7 @@ def evaluate(
         of_problems[name] = _score(own_config, equations, model, test[name], encoder, picture)
     scores = Scores.together(of_problems)
     saved = scores.model_dump(mode="json", exclude_defaults=True)
-    (run_dir / "scores.json").write_text(json.dumps(saved, indent=1))
+    write_json(run_dir / "scores.json", saved)
     add_to_summary(run_dir, scores.metrics())
     for name, of_problem in of_problems.items():
         what = "test" if len(of_problems) == 1 else f"test of {name}"

@@ -57,6 +57,7 @@ class Position:
     train_loss: float = 0.0
     best_epoch: int = -1
     best_val_nrmse: float = math.inf
+    began_at_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -83,16 +84,19 @@ def train(
         progress: called now and then with steps taken and in all.
     Raises:
         TrainingDiverged: the loss is not finite.
-        CheckpointError: the checkpoint to resume is of another model.
+        CheckpointError: the checkpoint to resume is of another model, other data or another
+            encoder, or one of another run is complete.
         Interrupted: `stop` was set.
     """
     started = time.monotonic()
     step = TrainStep(config) if step is None else step
     last = run_dir / CHECKPOINTS / LAST
     resume = checkpoint_to_resume(run_dir, resume)
-    position = Position() if resume is None else _restore(resume, config, step)
-    if resume != last:  # another run's best was measured there, and its checkpoint is not here
+    is_own = resume == last
+    position = Position() if resume is None else _restore(resume, config, latents, step, is_own)
+    if not is_own:  # another run's best was measured there, and its checkpoint is not here
         position.best_epoch, position.best_val_nrmse = -1, math.inf
+        position.began_at_epoch = position.epoch
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
     first_step_at = loop.run(on_first_step or _ignore, progress or _ignore)
@@ -222,13 +226,14 @@ class _Loop:
     def _is_done(self) -> bool:
         position, patience = self.position, self.config.stages.operator.patience
         all_taken = position.step >= self.total_steps and position.batch == 0
-        waited = position.epoch - max(0, position.best_epoch)
+        waited = position.epoch - max(position.began_at_epoch, position.best_epoch)
         out_of_patience = patience is not None and waited >= patience
         return all_taken or position.epoch >= self.num_epochs or out_of_patience
 
     def save(self, name: str) -> None:
         self._check_loss()
-        state = {**self.step.state_dict(), "position": asdict(self.position)}
+        position, trained_on = asdict(self.position), checkpoint.trained_on(self.latents)
+        state = {**self.step.state_dict(), "position": position, "trained_on": trained_on}
         checkpoint.save(self.run_dir / CHECKPOINTS / name, self.config, state)
 
 
@@ -271,9 +276,20 @@ def validate(
     return totals
 
 
-def _restore(path: Path, config: RunConfig, step: TrainStep) -> Position:
+def _restore(
+    path: Path, config: RunConfig, latents: Latents, step: TrainStep, is_own: bool
+) -> Position:
     record = checkpoint.load(path, step.device)
     checkpoint.check_fits(path, record, config)
+    if not is_own:  # of a run of its own, evaluation may be all that is left
+        checkpoint.check_goes_on(path, record, config)
+    sources = {name: fields["sources"] for name, fields in latents.key_fields.items()}
+    if not checkpoint.check_data(path, record, sources, latents.encoders):
+        log.warning(
+            "%s is of an earlier version, and does not say which data and which encoder it was "
+            "trained with: only the configs could be compared",
+            path,
+        )
     step.load_state_dict(record)
     checkpoint.restore_rng(record)
     position = Position(**record["position"])

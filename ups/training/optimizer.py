@@ -41,9 +41,11 @@ class Schedule:
 
     def begin(self, taken: int, total_steps: int) -> None:
         """Go on after `taken` of `total_steps`."""
-        self._taken.fill_(taken)
         self._total.fill_(total_steps)
         self._warm_up.fill_(max(1, round(self._warm_up_share * total_steps)))
+        self._taken.fill_(max(0, taken - 1))
+        if taken:  # an epoch that has all its steps ends without another one
+            self.advance()
 
     def advance(self) -> None:
         """Set `lr` and `ema_weight` to those of the next step."""

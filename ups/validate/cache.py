@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ups.config import Problem, RunConfig
-from ups.errors import CacheError
+from ups.errors import CacheDamaged, CacheError
 from ups.latents import store
 from ups.latents.entries import Entry, entries
 from ups.latents.key import ENCODED_SPLITS, explain_difference, hash_fields, key_fields
@@ -34,7 +34,7 @@ def finds_entries(config: RunConfig, sources: Sources) -> dict[str, bool | None]
         return dict.fromkeys(names, False)
     found: dict[str, bool | None] = {}
     for problem in config.data.problems:
-        fields, why_not = _key_fields(config, sources, problem)
+        fields, why_not = known_key_fields(config, sources, problem)
         found[problem.name] = None
         if not why_not:
             entry_dir = store.entry_dir(directory, hash_fields(fields))
@@ -62,7 +62,7 @@ def validate_cache(config: RunConfig, sources: Sources) -> tuple[list[Check], Fo
     hashes: list[str | None] = []
     for problem in problems:
         name = config.data.label(problem, "entry")
-        fields, why_not = _key_fields(config, sources, problem)
+        fields, why_not = known_key_fields(config, sources, problem)
         hashes.append(None if why_not else hash_fields(fields))
         is_cached[problem.name] = None if found else False
         if found and why_not:
@@ -80,7 +80,7 @@ class _Identity(NamedTuple):
     rows: tuple[int, int] | None
 
 
-def _key_fields(
+def known_key_fields(
     config: RunConfig, sources: Sources, problem: Problem
 ) -> tuple[dict[str, Any], str]:
     """The fields of a problem's cache key, and why those of its sources are not known, if so."""
@@ -105,19 +105,19 @@ def _check_entry(
     """Look at the entry with this key; returns whether a run reads it."""
     cache_dir, config_hash = config.training.latent_cache_dir, hash_fields(fields)
     ours = [entry for entry in found if entry.config_hash == config_hash]
-    current = next((entry for entry in ours if entry.current), None)
-    if current is None:
+    try:
+        manifest = store.open_current(cache_dir, config_hash)
+    except CacheDamaged as error:
+        checks.fault(name, _damaged(config_hash, error), config_hash=config_hash)
+        return False
+    except CacheError:
         if partial := [entry for entry in ours if entry.state == "partial"]:
             text = f"{config_hash}: partial build, {partial[0].summary}; a run goes on from there"
             checks.ok(name, text, config_hash=config_hash)
         else:
             _explain_mismatch(cache_dir, name, fields, checks)
         return False
-    try:
-        manifest = store.open_current(cache_dir, config_hash)
-    except CacheError as error:
-        checks.fault(name, _damaged(config_hash, error), config_hash=config_hash)
-        return False
+    current = next(entry for entry in ours if entry.generation == manifest.generation)
     age_s = time.time() - manifest.generated_at
     figures = {"config_hash": config_hash, "age_s": age_s, "num_bytes": manifest.num_bytes}
     text = (

@@ -60,7 +60,7 @@ def validate(
     with _guarded("disk", checks):
         checks += validate_disk(config, sources, to_build=to_build(entries))
     with _guarded("checkpoint", checks):
-        checks += validate_checkpoint(config, resume)
+        checks += validate_checkpoint(config, resume, sources)
     with _guarded("estimate", checks):
         checks += validate_estimate(config, sources, entries=entries, folder=benchmarks)
     checks.sort(key=lambda check: GROUPS.index(check.group))
@@ -109,6 +109,7 @@ def _guarded(group: Group, checks: list[Check]) -> Iterator[None]:
 def require_valid(
     config: RunConfig,
     resume: Path | None = None,
+    run_dir: Path | None = None,
     *,
     refused: UpsError | None = None,
     ask_torch: bool = False,
@@ -117,13 +118,14 @@ def require_valid(
 
     Args:
         resume: a checkpoint to go on from.
+        run_dir: of the run, if it has been there before: its own checkpoint comes first.
         refused: why the object store cannot be addressed, if it cannot.
         ask_torch: whether it sees the device, also where importing it is not certain to be needed.
     Raises:
         ValidationFailed: with all faults in one message, a line for each.
     """
     faults = [] if refused is None else [f"data, object store: {refused}"]
-    for check in check_head(config, resume, ask_torch=ask_torch):
+    for check in check_head(config, resume, run_dir, ask_torch=ask_torch):
         if check.status == "warn":
             log.warning("%s, %s: %s", check.group, check.name, check.text)
         elif check.status == "fault":
@@ -136,7 +138,11 @@ def require_valid(
 
 
 def check_head(
-    config: RunConfig, resume: Path | None = None, *, ask_torch: bool = False
+    config: RunConfig,
+    resume: Path | None = None,
+    run_dir: Path | None = None,
+    *,
+    ask_torch: bool = False,
 ) -> list[Check]:
     """All that needs no network and reads no data, in some milliseconds.
 
@@ -151,5 +157,5 @@ def check_head(
         *validate_ram_for_cache(config, sources, device, memory),
         *validate_disk(config, sources, to_build=to_build(finds_entries(config, sources))),
         *(validate_device(config)[0] if ask_torch else validate_device_early(config)),
-        *validate_checkpoint(config, resume),
+        *validate_checkpoint(config, resume, sources, run_dir),
     ]

@@ -7,8 +7,11 @@ from pathlib import Path
 from ups.config import RunConfig
 from ups.errors import CheckpointError, DeviceError
 from ups.machine.devices import check_compile, has_gpu_node, training_device
+from ups.runs.folder import CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.units import format_size
+from ups.validate.cache import known_key_fields
 from ups.validate.check import Check, Checks
+from ups.validate.sources import Sources
 
 
 def validate_device(config: RunConfig) -> tuple[list[Check], str]:
@@ -51,9 +54,19 @@ def _describe(config: RunConfig, device: str) -> str:
     return "cpu" if wanted == "cpu" else f"cpu (torch {torch.__version__} sees no CUDA device)"
 
 
-def validate_checkpoint(config: RunConfig, resume: Path | None) -> list[Check]:
-    """It can be read, and is of the model of this config; its weights stay on the disk."""
-    checks = Checks("checkpoint")
+def validate_checkpoint(
+    config: RunConfig, resume: Path | None, sources: Sources, run_dir: Path | None = None
+) -> list[Check]:
+    """It can be read, is of this config's model and, as far as that is known, of these sources.
+
+    Args:
+        resume: the checkpoint that is named.
+        run_dir: of the run, if it has been there before: its own checkpoint comes first.
+    """
+    checks, own = Checks("checkpoint"), False
+    if run_dir is not None:
+        resume = checkpoint_to_resume(run_dir, resume)
+        own = resume == run_dir / CHECKPOINTS / LAST
     if resume is None:
         checks.skip("resume", "none is named, training begins anew")
     elif not resume.is_file():  # known without torch
@@ -61,9 +74,16 @@ def validate_checkpoint(config: RunConfig, resume: Path | None) -> list[Check]:
     else:
         from ups.training import checkpoint
 
+        problems = config.data.problems
         try:
             record = checkpoint.load(resume, mmap=True)
             checkpoint.check_fits(resume, record, config)
+            if not own:  # of a run of its own, evaluation may be all that is left
+                checkpoint.check_goes_on(resume, record, config)
+            fields = [known_key_fields(config, sources, problem) for problem in problems]
+            if not any(why_not for _, why_not in fields):
+                known = {p.name: f["sources"] for p, (f, _) in zip(problems, fields, strict=True)}
+                checkpoint.check_data(resume, record, known)
         except CheckpointError as error:
             checks.fault("resume", str(error))
         else:

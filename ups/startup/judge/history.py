@@ -19,10 +19,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ups.errors import HistoryError
-from ups.files import sync_directory, write_atomically
+from ups.files import seal, sync_directory, unseal, write_atomically
 from ups.startup.judge.verdict import Verdict
 from ups.startup.measure.records import BenchmarkRecord
 
@@ -59,7 +57,7 @@ class History:
         judged = JudgedBenchmark(**{**dict(benchmark), "verdicts": tuple(verdicts)})
         path = self.folder / f"{judged.id}.json"
         try:
-            write_atomically(path, judged.model_dump_json(indent=1).encode())
+            write_atomically(path, seal(judged.model_dump_json(indent=1).encode()))
         except OSError as error:
             raise HistoryError(
                 f"{path} cannot be written: {error}. Expected a folder that this process may write"
@@ -112,8 +110,8 @@ def write_csv(path: Path, benchmarks: Sequence[BenchmarkRecord]) -> None:
 
 def _read(path: Path) -> JudgedBenchmark:
     try:
-        return JudgedBenchmark.model_validate_json(path.read_bytes(), extra="ignore")
-    except (OSError, ValidationError) as error:
+        return JudgedBenchmark.model_validate_json(unseal(path.read_bytes()), extra="ignore")
+    except (OSError, ValueError) as error:
         raise HistoryError(
             f"{path} cannot be read: {error}. Expected the record of a benchmark: mend the file, "
             "or move it away to go on without it"
