@@ -205,10 +205,13 @@ def scale_train(tiny_config, stage_all, tmp_path):
 
 
 @pytest.mark.parametrize("frame", [3, 8])  # one that the fit does not read, and one that it does
-def test_a_trajectory_with_nan_is_refused_by_its_row_and_leaves_nothing(scale_train, frame):
+@pytest.mark.parametrize("bad", [np.nan, 1e17])
+def test_a_trajectory_with_no_field_value_is_refused_by_its_row_and_leaves_nothing(
+    scale_train, frame, bad
+):
     factor = np.ones((20, 41, 256))
-    factor[17, frame, 5] = np.nan
-    config, sources = scale_train(factor)
+    factor[17, frame, 5] = bad
+    config, sources = scale_train(factor, training__latent_cache_dtype="float32")
     with pytest.raises(DataError, match="trajectory 17"):
         ensure(config, sources)
     assert not list(config.training.latent_cache_dir.glob("*/CURRENT"))

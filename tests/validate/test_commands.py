@@ -74,7 +74,7 @@ def test_faults_of_all_kinds_are_shown_at_once(
     faults = [c for c in json.loads(output)["checks"] if c["status"] == "fault"]
     assert code == 1
     expected = {
-        "data train file": "NaN or infinite values in trajectory 7",
+        "data train file": "NaN, infinite or fill values in trajectory 7",
         "data val file": "has 128 grid points, expected 256",
         "data test object": "no such key",
         "cache entry": "corrupt metadata",

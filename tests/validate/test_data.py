@@ -165,9 +165,13 @@ def test_offline_asks_nobody(in_store, monkeypatch):
     assert texts(checks) == {}
 
 
-def put_nan(path, row=3):
+def put_nan(path, row=3, value=np.nan):
     with h5py.File(path, "r+") as file:
-        file["tensor"][row, 40, 255] = np.nan
+        file["tensor"][row, 40, 255] = value
+
+
+def put_fill(path):
+    put_nan(path, value=9.96921e36)
 
 
 def reshaped(*shape):
@@ -177,19 +181,32 @@ def reshaped(*shape):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put_nan, "NaN or infinite values in trajectory 3 (1 of 20 sampled)"),
+        (put_nan, "NaN, infinite or fill values in trajectory 3 (1 of 20 sampled)"),
+        (put_fill, "NaN, infinite or fill values in trajectory 3 (1 of 20 sampled)"),
         (reshaped(20, 256), "has shape (20, 256), expected"),
         (reshaped(20, 41, 128), "has 128 grid points, expected 256"),
         (reshaped(20, 3, 256), "trajectories have 3 frames"),
         (lambda path: path.write_bytes(path.read_bytes()[:90_000]), "is truncated"),
         (lambda path: path.write_bytes(b"no HDF5 at all"), "that are not HDF5"),
     ],
-    ids=["NaN", "rank", "grid", "frames", "truncated", "not HDF5"],
+    ids=["NaN", "fill", "rank", "grid", "frames", "truncated", "not HDF5"],
 )
 def test_each_fault_of_a_file_is_found_and_the_others_are_checked(local, change, message):
     checks, _ = validate_data(local(change))
     assert message in texts(checks)["train file"]
     assert {by_name(checks)[f"{split} file"].status for split in ("val", "test")} == {"ok"}
+
+
+def test_a_trajectory_that_is_zero_throughout_is_a_warning(local):
+    def clear(path):
+        with h5py.File(path, "r+") as file:
+            file["tensor"][7] = 0
+
+    checks, _ = validate_data(local(clear))
+    assert texts(checks) == {}
+    assert (
+        "zero throughout is trajectory 7 (1 of 20 sampled)" in texts(checks, "warn")["train file"]
+    )
 
 
 def test_rows_that_are_not_there_are_a_fault_and_nan_is_named_by_its_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -53,3 +54,10 @@ class Equation:
     attribute: str
     scale: Callable[[Tensor], Tensor]
     solve: Solve
+
+    def value_in(self, name: str) -> float | None:
+        """The parameter's value in the name of a file: 0.001 in `1D_Burgers_Sols_Nu1e-3`."""
+        number = r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+        ends = r"(?!\d|\.\d|[a-zA-Z][-+]?\d)"  # `Nu0p01` is none
+        found = re.search(f"{self.attribute}({number}){ends}", name)
+        return float(found[1]) if found else None

@@ -17,6 +17,7 @@ from ups.latents.encode import PatchEncoder
 log = logging.getLogger(__name__)
 
 CPU_BATCH = 2
+MOST_SQUARES = 1e20  # of latents of order one; the square of what no field has is far beyond
 
 
 def _sum_of_squares(tensor: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class ChunkEncoder:
     def __init__(self, config: RunConfig, encoder: PatchEncoder, device: str) -> None:
         self._dtype = getattr(torch, config.training.latent_cache_dtype)
         largest = torch.finfo(self._dtype).max
-        self._most_squares = min(largest**2, torch.finfo(torch.float32).max)
+        self._most_squares = min(largest**2, MOST_SQUARES)
         self._encoders = {"cpu": encoder.to("cpu")}
         self._device = device
         self._batch = config.training.encode_batch_size
@@ -63,7 +64,7 @@ class ChunkEncoder:
         The view is the calling thread's own and holds until its next call.
 
         Raises:
-            DataError: a value of the source is not finite, or overflows the stored dtype.
+            DataError: a value of the source is no field value, or overflows the stored dtype.
         """
         if self._single_threaded and not getattr(self._local, "ready", False):
             torch.set_num_threads(1)

@@ -34,7 +34,7 @@ def validate_data(
 
     Args:
         offline: leave the object store alone.
-        num_sampled: trajectories of each file to search for NaN; 32 of PDEBench's are 26 MB.
+        num_sampled: trajectories of each file to look into; 32 of PDEBench's are 26 MB.
         timeout_s: for all answers of the store together.
     Returns: the checks, and what they have found out about the sources.
     """
@@ -130,7 +130,7 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
             shape = (file.num_trajectories, file.num_frames, file.grid_points)
             known = replace(known, num_trajectories=shape[0], num_frames=shape[1])
             check_frames(config, file.num_frames)
-            bad, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
+            bad, still, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
             equation, value = file.equation, file.parameter
             text = f"{path}: {shape}, {equation.symbol} {value:g}, dt {file.dt:g}"
             figures = {equation.parameter: value, "dt": file.dt, "num_sampled": num_read}
@@ -138,22 +138,34 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
         checks.fault(name, str(error))
         return known
     if bad:
-        listed = ", ".join(map(str, bad[:8]))
-        text += (
-            f"; NaN or infinite values in trajectory {listed} ({len(bad)} of {num_read} sampled)"
-        )
+        text += f"; NaN, infinite or fill values in {_these(bad, num_read)}"
         checks.fault(name, f"{text}: fetch or generate it again, or leave those rows out", bad=bad)
+        return known
+    if still:
+        text += f"; zero throughout is {_these(still, num_read)}: were they ever written?"
+        checks.warn(name, text, shape=shape, zero=still, **figures)
         return known
     checks.ok(name, f"{text}; {num_read} sampled, all finite", shape=shape, **figures)
     return known
 
 
-def _sample(file: TrajectoryFile, num: int, *, first: int) -> tuple[list[int], int]:
-    """Rows of the file that are not finite, of `num` spread over it, and how many were read.
+def _these(rows: list[int], num_read: int) -> str:
+    return f"trajectory {', '.join(map(str, rows[:8]))} ({len(rows)} of {num_read} sampled)"
+
+
+def _sample(file: TrajectoryFile, num: int, *, first: int) -> tuple[list[int], list[int], int]:
+    """Look into `num` rows spread over the file: which hold what is no field value, which are zero.
 
     Args:
         first: row of the file that the source begins with.
+    Returns: the bad rows, those that are zero throughout, and how many were read.
     """
     chosen = np.unique(np.linspace(0, file.num_trajectories - 1, num).round().astype(int)).tolist()
-    bad = [first + row for row in chosen if not np.isfinite(file.read(row, row + 1)).all()]
-    return bad, len(chosen)
+    bad, still = [], []
+    for row in chosen:
+        frames = file.read(row, row + 1)
+        if file.find_bad(frames).any():
+            bad.append(first + row)
+        elif not frames.any():
+            still.append(first + row)
+    return bad, still, len(chosen)
