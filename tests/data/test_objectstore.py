@@ -21,6 +21,7 @@ import pytest
 from tests.live import wait_until
 from ups.data.objectstore import ObjectStore
 from ups.data.s3errors import Retry
+from ups.data.stamps import read_stamp, write_stamp
 from ups.data.transfer import download
 from ups.errors import (
     ChecksumMismatch,
@@ -203,17 +204,53 @@ def test_a_file_without_a_stamp_is_hashed_once(fetch, proxy, dest, monkeypatch):
     assert proxy.ranges == []
 
 
-def test_a_stamp_from_before_a_reboot_is_not_believed(fetch, dest, monkeypatch):
+def test_a_file_changed_in_place_is_noticed_although_its_time_was_put_back(fetch, dest, flip_bit):
     fetch()
-    content = bytearray(CONTENT)
-    content[-1] ^= 1
-    stat = dest.stat()
-    dest.write_bytes(content)
-    os.utime(dest, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert fetch().reused  # nothing a stat could tell
-    monkeypatch.setattr("ups.data.stamps.boot_id", lambda: "another")
+    flip_bit(dest, 0)
     assert not fetch().reused
     assert dest.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("older", ["from before a reboot", "without a check", "after a chmod"])
+def test_a_stamp_that_proves_less_says_what_the_file_must_hash_to_once(
+    fetch, s3_client, own_key, proxy, dest, monkeypatch, older
+):
+    s3_client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
+    fetch(own_key)
+    stamp = dest.parent / ".x.h5.stamp"
+    if older == "after a chmod":
+        dest.chmod(0o600)
+    else:
+        fields = json.loads(stamp.read_text())
+        del fields["check"], fields["ctime_ns"]
+        if older == "from before a reboot":
+            fields["boot_id"] = "another"
+        stamp.write_text(json.dumps(fields))
+    hashed = []
+    monkeypatch.setattr(
+        "ups.data.transfer.hash_file", lambda path, _: hashed.append(path) or SHA256
+    )
+    proxy.ranges.clear()
+    assert fetch(own_key).reused
+    assert fetch(own_key).reused
+    assert hashed == [dest]
+    assert proxy.ranges == []
+
+
+def test_a_damaged_stamp_is_none(dest):
+    dest.parent.mkdir()
+    dest.write_bytes(CONTENT)
+    write_stamp(dest, dest.stat(), SHA256, etag='"1"')
+    stamp = dest.parent / ".x.h5.stamp"
+    text = stamp.read_bytes()
+    assert read_stamp(dest).sha256 == SHA256
+    rng = random.Random(0)
+    for _ in range(300):
+        at, bit = rng.randrange(len(text)), 1 << rng.randrange(8)
+        stamp.write_bytes(text[:at] + bytes([text[at] ^ bit]) + text[at + 1 :])
+        assert read_stamp(dest) is None
+    stamp.write_bytes(text[: len(text) // 2])
+    assert read_stamp(dest) is None
 
 
 def test_a_truncated_file_and_a_changed_object_are_fetched_again(

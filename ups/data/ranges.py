@@ -106,11 +106,10 @@ class RangedFetch:
         self._journal.unlink(missing_ok=True)
 
     def publish(self) -> os.stat_result:
-        """Move the finished file to its place; returns its stat."""
-        stat = self.partial.stat()
+        """Move the finished file to its place; returns its stat there."""
         self.partial.replace(self.dest)
         self._journal.unlink(missing_ok=True)
-        return stat
+        return self.dest.stat()
 
     def _work(self) -> None:
         try:

@@ -150,7 +150,7 @@ def _identify(path: Path, stop: threading.Event | None) -> tuple[str, int]:
     from ups.data.stamps import hash_file, read_stamp, write_stamp
 
     stamp = read_stamp(path)
-    if stamp is not None and stamp.from_this_boot:
+    if stamp is not None and stamp.spares_hashing(path):
         return stamp.sha256, stamp.num_bytes
     stat = path.stat()
     sha256 = hash_file(path, stop)

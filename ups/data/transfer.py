@@ -15,7 +15,7 @@ from ups.background import Background
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ObjectChanged
-from ups.data.stamps import Stamp, beside, hash_file, read_stamp, write_stamp
+from ups.data.stamps import Stamp, beside, hash_file, read_stamp, save_stamp, write_stamp
 from ups.errors import ChecksumMismatch, FetchError, Interrupted
 from ups.files import exclusive_lock
 from ups.progress import Progress
@@ -147,9 +147,13 @@ class _Fetch:
             return None
 
     def _stamped(self, stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
-        if stamp is None or not stamp.from_this_boot:
+        if stamp is None or not stamp.spares_hashing(self.dest):
             return None
-        return stamp.sha256 if stamp.sha256 == expected_digest(stamp, info) else None
+        if stamp.sha256 != expected_digest(stamp, info):
+            return None
+        if info is not None and info.etag != stamp.etag:
+            save_stamp(self.dest, replace(stamp, etag=info.etag))
+        return stamp.sha256
 
     def _hashed(self, stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
         """The digest of the file, if hashing it shows that it is the object; then stamp it."""
