@@ -45,6 +45,7 @@ class Staged(Model):
     num_bytes: int
     fetched_bytes: int
     seconds: float
+    is_verified: bool = True  # False: no digest from the store to compare with
 
 
 def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
@@ -114,7 +115,7 @@ def stage(
     for source in wanted(config, split):
         started = time.monotonic()
         if store is None or source.bucket is None or source.key is None:
-            sha256, num_bytes, fetched = *_identify(source.path, stop), 0
+            sha256, num_bytes, fetched, verified = *_identify(source.path, stop), 0, True
         else:
             from ups.data.transfer import download
 
@@ -128,7 +129,7 @@ def stage(
                 stop=stop,
                 progress=progress,
             )
-            sha256, num_bytes = done.sha256, done.num_bytes
+            sha256, num_bytes, verified = done.sha256, done.num_bytes, done.is_verified
             fetched = 0 if done.reused else num_bytes - done.resumed_bytes
         staged.append(
             Staged(
@@ -140,6 +141,7 @@ def stage(
                 num_bytes=num_bytes,
                 fetched_bytes=fetched,
                 seconds=time.monotonic() - started,
+                is_verified=verified,
             )
         )
     return staged
@@ -150,7 +152,7 @@ def _identify(path: Path, stop: threading.Event | None) -> tuple[str, int]:
     from ups.data.stamps import hash_file, read_stamp, write_stamp
 
     stamp = read_stamp(path)
-    if stamp is not None and stamp.from_this_boot:
+    if stamp is not None and stamp.spares_hashing(path):
         return stamp.sha256, stamp.num_bytes
     stat = path.stat()
     sha256 = hash_file(path, stop)

@@ -1,8 +1,10 @@
 """Stamps: what was verified about a file, kept beside it, so that a `stat` replaces a hash.
 
-A stamp `.{name}.stamp` holds the size, modification time and inode that the file had when its
-SHA-256 was known. Nothing is forced to disk, because that takes as long as writing the file: a
-stamp from before a reboot therefore only says what digest to expect, and the file is hashed again.
+A stamp `.{name}.stamp` holds the size, the times of the last change of content and of inode, and
+the inode that the file had when its SHA-256 was known, and a check of itself. Nothing is forced to
+disk, because that takes as long as writing the file: a stamp from before a reboot therefore only
+says what digest to expect, and the file is hashed again. So it is where the inode has changed since
+(what sets the time of the content back does that), and with a stamp that lacks its time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ups.errors import Interrupted
 from ups.files import write_atomically
@@ -32,10 +35,11 @@ class Stamp:
     sha256: str
     etag: str
     boot_id: str
+    ctime_ns: int | None = None  # None: written before it was noted
 
-    @property
-    def from_this_boot(self) -> bool:
-        return self.boot_id == boot_id()
+    def spares_hashing(self, path: Path) -> bool:
+        """Whether the file must still have this digest; else it has to be hashed."""
+        return self.boot_id == boot_id() and self.ctime_ns == path.stat().st_ctime_ns
 
 
 def beside(dest: Path, suffix: str) -> Path:
@@ -44,11 +48,13 @@ def beside(dest: Path, suffix: str) -> Path:
 
 
 def read_stamp(dest: Path) -> Stamp | None:
-    """The stamp of `dest`, or None where there is none or the file changed since."""
+    """The stamp of `dest`; None where there is none, it is damaged, or the file changed since."""
     try:
-        stamp = Stamp(**json.loads(beside(dest, "stamp").read_text()))
-        stat = dest.stat()
-    except (FileNotFoundError, ValueError, TypeError):
+        fields = json.loads(beside(dest, "stamp").read_text())
+        if "ctime_ns" in fields and fields.pop("check") != _check(fields):
+            raise ValueError("the stamp is damaged")
+        stamp, stat = Stamp(**fields), dest.stat()
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
     same = (stamp.num_bytes, stamp.mtime_ns, stamp.inode) == _key(stat)
     return stamp if same else None
@@ -56,8 +62,14 @@ def read_stamp(dest: Path) -> Stamp | None:
 
 def write_stamp(dest: Path, stat: os.stat_result, sha256: str, etag: str) -> None:
     """Record that the file had this digest when `stat` was taken (before hashing it)."""
-    stamp = Stamp(*_key(stat), sha256=sha256, etag=etag, boot_id=boot_id())
-    text = json.dumps(asdict(stamp))
+    ctime_ns = stat.st_ctime_ns
+    save_stamp(dest, Stamp(*_key(stat), sha256, etag=etag, boot_id=boot_id(), ctime_ns=ctime_ns))
+
+
+def save_stamp(dest: Path, stamp: Stamp) -> None:
+    """Put it beside the file."""
+    fields = asdict(stamp)
+    text = json.dumps({**fields, "check": _check(fields)})
     write_atomically(beside(dest, "stamp"), text.encode(), durable=False)
 
 
@@ -87,3 +99,7 @@ def boot_id() -> str:
 
 def _key(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _check(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
