@@ -130,7 +130,7 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
             shape = (file.num_trajectories, file.num_frames, file.grid_points)
             known = replace(known, num_trajectories=shape[0], num_frames=shape[1])
             check_frames(config, file.num_frames)
-            bad, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
+            bad, zero, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
             equation, value = file.equation, file.parameter
             text = f"{path}: {shape}, {equation.symbol} {value:g}, dt {file.dt:g}"
             figures = {equation.parameter: value, "dt": file.dt, "num_sampled": num_read}
@@ -144,16 +144,28 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
         )
         checks.fault(name, f"{text}: fetch or generate it again, or leave those rows out", bad=bad)
         return known
+    if zero:
+        listed = ", ".join(map(str, zero[:8]))
+        text += f"; trajectory {listed} ({len(zero)} of {num_read} sampled) is zero throughout"
+        checks.warn(name, f"{text}: no error can be relative to it", zero=zero, **figures)
+        return known
     checks.ok(name, f"{text}; {num_read} sampled, all finite", shape=shape, **figures)
     return known
 
 
-def _sample(file: TrajectoryFile, num: int, *, first: int) -> tuple[list[int], int]:
-    """Rows of the file that are not finite, of `num` spread over it, and how many were read.
+def _sample(file: TrajectoryFile, num: int, *, first: int) -> tuple[list[int], list[int], int]:
+    """Rows of the file that are not finite, those that are zero, and how many were read of it.
 
     Args:
+        num: rows to read, spread over the file.
         first: row of the file that the source begins with.
     """
+    bad, zero = [], []
     chosen = np.unique(np.linspace(0, file.num_trajectories - 1, num).round().astype(int)).tolist()
-    bad = [first + row for row in chosen if not np.isfinite(file.read(row, row + 1)).all()]
-    return bad, len(chosen)
+    for row in chosen:
+        frames = file.read(row, row + 1)
+        if not np.isfinite(frames).all():
+            bad.append(first + row)
+        elif not frames.any():
+            zero.append(first + row)
+    return bad, zero, len(chosen)
