@@ -13,7 +13,7 @@ UpsError
 ├── DeviceError         a device was asked for that this machine does not have
 ├── CacheError          a cache entry cannot be used
 │   └── CacheDamaged    its bytes differ from its manifest
-├── TrainingDiverged    the loss is no longer finite
+├── TrainingDiverged    the loss, or a score, is not finite
 ├── CheckpointError     a checkpoint is missing, unreadable, or of another model
 ├── RunError            a run's folder is another run's, or open in another process
 ├── BenchmarkError      a benchmark could not be made, or does not meet what is asked of it
@@ -96,7 +96,7 @@ class CacheDamaged(CacheError):
 
 
 class TrainingDiverged(UpsError):
-    """Raised when the training loss is not finite any more."""
+    """Raised when the training loss is not finite any more, or a score of what was trained."""
 
 
 class CheckpointError(UpsError):

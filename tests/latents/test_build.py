@@ -121,7 +121,7 @@ def test_an_entry_in_the_place_of_another_is_not_opened(built):
     config, _, entry = built
     cache_dir, other = config.training.latent_cache_dir, "0" * 12
     shutil.copytree(cache_dir / entry.config_hash, cache_dir / other)
-    with pytest.raises(CacheError, match=f"is of config {entry.config_hash}, not {other}"):
+    with pytest.raises(CacheError, match=f"manifest of {entry.config_hash}.*expected {other}"):
         store.open_current(cache_dir, other)
 
 

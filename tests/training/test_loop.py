@@ -15,6 +15,7 @@ from ups.training import checkpoint
 from ups.training.evaluate import evaluate
 from ups.training.loop import epoch_order, train
 from ups.training.step import TrainStep
+from ups.training.validation import validate
 
 
 @pytest.fixture
@@ -222,12 +223,30 @@ def test_scores_are_in_field_units_beside_persistence(prepared, stage_all):
     assert saved["rollout"]["nRMSE"] == scores.rollout["nRMSE"]
 
 
-def test_a_rollout_that_always_diverges_still_leaves_a_checkpoint(prepared):
+def test_a_rollout_that_always_diverges_fails_and_still_leaves_a_checkpoint(prepared):
     config, latents, run_dir = prepared()
-    latents.val.z_NTKD[:] = float("inf")
-    result = train(config, latents, run_dir)
-    assert result.best_epoch == 1
-    assert result.checkpoint.exists()
+    latents.val.z_NTKD[3:] = float("inf")
+    with pytest.raises(TrainingDiverged, match=r"not finite in any epoch.* from trajectory 3 on"):
+        train(config, latents, run_dir)
+    assert checkpoint.load(run_dir / "checkpoints/best.pt")["position"]["epoch"] == 1
+    assert [row["val/nrmse_rollout"] for row in read_metrics(run_dir).epochs] == [None] * 3
+
+
+def test_a_val_trajectory_that_is_zero_is_named_once_and_the_best_is_picked_by_the_others(
+    prepared, caplog
+):
+    config, latents, run_dir = prepared()
+    latents.val.z_NTKD[2] = 0
+    step = TrainStep(config)
+    result = train(config, latents, run_dir, step=step)
+    found = [row["val/nrmse_rollout"] for row in read_metrics(run_dir).epochs]
+    assert result.best_val_nrmse == min(found)
+    (warned,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned.endswith("are left out of its mean: trajectory 2 (10 of 10 frames)")
+    latents.val.z_NTKD[2] = latents.val.z_NTKD[4]
+    latents.val_ranges = {"burgers1d": range(4)}
+    others = validate(step, latents, config, lambda: False)
+    assert found[-1] == pytest.approx(others.mean)
 
 
 def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared, assert_same_weights):

@@ -75,6 +75,26 @@ def test_nrmse_over_time_is_per_trajectory_and_frame():
     assert torch.allclose(nrmse_over_time(pred, target), torch.tensor([[0.2, 0], [0, 0]]))
 
 
+def test_a_frame_that_is_zero_has_no_nrmse_and_the_others_keep_theirs():
+    target = torch.ones(2, 3, X)
+    target[0, 1] = 0
+    pred, metrics = target + 0.5, Metrics()
+    metrics.update(pred, target)
+    assert nrmse_over_time(pred, target)[0].isnan().tolist() == [False, True, False]
+    assert metrics.result()["nRMSE"] == pytest.approx(0.5)
+    assert metrics.result()["RMSE"] == pytest.approx(0.5)
+
+
+def test_the_first_trajectory_whose_errors_are_not_finite_is_known():
+    target, metrics = torch.ones(3, 2, X), Metrics()
+    metrics.update(target, target)
+    assert metrics.first_not_finite() is None
+    pred = target.clone()
+    pred[1, 1, 5] = 1e30
+    metrics.update(pred, target)
+    assert metrics.first_not_finite() == 4
+
+
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ShapeError, match=r"expected the same \(B, T, X\)"):
         Metrics().update(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))

@@ -38,15 +38,16 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     Raises:
         ConfigError: not KEY=VALUE, or the value is not YAML.
     """
-    import yaml
+    from ups.config import read_yaml, shortened
 
     parsed = {}
     for setting in settings or []:
         key, value = key_value(setting)
         try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{key}: found {value!r}, expected a value in YAML") from None
+            parsed[key] = read_yaml(value)
+        except ConfigError as error:
+            found = shortened(value)
+            raise ConfigError(f"{key}: found {found}, expected a value in YAML: {error}") from None
     return parsed
 
 

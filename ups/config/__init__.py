@@ -10,6 +10,7 @@ from ups.config.loading import (
     parse_config,
 )
 from ups.config.models import Features, Latent, Optimizer, ProblemConfig, RunConfig, Training
+from ups.config.text import read_yaml, shortened
 
 __all__ = [
     "CONFIG_DIR",
@@ -29,4 +30,6 @@ __all__ = [
     "find_config",
     "load_config",
     "parse_config",
+    "read_yaml",
+    "shortened",
 ]

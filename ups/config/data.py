@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    FiniteFloat,
     Tag,
     create_model,
     field_validator,
@@ -21,7 +22,7 @@ from pydantic import (
 from ups.equations import EQUATIONS, EquationName, in_order, named_after
 
 Split = Literal["train", "val", "test"]
-Positive = Annotated[int, Field(gt=0, strict=True)]
+Positive = Annotated[int, Field(gt=0, le=10**12, strict=True)]  # far from what 64 bits hold
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -67,7 +68,7 @@ def _with_parameters(model: type[M]) -> type[M]:
     """The model, and an optional field for the parameter of each equation: `nu`, `beta`."""
     fields: dict[str, Any] = {
         e.parameter: (
-            float | None,
+            FiniteFloat | None,
             Field(None, gt=0, description=f"{e.symbol} of {e.name}, {e.formula}"),
         )
         for e in EQUATIONS.values()
@@ -80,7 +81,7 @@ class Generate(Model):
     """The data set to generate where the object store has none; times and grid are PDEBench's."""
 
     num_trajectories: dict[Split, Positive]
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**43), le=2**43)
 
     def parameter_of(self, equation: EquationName) -> float | None:
         """The value of the parameter that the equation has."""

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ups.config.models import RunConfig
+from ups.config.text import shortened
+
+WORDS = ("literal_error", "string_type", "invalid_key")  # where a word is wanted
 
 
 def explain(error: ValidationError) -> tuple[str, ...]:
@@ -31,7 +34,10 @@ def _lines(fault: ErrorDetails) -> list[str]:
         return [f"{key}: unknown key; {hint}"]
     if kind == "missing":
         return [f"{key}: missing, and it has no default"]
-    return [f"{key}: found {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"]
+    found, expected = shortened(fault["input"]), fault["msg"][0].lower() + fault["msg"][1:]
+    if isinstance(fault["input"], bool) and kind in WORDS:
+        expected += ", and YAML reads on, off, yes and no as True and False: quote the word"
+    return [f"{key}: found {found}; {expected}"]
 
 
 def _keys_beside(location: list[int | str]) -> list[str]:

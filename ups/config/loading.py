@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ups import PROJECT_DIR
 from ups.config.faults import explain
 from ups.config.models import RunConfig
+from ups.config.text import read_yaml, shortened
 from ups.errors import ConfigError, InvalidConfig
 
 PROJECT_CONFIGS = PROJECT_DIR / "deployments" / "configs"
@@ -25,13 +26,16 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     Raises:
         InvalidConfig: single fields have faults, or, where none has, they break rules together;
             a line for each.
-        ConfigError: it is not there, is not YAML, or an override leads nowhere.
+        ConfigError: it is not there, is not YAML as `read_yaml` takes it, or an override leads
+            nowhere.
     """
     path = find_config(name_or_path)
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        tree = read_yaml(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping of sections")
     for dotted, value in (overrides or {}).items():
@@ -61,10 +65,14 @@ def find_config(name_or_path: str | Path) -> Path:
     """
     known = {path.stem: path for path in sorted(CONFIG_DIR.glob("*.yaml"))}
     path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name longer than any file's
+        is_file = False
+    if not is_file:
         raise ConfigError(
-            f"no config {str(name_or_path)!r}: expected a path, or a name in {CONFIG_DIR}: "
-            f"{', '.join(known) or 'it has none, see UPS_CONFIG_DIR'}"
+            f"no config {shortened(str(name_or_path))}: expected a path, or a name in "
+            f"{CONFIG_DIR}: {', '.join(known) or 'it has none, see UPS_CONFIG_DIR'}"
         )
     return path
 

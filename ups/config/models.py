@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from ups.config.data import Data, Model, Positive, Problem
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+OffIsAWord = BeforeValidator(lambda given: "off" if given is False else given)  # YAML 1.1's bool
 
 
 class Latent(Model):
@@ -22,14 +23,14 @@ class Latent(Model):
 class Encoder(Model):
     kind: Literal["patch_subspace"] = "patch_subspace"
     fit_trajectories: Positive = 64
-    fit_seed: int = 0
+    fit_seed: Annotated[int, Field(ge=0)] = 0
     normalise: bool = True
 
 
 class Operator(Model):
     hidden_dim: Positive = 128
     num_heads: Positive = 4
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: FiniteFloat = Field(4.0, gt=0)
     depths: Annotated[list[Positive], Field(min_length=1)] = Field(
         [2, 2, 2], description="blocks per stage of the U: odd length, tokens halve per stage"
     )
@@ -46,7 +47,7 @@ class Training(Model):
     time_stride: Positive = Field(2, description="s, saved frames per operator step")
     rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")
     latent_cache_dir: Path = Path("data/latent_cache")
-    latent_cache_max_gb: float | None = Field(
+    latent_cache_max_gb: FiniteFloat | None = Field(
         None, gt=0, description="removes what was used least recently after a build; off if empty"
     )
     latent_cache_dtype: StoredDtype = "float16"
@@ -56,18 +57,18 @@ class Training(Model):
     )
     pin_memory: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["off", "graph", "inductor"] = "off"
+    compile: Annotated[Literal["off", "graph", "inductor"], OffIsAWord] = "off"
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU")
-    grad_clip: float = Field(1.0, gt=0)
+    grad_clip: float = Field(1.0, gt=0, description="norm of the gradient; .inf clips none")
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**43), le=2**43)
     log_every: Positive = Field(50, description="steps between readings of the loss")
 
 
 class Optimizer(Model):
-    lr: float = Field(1e-3, gt=0)
+    lr: FiniteFloat = Field(1e-3, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: FiniteFloat = Field(0.01, ge=0)
 
 
 class OperatorStage(Model):
@@ -98,7 +99,7 @@ class Features(Model):
     gpu_encode: bool = Field(True, description="encode on the GPU where there is one")
     parallel_encode: bool = Field(True, description="overlap reading, encoding and writing")
     reuse_cache: bool = Field(True, description="use a cache entry with the same key")
-    preload: Literal["auto", "gpu", "ram", "disk", "off"] = Field(
+    preload: Annotated[Literal["auto", "gpu", "ram", "disk", "off"], OffIsAWord] = Field(
         "auto", description="where training reads latents; off: encode on demand"
     )
     warm_up: bool = Field(True, description="import, build and warm the model beside the downloads")
@@ -141,7 +142,7 @@ class Logging(Model):
 
 
 class Startup(Model):
-    price_per_hour: float = Field(1.89, ge=0, description="of the machine, in dollars")
+    price_per_hour: FiniteFloat = Field(1.89, ge=0, description="of the machine, in dollars")
 
 
 class RunConfig(Model):

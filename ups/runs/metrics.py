@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -44,9 +45,17 @@ def read_metrics(run_dir: Path) -> Metrics:
 
 
 def write_rows(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the file: a reader sees the old lines or the new."""
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    """Replace the file: a reader sees the old lines or the new. What is not finite becomes null."""
+    lines = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
     write_atomically(run_dir / METRICS, seal(lines.encode()), durable=False)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as JSON can hold it, which has no word for infinity or NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def write_epochs(run_dir: Path, epochs: Iterable[Mapping[str, Any]]) -> None:

@@ -33,8 +33,8 @@ class Tracker(Protocol):
 
 
 def curves(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an epoch without what only counts or dates it."""
-    return {name: value for name, value in row.items() if "/" in name}
+    """The figures of an epoch without what only counts or dates it, or was not finite."""
+    return {name: value for name, value in row.items() if "/" in name and value is not None}
 
 
 def pictures(files: RunFiles) -> dict[str, Path]:

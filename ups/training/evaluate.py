@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ups.config import Model, ProblemConfig, RunConfig
 from ups.data.sources import Staged, open_file
+from ups.errors import TrainingDiverged
 from ups.files import write_json
 from ups.latents.encode import PatchEncoder
 from ups.machine.devices import training_device
@@ -20,11 +22,12 @@ from ups.models.conditioning import conditioning
 from ups.models.operator import LatentOperator
 from ups.runs.metrics import add_to_summary
 from ups.training import checkpoint
-from ups.training.metrics import Metrics, nrmse_over_time
+from ups.training.metrics import Metrics, is_zero, note_zeros, nrmse_over_time
 from ups.training.step import rollout
 
 log = logging.getLogger(__name__)
 
+Places = list[tuple[Path, int]]  # of each trajectory: its file, and its row there
 KINDS = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
 SUMMARY = (
     "rollout nRMSE {rollout:.4f} (persistence {persistence_rollout:.4f}), "
@@ -111,6 +114,9 @@ def evaluate(
 
     Args:
         test, encoders: problem → the staged files of its test split; the encoder of its latents.
+    Raises:
+        TrainingDiverged: a score is not finite.
+        DataError: the test split holds nothing but zeros, or values that are not finite.
     """
     device = training_device(config)
     record = checkpoint.load(checkpoint_path, device)
@@ -151,8 +157,10 @@ def _score(
     stride, device = config.training.time_stride, encoder.device
     totals: dict[str, Metrics] = defaultdict(Metrics)
     errors: list[Tensor] = []
+    zeros: list[Tensor] = []
+    places: Places = []
     examples: list[tuple[Tensor, Tensor]] = []
-    count, step_dt = 0, 0.0
+    step_dt = 0.0
     for source in test:
         with open_file(config, source.path, source.rows) as reader:
             step_dt = reader.dt * stride
@@ -168,20 +176,49 @@ def _score(
                     totals[name].update(pred, target)
                 pred, target = predicted["rollout"]
                 errors.append(nrmse_over_time(pred, target).cpu())
+                zeros.append(is_zero(target).sum(1).cpu())
                 wanted = config.evaluation.num_examples - len(examples)
                 examples += zip(target[:wanted].cpu(), pred[:wanted].cpu(), strict=True)
-                count += len(u_BTX)
+                row = first + (source.rows[0] if source.rows else 0)
+                places += [(source.path, row + i) for i in range(len(u_BTX))]
+    where = f"test of {config.problem.name}"
+    if note := note_zeros(where, torch.cat(zeros), target.shape[1], lambda i: _place(places[i])):
+        log.warning("%s", note)
     means = {name: metrics.result() for name, metrics in totals.items()}
+    for name, metrics in totals.items():
+        _check_finite(where, name, means[name], metrics.first_not_finite(), places)
     from ups.training.pictures import draw_prediction
 
     draw_prediction(picture, examples, torch.cat(errors).numpy(), step_dt)
     return Scores(
-        num_trajectories=count,
+        num_trajectories=len(places),
         step_dt=step_dt,
         **{kind: means[kind] for kind in KINDS},
         reconstruction_nrmse=means["reconstruction"]["nRMSE"],
         picture=picture,
     )
+
+
+def _check_finite(
+    where: str, kind: str, scores: Mapping[str, float], bad: int | None, places: Places
+) -> None:
+    """Refuse scores that are not finite.
+
+    Args:
+        bad: which trajectory is the first with an error that is not.
+    """
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            first = "" if bad is None else f", from {_place(places[bad])} on"
+            raise TrainingDiverged(
+                f"{where}: {name} of {kind} is {value}{first}: train for longer or with a lower "
+                "stages.operator.optimizer.lr, and see with `ups validate` what is in the data"
+            )
+
+
+def _place(place: tuple[Path, int]) -> str:
+    path, row = place
+    return f"trajectory {row} of {path}"
 
 
 def _predict(

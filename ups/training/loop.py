@@ -22,7 +22,8 @@ from ups.progress import Progress
 from ups.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.runs.metrics import by_problem, write_epochs
 from ups.training import checkpoint
-from ups.training.step import TrainStep, rollout
+from ups.training.step import TrainStep
+from ups.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ def train(
         on_first_step: called with the Unix time at which the first step was done on the device.
         progress: called now and then with steps taken and in all.
     Raises:
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: the loss, or val's nRMSE in every epoch, is not finite.
+        DataError: val holds nothing but zeros.
         CheckpointError: the checkpoint to resume is of another model, other data or another
             encoder, or one of another run is complete.
         Interrupted: `stop` was set.
@@ -130,6 +132,7 @@ class _Loop:
         self.config, self.latents, self.run_dir = config, latents, run_dir
         self.step, self.position, self.stop = step, position, stop
         self.first_epoch: tuple[float, float] | None = None
+        self._notes: list[str] = []
         self._signals = DeferredSignals()
         self.steps_per_epoch = -(-len(latents.train) // step.rows_per_step)
         self.num_epochs = config.stages.operator.epochs
@@ -166,6 +169,12 @@ class _Loop:
                 log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
         if stopped:  # no handler of the signal, delivered above, has raised
             raise Interrupted("training was stopped; a retry resumes it")
+        if position.best_epoch > 0 and not math.isfinite(position.best_val_nrmse):
+            raise TrainingDiverged(
+                "val's nRMSE was not finite in any epoch, so that none is the best: lower "
+                "stages.operator.optimizer.lr, and see with `ups validate` what is in the data"
+                + "".join(f"; {note}" for note in self._notes)
+            )
         return first_step_at
 
     def _is_stopped(self) -> bool:
@@ -178,10 +187,14 @@ class _Loop:
         trained, trained_at = time.monotonic(), time.time()
         if self.first_epoch is None:
             self.first_epoch = (trained_at - (trained - started), trained_at)
-        of_problems = validate(self.step, self.latents, self.config, self._is_stopped)
-        if of_problems is None:
+        val = validate(self.step, self.latents, self.config, self._is_stopped)
+        if val is None:
             return False
-        val_nrmse = sum(of_problems.values()) / len(of_problems)
+        val_nrmse = val.mean
+        for note in val.notes:
+            if note not in self._notes:
+                self._notes.append(note)
+                log.warning("%s", note)
         position.epoch += 1
         position.batch, position.train_loss = 0, 0.0
         # The first epoch counts even where its rollout diverges, so that there is a checkpoint.
@@ -195,7 +208,7 @@ class _Loop:
             "step": position.step,
             "train/loss": train_loss,
             "val/nrmse_rollout": val_nrmse,
-            **by_problem("val", "nrmse_rollout", of_problems),
+            **by_problem("val", "nrmse_rollout", val.nrmse),
             "train/lr": self.step.schedule.lr.item(),
             "training/epoch_time_sec": trained - started,
             "val/time_sec": time.monotonic() - trained,
@@ -249,31 +262,6 @@ def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
     generator = torch.Generator(data.index_device)
     generator.manual_seed(config.training.seed * 1_000_003 + epoch)
     return torch.randperm(len(data), generator=generator, device=data.index_device)
-
-
-@torch.no_grad()
-def validate(
-    step: TrainStep, latents: Latents, config: RunConfig, is_stopped: Callable[[], bool]
-) -> dict[str, float] | None:
-    """Problem → nRMSE of full rollouts of the averaged model over its part of val.
-
-    In normalised latents; None if it was stopped between two batches.
-    """
-    data, totals = latents.val, {}
-    for problem, places in latents.val_ranges.items():
-        total = torch.zeros((), device=step.device)
-        every_N = torch.arange(places.start, places.stop, device=data.index_device)
-        for index_B in every_N.split(config.evaluation.batch_size):
-            if is_stopped():
-                return None
-            z_BTKD = data.batch(index_B).float()
-            condition_BC = data.condition_NC[index_B].to(step.device)
-            with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
-                predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
-            error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
-            total += (error / z_BTKD[:, 1:].flatten(2).norm(dim=-1)).mean(1).sum()
-        totals[problem] = total.item() / len(places)
-    return totals
 
 
 def _restore(

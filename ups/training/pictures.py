@@ -22,7 +22,7 @@ def draw_prediction(
 
     Args:
         examples: (target, prediction), each (T, X), field units.
-        errors_NT: nRMSE of every test trajectory at every step, dimensionless.
+        errors_NT: nRMSE of every test trajectory at every step, dimensionless, NaN for none.
         step_dt: time of a step.
     """
     rows, end = len(examples), errors_NT.shape[1] * step_dt
@@ -53,7 +53,9 @@ def draw_prediction(
                 axes.set_ylabel(f"trajectory {row}\nx")
     axes = figure.add_subplot(grid[rows, :])
     time = step_dt * np.arange(1, errors_NT.shape[1] + 1)
-    low, middle, high = np.percentile(errors_NT, [10, 50, 90], axis=0)
+    scored_T = ~np.isnan(errors_NT).all(0)
+    time, errors_NT = time[scored_T], errors_NT[:, scored_T]
+    low, middle, high = np.nanpercentile(errors_NT, [10, 50, 90], axis=0)
     axes.fill_between(time, low, high, alpha=0.25, label="10th to 90th percentile")
     axes.plot(time, middle, label="median")
     axes.set_xlabel("t")

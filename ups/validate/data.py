@@ -130,7 +130,7 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
             shape = (file.num_trajectories, file.num_frames, file.grid_points)
             known = replace(known, num_trajectories=shape[0], num_frames=shape[1])
             check_frames(config, file.num_frames)
-            bad, still, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
+            bad, zero, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
             equation, value = file.equation, file.parameter
             text = f"{path}: {shape}, {equation.symbol} {value:g}, dt {file.dt:g}"
             figures = {equation.parameter: value, "dt": file.dt, "num_sampled": num_read}
@@ -141,9 +141,9 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
         text += f"; NaN, infinite or fill values in {_these(bad, num_read)}"
         checks.fault(name, f"{text}: fetch or generate it again, or leave those rows out", bad=bad)
         return known
-    if still:
-        text += f"; zero throughout is {_these(still, num_read)}: were they ever written?"
-        checks.warn(name, text, shape=shape, zero=still, **figures)
+    if zero:
+        text += f"; {_these(zero, num_read)} is zero throughout: no error can be relative to it"
+        checks.warn(name, text, shape=shape, zero=zero, **figures)
         return known
     checks.ok(name, f"{text}; {num_read} sampled, all finite", shape=shape, **figures)
     return known
@@ -157,15 +157,16 @@ def _sample(file: TrajectoryFile, num: int, *, first: int) -> tuple[list[int], l
     """Look into `num` rows spread over the file: which hold what is no field value, which are zero.
 
     Args:
+        num: rows to read, spread over the file.
         first: row of the file that the source begins with.
     Returns: the bad rows, those that are zero throughout, and how many were read.
     """
+    bad, zero = [], []
     chosen = np.unique(np.linspace(0, file.num_trajectories - 1, num).round().astype(int)).tolist()
-    bad, still = [], []
     for row in chosen:
         frames = file.read(row, row + 1)
         if file.find_bad(frames).any():
             bad.append(first + row)
         elif not frames.any():
-            still.append(first + row)
-    return bad, still, len(chosen)
+            zero.append(first + row)
+    return bad, zero, len(chosen)

@@ -1,0 +1,110 @@
+"""Scores: of the averaged model, on the test split, told what it was trained with; and finite."""
+
+import math
+import re
+import shutil
+
+import h5py
+import pytest
+import torch
+
+from ups.data.sources import open_file
+from ups.errors import DataError, TrainingDiverged
+from ups.latents.encode import fit_encoder
+from ups.runs.metrics import read_metrics, write_rows
+from ups.tracking.protocol import curves
+from ups.training import checkpoint
+from ups.training.evaluate import evaluate
+from ups.training.step import TrainStep
+
+NU, DT, STRIDE = 0.02, 0.01, 4  # of the tiny data
+
+
+@pytest.fixture
+def random_state(tiny_config):
+    """Of a step whose model and average have weights of their own, none of which is zero."""
+    step = TrainStep(tiny_config())
+    generator = torch.Generator().manual_seed(0)
+    for weight in [*step.model.parameters(), *step.ema.parameters()]:
+        weight.data += 0.02 * torch.randn(weight.shape, generator=generator)
+    return step
+
+
+@pytest.fixture
+def score(tiny_config, stage_all, tmp_path):
+    """`score(step, change, rows)`: scores by its weights on (rows of) a test file, once changed."""
+    config, run_dir = tiny_config(evaluation__num_examples=1), tmp_path / "run"
+    sources = stage_all(config)
+    run_dir.mkdir()
+    with open_file(config, sources["train"][0].path, None) as file:
+        encoder = fit_encoder(config, [file])
+
+    def run(step, change=lambda tensor: None, rows=(None,)):
+        path, saved = tmp_path / "test.h5", run_dir / "best.pt"
+        shutil.copy(sources["test"][0].path, path)
+        with h5py.File(path, "r+") as file:
+            change(file["tensor"])
+        checkpoint.save(saved, config, step.state_dict())
+        (staged,) = sources["test"]
+        test = [staged.model_copy(update={"path": path, "rows": of_file}) for of_file in rows]
+        return evaluate(config, saved, {"burgers1d": test}, {"burgers1d": encoder}, run_dir)
+
+    run.encoder, run.run_dir = encoder, run_dir
+    return run
+
+
+def test_scores_are_those_of_the_average_told_the_parameter_and_the_time_of_its_step(
+    random_state, score, tiny_data
+):
+    with h5py.File(tiny_data / "burgers1d_test.h5") as file:
+        u = torch.from_numpy(file["tensor"][:, ::STRIDE])
+    told = torch.tensor([[math.log10(NU) / 2 + 1, math.log10(DT * STRIDE) + 1]])
+    states = [score.encoder.encode(u[:, 0])]
+    with torch.no_grad():
+        for _ in range(u.shape[1] - 1):
+            states.append(random_state.ema(states[-1], told.expand(len(u), 2)))
+    predicted = score.encoder.decode(torch.stack(states[1:], 1))
+    expected = ((predicted - u[:, 1:]).norm(dim=-1) / u[:, 1:].norm(dim=-1)).mean().item()
+    scores = score(random_state)
+    assert scores.rollout["nRMSE"] == pytest.approx(expected, rel=1e-4)
+    assert scores.step_dt == pytest.approx(DT * STRIDE)
+
+
+def test_a_trajectory_that_is_zero_is_named_and_left_out_of_the_mean(random_state, score, caplog):
+    def zero(tensor):
+        tensor[2] = 0
+
+    found, others = score(random_state, zero), score(random_state, rows=[(0, 2), (3, 6)])
+    (warned,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(
+        r"left out of its mean: trajectory 2 of \S*test.h5 \(10 of 10 frames\)$", warned
+    )
+    assert found.num_trajectories == 6
+    for kind in ("rollout", "one_step", "persistence_rollout"):
+        nrmse = getattr(found, kind)["nRMSE"]
+        assert nrmse == pytest.approx(getattr(others, kind)["nRMSE"], rel=1e-5)
+
+
+def test_a_test_split_of_zeros_has_no_score(random_state, score):
+    with pytest.raises(
+        DataError, match=r"test of burgers1d: all trajectories are zero, from .* 4 "
+    ):
+        score(random_state, lambda tensor: tensor.write_direct(0 * tensor[()]), rows=[(4, 6)])
+
+
+def test_a_score_that_is_not_finite_is_no_success(random_state, score):
+    for weight in random_state.ema.parameters():
+        weight.data *= 1e9
+    with pytest.raises(
+        TrainingDiverged, match=r"RMSE of rollout is (inf|nan), from trajectory 1 of"
+    ):
+        score(random_state, rows=[(1, 6)])
+    assert [path.name for path in score.run_dir.iterdir()] == ["best.pt"]
+
+
+def test_a_row_that_is_not_finite_is_no_json(tmp_path):
+    write_rows(tmp_path, [{"epoch": 1, "val/nrmse_rollout": math.inf, "train/loss": math.nan}])
+    assert not re.search("Infinity|NaN", (tmp_path / "metrics.jsonl").read_text())
+    (row,) = read_metrics(tmp_path).epochs
+    assert row == {"epoch": 1, "val/nrmse_rollout": None, "train/loss": None}
+    assert curves(row) == {}

@@ -1,0 +1,73 @@
+"""The error on val that picks the checkpoint: full rollouts, in normalised latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from ups.config import RunConfig
+from ups.latents.loader import Latents
+from ups.training.metrics import is_zero, note_zeros, share_left_in
+from ups.training.step import TrainStep, rollout
+
+LEAST = 1e-7  # root mean square of a frame's latents, in deviations; float16 holds less as 0
+
+
+@dataclass(slots=True)
+class Val:
+    """What validation came to.
+
+    Attributes:
+        nrmse: problem → nRMSE of full rollouts of the averaged model over its part of val.
+        notes: lines about trajectories that cannot be scored.
+    """
+
+    nrmse: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Over the problems."""
+        return sum(self.nrmse.values()) / len(self.nrmse)
+
+
+@torch.no_grad()
+def validate(
+    step: TrainStep, latents: Latents, config: RunConfig, is_stopped: Callable[[], bool]
+) -> Val | None:
+    """Roll out the averaged model from the first frames; None if stopped between two batches.
+
+    Raises:
+        DataError: a problem's part of val holds nothing but zeros.
+    """
+    data, val = latents.val, Val()
+    for problem, places in latents.val_ranges.items():
+        total, zeros, errors = torch.zeros((), device=step.device), [], []
+        every_N = torch.arange(places.start, places.stop, device=data.index_device)
+        for index_B in every_N.split(config.evaluation.batch_size):
+            if is_stopped():
+                return None
+            z_BTKD = data.batch(index_B).float()
+            condition_BC = data.condition_NC[index_B].to(step.device)
+            with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
+                predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
+            error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
+            target = z_BTKD[:, 1:].flatten(2)
+            zero_BT = is_zero(target, LEAST * target.shape[-1] ** 0.5)
+            error_B = (error / target.norm(dim=-1)).masked_fill(zero_BT, 0).mean(1)
+            total += error_B.sum()
+            zeros.append(zero_BT.sum(1))
+            errors.append(error_B)
+        zeros_N, num_frames = torch.cat(zeros).cpu(), target.shape[1]
+        where = f"val of {problem}"
+        if note := note_zeros(where, zeros_N, num_frames, lambda i: f"trajectory {i}"):
+            val.notes.append(note)
+        nrmse = total.item() / len(places)
+        if not math.isfinite(nrmse):
+            bad = int((~torch.cat(errors).isfinite()).int().argmax())
+            val.notes.append(f"{where}: nRMSE is {nrmse}, from trajectory {bad} on")
+        val.nrmse[problem] = nrmse * share_left_in(len(places) * num_frames, int(zeros_N.sum()))
+    return val
