@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ups.background import Background
+from ups.cgroup import num_cores
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ObjectChanged
@@ -70,7 +70,7 @@ def download(
     """
     dest = Path(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    num_threads = num_threads or min(8, 2 * len(os.sched_getaffinity(0)))
+    num_threads = num_threads or min(8, 2 * num_cores())
     fetch = _Fetch(store, bucket, key, dest, num_threads, range_bytes, stop, progress)
     try:
         return fetch.once(fresh=False)
