@@ -23,6 +23,8 @@ from ups.files import read_json, write_json
 from ups.machine.processes import DeferredSignals, is_running, process_started_at
 
 TAIL_LINES = 15
+COMM = Path("/proc/self/comm")  # the name that `ps` shows, which goes with the process
+ENDING = "ending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class Record:
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.pid) if is_running(self.pid, self.created) else None
         return None
+
+
+def say_ending() -> None:
+    """Have other processes see that this one is on its way out, though it still runs."""
+    COMM.write_text(ENDING)
 
 
 class Processes:
@@ -105,6 +112,13 @@ class Processes:
         """The process of that name while it runs, whichever command started it."""
         record = self.record(name)
         return record.process() if record else None
+
+    def is_ending(self, name: str) -> bool:
+        """Whether the process of that name runs, but has said that it will not for long."""
+        process = self.running(name)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process is not None and process.name() == ENDING
+        return True
 
     def stop(self, name: str, grace_s: float = 15.0) -> str | None:
         """Stop it and its children: SIGTERM, up to `grace_s` of patience, SIGKILL.

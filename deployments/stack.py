@@ -64,30 +64,31 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
     require_clone()
     processes = stack.processes
     with stack.lock(), httpx.Client(base_url=stack.api_url, timeout=5) as client:
+        if processes.is_ending("worker"):
+            processes.stop("worker")
         _check_place(stack)
         stack.remember()
         write_prefect_toml(stack, say)
         started = [part for part in PARTS if not processes.running(part)]
         begin = time.monotonic()
 
+        def start_again(part: str) -> None:
+            if part in started:
+                raise _fault(stack, part, f"{part} ended while it was starting")
+            started.append(part)  # it was on its way out when `up` began
+            _start(stack, part)
+            if part == "worker":
+                processes.release("worker")
+
         def wait(*parts: Part) -> None:
-            for part, seconds in _as_answered(stack, parts, begin):
+            for part, seconds in _as_answered(stack, parts, begin, start_again):
                 if part.name in started:
                     say(part.name, seconds, part.note)
 
         try:
-            if "object-store" in started:
-                _start_store(stack)
-            if "prefect-server" in started:
-                command = [str(BIN_DIR / "prefect"), "server", "start"]
-                command += ["--host", stack.host, "--port", str(stack.prefect_port)]
-                env = stack.prefect_env()
-                processes.start("prefect-server", command, env=env, cwd=stack.folder)
-            # These two only import Prefect until they are released.
-            if "worker" in started:
-                warm = ["--warm-socket", str(stack.folder / "warm.sock")]
-                _start_gated(stack, "worker", "worker", "local", "--name", api.WORKER_NAME, *warm)
-            if deploying := not _is_deployed(stack):
+            for part in reversed(started):  # the worker only imports Prefect until it is released
+                _start(stack, part)
+            if deploying := not _is_deployed(stack):  # so does this
                 _start_gated(stack, "deploy", *DEPLOY_COMMAND)
 
             wait(Part("object-store", lambda: _store_answers(stack), stack.s3_url))
@@ -157,6 +158,18 @@ def _check_place(stack: Stack) -> None:
             stack.check_port(field)
 
 
+def _start(stack: Stack, part: str) -> None:
+    if part == "object-store":
+        _start_store(stack)
+    elif part == "prefect-server":
+        command = [str(BIN_DIR / "prefect"), "server", "start"]
+        command += ["--host", stack.host, "--port", str(stack.prefect_port)]
+        stack.processes.start(part, command, env=stack.prefect_env(), cwd=stack.folder)
+    else:
+        warm = ["--warm-socket", str(stack.folder / "warm.sock")]
+        _start_gated(stack, part, part, "local", "--name", api.WORKER_NAME, *warm)
+
+
 def _start_store(stack: Stack) -> None:
     objects = stack.folder / "s3"
     objects.mkdir(parents=True, exist_ok=True)
@@ -187,9 +200,11 @@ def _start_gated(stack: Stack, name: str, *arguments: str) -> None:
 
 
 def _worker_part(stack: Stack, client: httpx.Client) -> Part:
-    record = stack.processes.record("worker")
-    started_at = record.created if record else 0.0
-    return Part("worker", lambda: api.worker_is_online(client, "local", started_at), "pool local")
+    def is_online() -> bool:
+        record = stack.processes.record("worker")
+        return api.worker_is_online(client, "local", record.created if record else 0.0)
+
+    return Part("worker", is_online, "pool local")
 
 
 def _is_deployed(stack: Stack) -> bool:
@@ -250,16 +265,23 @@ def _store_answers(stack: Stack) -> bool:
     return True
 
 
-def _as_answered(stack: Stack, parts: Iterable[Part], begin: float) -> Iterator[tuple[Part, float]]:
-    """Wait for all; yields each part as it answers, with the seconds since `begin`."""
+def _as_answered(
+    stack: Stack, parts: Iterable[Part], begin: float, ended: Callable[[str], None]
+) -> Iterator[tuple[Part, float]]:
+    """Wait for all; yields each part as it answers, with the seconds since `begin`.
+
+    Args:
+        ended: called with the name of each part that does not run meanwhile.
+    """
     waiting, deadline = list(parts), time.monotonic() + READY_TIMEOUT_S
     while waiting:
+        for name in PARTS:
+            if not stack.processes.running(name):
+                ended(name)
         for part in list(waiting):
             if _answers(part):
                 waiting.remove(part)
                 yield part, time.monotonic() - begin
-            elif part.name in PARTS and not stack.processes.running(part.name):
-                raise _fault(stack, part.name, f"{part.name} ended while it was starting")
             elif time.monotonic() > deadline:
                 log = part.name if part.name in PARTS else "deploy"
                 raise _fault(stack, log, f"{part.name}: no answer in {READY_TIMEOUT_S:.0f} s")

@@ -67,7 +67,8 @@ def run_warm(connection: socket.socket, module: str) -> int:
         print(f"the process kept ready lost sight of the run ({error})", file=sys.stderr)
         return 1
     if code < 0:  # end as the run did, by the same signal
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL, which nobody handles, refuses this
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

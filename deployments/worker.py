@@ -29,6 +29,8 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.workers.process import ProcessWorker
 
+from deployments.processes import say_ending
+
 log = logging.getLogger("prefect.worker.events")
 
 EVENTS = ["prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingRetry"]
@@ -174,7 +176,12 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     async def run() -> None:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def end() -> None:
+            say_ending()
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
         async with warm_process(given.warm_socket):
             await asyncio.to_thread(begin)
             await work(given.pool, given.name, given.queue, given.limit)

@@ -78,6 +78,15 @@ def test_a_process_that_ended_is_not_running_and_leaves_its_last_words(processes
     assert processes.log_tail("a") == "no such table"
 
 
+def test_a_process_that_said_it_ends_is_seen_to(processes):
+    start(processes, "a", f"from deployments.processes import say_ending; say_ending(); {SLEEP}")
+    wait_until(lambda: processes.is_ending("a"))
+    assert processes.running("a")
+    processes.stop("a")
+    start(processes, "a", SLEEP)
+    assert not processes.is_ending("a")
+
+
 def test_a_gated_process_waits_until_it_is_released(processes):
     start(processes, "a", "print(input(), flush=True)", gated=1)
     time.sleep(0.3)

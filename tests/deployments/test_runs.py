@@ -298,7 +298,8 @@ def test_up_starts_what_is_not_running_and_moves_nothing(live):
     assert done.returncode == 1
     assert "`ups down` first" in done.stderr
 
-    live.stack.processes.running("worker").kill()
+    live.stack.processes.running("worker").terminate()  # which takes it two seconds
+    live.wait(lambda: live.stack.processes.is_ending("worker"))
     done = live.ups("up")
     assert done.returncode == 0, done.stderr
     assert {part for part, pid in pids(live).items() if pid != before[part]} == {"worker"}

@@ -134,6 +134,7 @@ WAITING = """
     [
         ("sys.exit(3)", 3),
         ("signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)", -signal.SIGTERM),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
     ],
 )
 def test_a_signal_reaches_the_run_whose_end_looks_as_it_was(start, end, code):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ups.background import Background
+from ups.cgroup import num_cores
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ETagMismatch, NoRanges, ObjectChanged
@@ -74,7 +74,7 @@ def download(
     """
     dest = Path(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    num_threads = num_threads or min(8, 2 * len(os.sched_getaffinity(0)))
+    num_threads = num_threads or min(8, 2 * num_cores())
     fetch = _Fetch(store, bucket, key, dest, num_threads, range_bytes, stop, progress)
     try:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from ups.cgroup import num_cores
 from ups.config import RunConfig
 from ups.errors import DeviceError
 
@@ -12,13 +13,14 @@ log = logging.getLogger(__name__)
 
 
 def training_device(config: RunConfig) -> str:
-    """`cuda` or `cpu`.
+    """`cuda` or `cpu`; torch takes no more threads for the latter than there are cores to use.
 
     Raises:
         DeviceError: the config asks for CUDA, and there is none.
     """
     import torch
 
+    torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
     wanted = config.training.device
     if wanted == "cpu":
         return "cpu"

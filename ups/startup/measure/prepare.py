@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ups.cgroup import num_cores
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import open_store, stage, wanted
 from ups.errors import BenchmarkError, ConfigError
@@ -109,7 +109,7 @@ def touch_memory(num_bytes: int) -> None:
     (0.10 against 0.01 ms for 103 kB), and who meets them depends on who ran before: a download of
     435 MB took 1.2 s with them and 0.5 s without.
     """
-    parts = np.array_split(np.empty(num_bytes, np.uint8), os.cpu_count() or 1)
+    parts = np.array_split(np.empty(num_bytes, np.uint8), num_cores())
     with ThreadPoolExecutor(len(parts)) as pool:
         for _ in pool.map(lambda part: part.fill(1), parts):
             pass
