@@ -197,16 +197,15 @@ def test_each_fault_of_a_file_is_found_and_the_others_are_checked(local, change,
     assert {by_name(checks)[f"{split} file"].status for split in ("val", "test")} == {"ok"}
 
 
-def test_a_trajectory_that_is_zero_throughout_is_a_warning(local):
-    def clear(path):
+def test_a_trajectory_of_zeros_is_named(local):
+    def zero(path):
         with h5py.File(path, "r+") as file:
             file["tensor"][7] = 0
 
-    checks, _ = validate_data(local(clear))
-    assert texts(checks) == {}
-    assert (
-        "zero throughout is trajectory 7 (1 of 20 sampled)" in texts(checks, "warn")["train file"]
-    )
+    (train, *others) = [c for c in validate_data(local(zero))[0] if c.name.endswith("file")]
+    assert (train.status, train.figures["zero"]) == ("warn", [7])
+    assert "trajectory 7 (1 of 20 sampled) is zero throughout" in train.text
+    assert {check.status for check in others} == {"ok"}
 
 
 def test_rows_that_are_not_there_are_a_fault_and_nan_is_named_by_its_row(
@@ -216,11 +215,11 @@ def test_rows_that_are_not_there_are_a_fault_and_nan_is_named_by_its_row(
     shutil.copy(tiny_data / "burgers1d_train.h5", broken)
     put_nan(broken)
     s3_client.upload_file(str(broken), bucket, "rows/all.h5")
-    rows = {"train": [2, 10], "val": [10, 15], "test": [15, 21]}
+    rows = {"train": [2, 10], "val": [10, 15], "test": [15, 20]}
     sources = {s: [{"key": "rows/all.h5", "bucket": bucket, "rows": r}] for s, r in rows.items()}
-    config = in_store(data__sources=sources)
-    stage_from_store(config)
-    checks, _ = validate_data(config)
+    stage_from_store(in_store(data__sources=sources))
+    sources["test"][0]["rows"] = [15, 21]
+    checks, _ = validate_data(in_store(data__sources=sources))
     assert "in trajectory 3 (1 of 8 sampled)" in texts(checks)["train file"]
     assert "rows [15, 21) asked for, the file has 20" in texts(checks)["test file"]
     assert by_name(checks)["val file"].status == "ok"

@@ -78,6 +78,7 @@ def validate_cache(config: RunConfig, sources: Sources) -> tuple[list[Check], Fo
 class _Identity(NamedTuple):
     sha256: str
     rows: tuple[int, int] | None
+    parameter: float | None
 
 
 def _key_fields(
@@ -93,7 +94,7 @@ def _key_fields(
     elif unknown:
         why_not = f"the key depends on the SHA-256 of {', '.join(dict.fromkeys(unknown))}"
     identities: dict[str, list[_Identity]] = {
-        split: [_Identity(k.sha256 or "", k.wanted.rows) for k in known]
+        split: [_Identity(k.sha256 or "", k.wanted.rows, k.parameter) for k in known]
         for split, known in encoded.items()
     }
     return key_fields(config.of_problem(problem), identities), why_not

@@ -42,6 +42,7 @@ class Known:
         fetch_bytes: still to be transferred.
         sha256: of the whole; from the manifest or the stamp.
         num_trajectories: of the rows that belong to the split.
+        parameter: of the equation, where the staged file's name alone tells it.
         is_exact: whether sizes are of what is there, not of what is going to be generated.
     """
 
@@ -53,6 +54,7 @@ class Known:
     sha256: str | None = None
     num_trajectories: int | None = None
     num_frames: int = NUM_FRAMES
+    parameter: float | None = None
     is_exact: bool = True
 
     @property
