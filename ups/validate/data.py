@@ -19,6 +19,7 @@ from ups.validate.sources import (
     Place,
     Sources,
     ask_store,
+    compare_sources,
     compared,
     find_sources,
     select,
@@ -42,6 +43,7 @@ def validate_data(
     sources = find_sources(config, checks, to_seed=True)
     if not config.data.is_local:
         sources = _look_at_objects(config, sources, checks, offline, timeout_s)
+    compare_sources(sources, checks)
     sources = [_look_into_file(config, known, checks, num_sampled) for known in sources]
     for split in SPLITS:
         _compare_frames(config, split, select(sources, [split]), checks)
