@@ -140,6 +140,12 @@ def _run_phases(
     encoded = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
     latents = run.latents = load_latents(config, encoded, run.entries or None, stop)
     step = warm_up.result() if warm_up else None
+    # A test split that is here and cannot be scored ends the run before it is trained for.
+    local = [problem.name for problem in problems if problem.sources is None]
+    arrived = [
+        w for w, future in downloads.items() if w[0] in local or future.wrapped_future.done()
+    ]
+    _wait_for(run, downloads, arrived, None)
 
     def note_first_step(at: float) -> None:
         run.first_step_at = at

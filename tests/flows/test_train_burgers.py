@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import threading
 
 import h5py
@@ -347,6 +348,21 @@ def test_a_file_that_is_no_hdf5_fails_the_run(flow_config, run, s3_client, bucke
     assert state.is_failed()
     assert "text.h5" in state.message
     assert "HDF5" in state.message
+
+
+def test_test_files_that_do_not_go_together_fail_the_run_before_it_trains(
+    flow_config, run, tiny_data, tmp_path
+):
+    shutil.copytree(tiny_data, root := tmp_path / "local")
+    (root / "burgers1d_test.h5").rename(root / "burgers1d_test_0.h5")
+    with h5py.File(root / "burgers1d_test_1.h5", "w") as file:
+        file.attrs.update({"Nu": 0.02, "dt": 0.01})
+        file["tensor"] = np.ones((2, 21, 256), "<f4")
+    local = {"data.sources": None, "data.generate": None, "data.root": str(root)}
+    state, tasks, _ = run(flow_config(), overrides=local)
+    assert state.is_failed()
+    assert re.search(r"have 41 frames and those of .*burgers1d_test_1\.h5 21", state.message)
+    assert "4 train-operator" not in tasks
 
 
 def test_missing_credentials_fail_the_run_with_a_remedy(flow_config, run, monkeypatch):

@@ -6,8 +6,8 @@ from ups.config import load_config
 from ups.latents.key import compute_cache_hash
 
 
-def sources(sha256="0" * 64, rows=None, path="/a/b.h5"):
-    source = SimpleNamespace(sha256=sha256, rows=rows, path=path)
+def sources(sha256="0" * 64, rows=None, path="/a/b.h5", parameter=None):
+    source = SimpleNamespace(sha256=sha256, rows=rows, path=path, parameter=parameter)
     return {split: [source] for split in ("train", "val", "test")}
 
 
@@ -59,6 +59,12 @@ def test_the_key_changes_with_content_and_rows_and_not_with_path_nor_with_the_te
     for split in ("train", "val", "test"):
         other = sources() | {split: sources(sha256="f" * 64)[split]}
         assert (key(given=other) == key()) == (split == "test")
+
+
+def test_a_parameter_that_a_files_name_alone_tells_is_part_of_the_key_and_no_other_is():
+    named = {parameter: key(given=sources(parameter=parameter)) for parameter in (None, 0.1, 0.01)}
+    assert len(set(named.values())) == 3
+    assert named[None] == key()
 
 
 MIXED = {"data.task": ["burgers1d", "advection1d"], "data.sources": None, "data.generate": None}

@@ -1,5 +1,6 @@
 """Objects in a real store and files on the disk: what is wrong with them, and nothing fetched."""
 
+import json
 import re
 import shutil
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from ups.config import SPLITS
 from ups.validate.data import validate_data
+from ups.validate.run import check_head
 from ups.validate.sources import select
 
 GENERATE = {"nu": 0.01, "num_trajectories": {"train": 20, "val": 5, "test": 6}}
@@ -215,11 +217,11 @@ def test_rows_that_are_not_there_are_a_fault_and_nan_is_named_by_its_row(
     shutil.copy(tiny_data / "burgers1d_train.h5", broken)
     put_nan(broken)
     s3_client.upload_file(str(broken), bucket, "rows/all.h5")
-    rows = {"train": [2, 10], "val": [10, 15], "test": [15, 21]}
+    rows = {"train": [2, 10], "val": [10, 15], "test": [15, 20]}
     sources = {s: [{"key": "rows/all.h5", "bucket": bucket, "rows": r}] for s, r in rows.items()}
-    config = in_store(data__sources=sources)
-    stage_from_store(config)
-    checks, _ = validate_data(config)
+    stage_from_store(in_store(data__sources=sources))
+    sources["test"][0]["rows"] = [15, 21]
+    checks, _ = validate_data(in_store(data__sources=sources))
     assert "in trajectory 3 (1 of 8 sampled)" in texts(checks)["train file"]
     assert "rows [15, 21) asked for, the file has 20" in texts(checks)["test file"]
     assert by_name(checks)["val file"].status == "ok"
@@ -241,3 +243,74 @@ def test_shards_of_a_split_must_have_the_same_number_of_frames(local):
 
     checks, _ = validate_data(local(cut))
     assert texts(checks)["train files"].startswith("trajectories have 21 and 41 frames")
+
+
+def test_rows_in_two_splits_or_twice_in_one_are_a_warning_of_each_run_too(in_store, bucket):
+    def warning(train, val, test, keys=("all.h5", "all.h5", "all.h5")):
+        rows = dict(zip(SPLITS, (train, val, test), strict=True))
+        sources = {
+            split: [{"key": key, "bucket": bucket, "rows": r} for r in rows[split]]
+            for split, key in zip(SPLITS, keys, strict=True)
+        }
+        config = in_store(data__sources=sources)
+        at_once = texts(check_head(config), "warn").get("shared rows")
+        assert texts(validate_data(config, offline=True)[0], "warn").get("shared rows") == at_once
+        return at_once
+
+    assert warning([[8, 24]], [[4, 8]], [[0, 4]]) is None
+    assert warning([[0, 24]], [[0, 24]], [None], keys=("a.h5", "b.h5", "c.h5")) is None
+    uri = f"s3://{bucket}/all.h5"
+    assert warning([[0, 24]], [[24, 30]], [[20, 28]]) == (
+        f"rows [20, 24) of {uri} are in train and in test; rows [24, 28) of {uri} are in val and "
+        "in test: what is trained on tests nothing"
+    )
+    assert f"all rows of {uri} are in train and in train" in warning(
+        [None, None], [[0, 1]], [[1, 2]]
+    )
+
+
+def test_one_content_under_two_names_is_seen_by_its_digest_or_its_inode(
+    in_store, bucket, s3_client, tiny_data, local
+):
+    keys = {"train": "copied/a.h5", "val": "copied/b.h5", "test": "copied/c.h5"}
+    digest = {"sha256": "ab" * 32, "bytes": 3}
+    manifest = json.dumps({"a.h5": digest, "b.h5": {**digest, "sha256": "cd" * 32}, "c.h5": digest})
+    for key in keys.values():
+        s3_client.put_object(Bucket=bucket, Key=key, Body=b"one")
+    s3_client.put_object(Bucket=bucket, Key="copied/manifest.json", Body=manifest.encode())
+    sources = {split: [{"key": key, "bucket": bucket}] for split, key in keys.items()}
+    checks, _ = validate_data(in_store(data__sources=sources))
+    expected = (
+        f"all rows of s3://{bucket}/copied/a.h5 (the same as s3://{bucket}/copied/c.h5) are in"
+    )
+    assert texts(checks, "warn")["shared rows"].startswith(expected)
+
+    def link(path):
+        path.unlink()
+        path.hardlink_to(path.with_name("burgers1d_test.h5"))
+
+    assert "are in train and in test" in texts(check_head(local(link)), "warn")["shared rows"]
+
+
+def test_keys_that_would_be_one_local_file_are_a_fault_before_anything_is_fetched(in_store, bucket):
+    keys = {"train": "a/b.h5", "val": "a//b.h5", "test": "a/b.h5/c.h5"}
+    sources = {split: [{"key": key, "bucket": bucket}] for split, key in keys.items()}
+    faults = texts(check_head(in_store(data__sources=sources)))
+    assert faults.keys() == {"val sources", "test sources"}
+    assert f"s3://{bucket}/a//b.h5 would be staged as" in faults["val sources"]
+    assert f"s3://{bucket}/a/b.h5 as" in faults["val sources"]
+
+
+def test_files_that_are_left_out_are_named(local):
+    def add_shards(path):
+        for name in ("burgers1d_train_0.h5", "burgers1d_train_1.h5", "burgers1d_train.hdf5"):
+            shutil.copy(path, path.with_name(name))
+        shutil.copy(path, path.with_name("burgers1d_valid.h5"))
+
+    warnings = texts(check_head(local(add_shards)), "warn")
+    assert warnings["train"] == (
+        "burgers1d_train.h5 is taken, and left out are burgers1d_train.hdf5, "
+        "burgers1d_train_0.h5, burgers1d_train_1.h5: move away what is not meant"
+    )
+    assert "burgers1d_val.h5 is taken, and left out are burgers1d_valid.h5:" in warnings["val"]
+    assert "test" not in warnings

@@ -1,13 +1,19 @@
 """What a run checks at its head: cheap, and all faults in one message."""
 
+import shutil
 import subprocess
 import sys
 
+import h5py
 import pytest
 
+from ups.config import SPLITS
+from ups.data.sources import stage
 from ups.errors import UpsError, ValidationFailed
 from ups.latents.build import ensure
 from ups.runs.folder import checkpoint_to_resume
+from ups.validate.cache import validate_cache
+from ups.validate.data import validate_data
 from ups.validate.run import check_head, require_valid
 
 
@@ -78,3 +84,25 @@ def test_the_room_that_an_entry_already_has_is_not_asked_for_again(in_store, sta
     ensure(config, staged)
     (after,) = (check for check in check_head(config) if check.group == "disk")
     assert (after.name, after.figures["needed_bytes"]) == ("room", 0)
+
+
+def test_an_entry_whose_parameter_is_of_the_files_name_is_found_at_the_head_too(
+    tiny_config, tiny_data, tmp_path
+):
+    for split in SPLITS:
+        named = tmp_path / f"burgers1d_Nu2e-2_{split}.h5"
+        shutil.copy(tiny_data / f"burgers1d_{split}.h5", named)
+        with h5py.File(named, "r+") as file:
+            del file.attrs["Nu"]
+    config = tiny_config(data__task=["burgers1d_Nu2e-2"], data__root=str(tmp_path))
+    staged = {split: stage(config, split, None) for split in SPLITS}
+    found = []
+    for _ in range(2):
+        (disk,) = (check for check in check_head(config) if check.group == "disk")
+        found.append(disk.figures["needed_bytes"] > 0)
+        entry = ensure(config, staged)
+    assert found == [True, False]
+    assert entry.reused
+    checks, found_by_validate = validate_cache(config, validate_data(config)[1])
+    assert f"valid, hash={entry.config_hash}" in checks[0].text
+    assert found_by_validate == {"burgers1d_Nu2e-2": True}

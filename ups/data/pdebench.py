@@ -216,15 +216,9 @@ def find_files(root: Path, problem: str, split: str) -> list[Path]:
     Raises:
         DataError: there is none; the message says what was looked for.
     """
+    if choices := _choices(root, problem, split):
+        return choices[0]
     names = ALIASES.get(split, (split,))
-    for name in names:
-        for suffix in SUFFIXES:
-            if (whole := root / f"{problem}_{name}{suffix}").is_file():
-                return [whole]
-    for name in names:
-        shards = [p for suffix in SUFFIXES for p in root.glob(f"{problem}_{name}_*{suffix}")]
-        if shards := sorted(p for p in shards if p.is_file()):
-            return shards
     wanted = " or ".join(f"{problem}_{n}{end}" for n in names for end in (".h5", "_*.h5"))
     found = "no such folder"
     if root.is_dir():
@@ -233,6 +227,23 @@ def find_files(root: Path, problem: str, split: str) -> list[Path]:
         f"no {split} data in {root}: looked for {wanted} (or .hdf5), {found}; "
         "stage the files there, or set data.root or PDEBENCH_ROOT"
     )
+
+
+def left_out(root: Path, problem: str, split: str) -> list[Path]:
+    """What is called like files of the split, and not among those that `find_files` gives."""
+    return [path for choice in _choices(root, problem, split)[1:] for path in choice]
+
+
+def _choices(root: Path, problem: str, split: str) -> list[list[Path]]:
+    """All that the files of a split could be, what comes first before the others."""
+    names = ALIASES.get(split, (split,))
+    wholes = [[root / f"{problem}_{name}{suffix}"] for name in names for suffix in SUFFIXES]
+    shards = [
+        sorted(p for suffix in SUFFIXES for p in root.glob(f"{problem}_{name}_*{suffix}"))
+        for name in names
+    ]
+    there = [[path for path in choice if path.is_file()] for choice in (*wholes, *shards)]
+    return [choice for choice in there if choice]
 
 
 def locate(ends: npt.NDArray[np.int64], index: int) -> tuple[int, int]:

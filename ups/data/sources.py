@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups.config import Model, ProblemConfig, RunConfig, Split
+from ups.equations import EQUATIONS
+from ups.errors import DataError
 from ups.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +38,12 @@ class Wanted(Model):
 
 
 class Staged(Model):
-    """A source on disk whose content is known."""
+    """A source on disk whose content is known.
+
+    Attributes:
+        parameter: of its equation, where the file's name alone tells it; else None.
+        state: what `stat` said of the file when its SHA-256 was known: size, times and inode.
+    """
 
     split: Split
     uri: str
@@ -46,6 +54,8 @@ class Staged(Model):
     fetched_bytes: int
     seconds: float
     is_verified: bool = True  # False: no digest from the store to compare with
+    parameter: float | None = None
+    state: tuple[int, ...] | None = None
 
 
 def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
@@ -106,16 +116,21 @@ def stage(
 ) -> list[Staged]:
     """Have the sources of a split on disk, whole, with their SHA-256 known.
 
+    Files of the test split are looked into, too: what cannot be scored is not trained for.
+
     Args:
         progress: called with bytes done and in all, of the object that is being fetched.
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.
+        DataError: a test file is not of the config's grid, or the files' frames differ.
     """
-    staged = []
+    staged: list[Staged] = []
+    frames: list[tuple[str, int]] = []
     for source in wanted(config, split):
         started = time.monotonic()
         if store is None or source.bucket is None or source.key is None:
-            sha256, num_bytes, fetched, verified = *_identify(source.path, stop), 0, True
+            sha256, state = _identify(source.path, stop)
+            num_bytes, fetched, verified = state[0], 0, True
         else:
             from ups.data.transfer import download
 
@@ -130,7 +145,13 @@ def stage(
                 progress=progress,
             )
             sha256, num_bytes, verified = done.sha256, done.num_bytes, done.is_verified
+            state = _state(source.path.stat())
             fetched = 0 if done.reused else num_bytes - done.resumed_bytes
+        parameter, equation = None, EQUATIONS[config.problem.equation]
+        if split == "test" or equation.value_in(source.path.stem) is not None:
+            with open_file(config, source.path, source.rows) as file:
+                parameter = file.parameter if file.is_named else None
+                frames.append((source.uri, file.num_frames))
         staged.append(
             Staged(
                 split=split,
@@ -142,22 +163,83 @@ def stage(
                 fetched_bytes=fetched,
                 seconds=time.monotonic() - started,
                 is_verified=verified,
+                parameter=parameter,
+                state=state,
             )
         )
+    if split == "test":
+        check_frames_alike(config, frames)
     return staged
 
 
-def _identify(path: Path, stop: threading.Event | None) -> tuple[str, int]:
-    """SHA-256 and size of a local file; hashed once, then known by its stamp."""
+def check_frames(config: RunConfig, num_frames: int) -> None:
+    """Refuse trajectories without a single training pair.
+
+    Raises:
+        DataError: a trajectory is too short for one training pair.
+    """
+    training = config.training
+    needed = training.time_stride * training.rollout_horizon + 1
+    if num_frames < needed:
+        raise DataError(
+            f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
+            f"and rollout_horizon {training.rollout_horizon} need {needed}: lower one of them"
+        )
+
+
+def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> None:
+    """Refuse files whose trajectories have, after the time stride, another number of frames.
+
+    Args:
+        frames: of each file, what it is called and the frames of a trajectory.
+    Raises:
+        DataError: they differ, or are too few for one training pair.
+    """
+    stride, (first, expected) = config.training.time_stride, frames[0]
+    for name, found in frames:
+        check_frames(config, found)
+        if -(-found // stride) != -(-expected // stride):
+            raise DataError(
+                f"trajectories of {first} have {expected} frames and those of {name} {found}: with "
+                f"training.time_stride {stride} that is {-(-expected // stride)} and "
+                f"{-(-found // stride)}, expected the same number: use data saved alike"
+            )
+
+
+def check_unchanged(sources: Iterable[Staged]) -> None:
+    """Refuse sources whose bytes are not any more those that were hashed.
+
+    A file that was only touched is hashed again.
+
+    Raises:
+        DataError: a file has another content than its SHA-256 says.
+    """
+    from ups.data.stamps import hash_file
+
+    for source in sources:
+        if source.state in (None, _state(source.path.stat())):
+            continue
+        if (found := hash_file(source.path)) != source.sha256:
+            raise DataError(
+                f"{source.path} was changed while it was read: found SHA-256 {found[:12]}…, "
+                f"expected {source.sha256[:12]}…; run again once nothing writes to it"
+            )
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _identify(path: Path, stop: threading.Event | None) -> tuple[str, tuple[int, ...]]:
+    """SHA-256 and state of a local file; hashed once, then known by its stamp."""
     from ups.data.stamps import hash_file, read_stamp, write_stamp
 
-    stamp = read_stamp(path)
+    stat, stamp = path.stat(), read_stamp(path)
     if stamp is not None and stamp.spares_hashing(path):
-        return stamp.sha256, stamp.num_bytes
-    stat = path.stat()
+        return stamp.sha256, _state(stat)
     sha256 = hash_file(path, stop)
     try:
         write_stamp(path, stat, sha256, etag="")
     except OSError as error:
         log.info("no stamp beside %s (%s): it will be hashed again next time", path, error)
-    return sha256, stat.st_size
+    return sha256, _state(stat)

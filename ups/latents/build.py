@@ -19,7 +19,7 @@ import xxhash
 
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged, open_file
+from ups.data.sources import Staged, check_unchanged, open_file
 from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
 from ups.files import (
     exclusive_lock,
@@ -119,6 +119,7 @@ class _Build:
         device: str,
     ) -> None:
         self.config, self.fields, self.device = config, fields, device
+        self.sources = [source for split in ENCODED_SPLITS for source in sources[split]]
         self.entry = store.entry_dir(config.training.latent_cache_dir, hash_fields(fields))
         self.readers: list[TrajectoryFile] = []
         self.files: list[LatentFile] = []
@@ -166,6 +167,7 @@ class _Build:
             self._map(work, [job for job in jobs if job not in done])
             for handle in handles:
                 os.fsync(handle)
+        check_unchanged(self.sources)
         return self._finish(directory, encoder, done)
 
     def _map(self, work: Callable[[Job], None], jobs: list[Job]) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.pdebench import Frames, TrajectoryFile, locate
-from ups.errors import CacheDamaged, DataError
+from ups.data.sources import check_frames_alike
+from ups.errors import CacheDamaged
 from ups.files import read_fully
 from ups.latents import store
 from ups.latents.encode import PatchEncoder
@@ -288,28 +289,5 @@ def check_alike(config: RunConfig, rows: Mapping[Split, Sequence[Rows]]) -> None
     Raises:
         DataError: they have not, after the time stride, or are too short for one training pair.
     """
-    stride = config.training.time_stride
-    for r, first in ((r, of_split[0]) for of_split in rows.values() for r in of_split):
-        check_frames(config, r.num_frames)
-        found, expected = -(-r.num_frames // stride), -(-first.num_frames // stride)
-        if found != expected:
-            raise DataError(
-                f"trajectories of {first.problem} have {first.num_frames} frames and those of "
-                f"{r.problem} {r.num_frames}: with training.time_stride {stride} that is "
-                f"{expected} and {found}, expected the same number: use data saved alike"
-            )
-
-
-def check_frames(config: RunConfig, num_frames: int) -> None:
-    """Refuse trajectories without a single training pair.
-
-    Raises:
-        DataError: a trajectory is too short for one training pair.
-    """
-    training = config.training
-    needed = training.time_stride * training.rollout_horizon + 1
-    if num_frames < needed:
-        raise DataError(
-            f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
-            f"and rollout_horizon {training.rollout_horizon} need {needed}: lower one of them"
-        )
+    for of_split in rows.values():
+        check_frames_alike(config, [(r.problem, r.num_frames) for r in of_split])

@@ -14,12 +14,17 @@ ENCODED_SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class SourceIdentity(Protocol):
-    """Content and row range of a source; its path and bucket are not part of it."""
+    """Content and row range of a source; its path and bucket are not part of it.
+
+    Its parameter is, where neither the content nor the config tells it, but the file's name.
+    """
 
     @property
     def sha256(self) -> str: ...
     @property
     def rows(self) -> tuple[int, int] | None: ...
+    @property
+    def parameter(self) -> float | None: ...
 
 
 def key_fields(
@@ -35,17 +40,18 @@ def key_fields(
         "format": FORMAT_VERSION,
         "task": config.problem.equation,
         "sources": {
-            split: [
-                {"sha256": s.sha256, "rows": list(s.rows) if s.rows else None}
-                for s in sources[split]
-            ]
-            for split in ENCODED_SPLITS
+            split: [_source_fields(source) for source in sources[split]] for split in ENCODED_SPLITS
         },
         "grid_points": config.data.grid_points,
         "latent": config.latent.model_dump(),
         "encoder": {"algorithm": 1, **config.encoder.model_dump()},
         "dtype": config.training.latent_cache_dtype,
     }
+
+
+def _source_fields(source: SourceIdentity) -> dict[str, Any]:
+    fields = {"sha256": source.sha256, "rows": list(source.rows) if source.rows else None}
+    return fields if source.parameter is None else {**fields, "parameter": source.parameter}
 
 
 def hash_fields(fields: Mapping[str, Any]) -> str:

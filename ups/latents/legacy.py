@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ups.config import ProblemConfig, RunConfig, Split
-from ups.data.sources import Staged, open_files
+from ups.data.sources import Staged, check_frames, open_files
 from ups.errors import Interrupted
 from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry
-from ups.latents.datasets import LegacyCacheDataset, Rows, check_alike, check_frames
+from ups.latents.datasets import LegacyCacheDataset, Rows, check_alike
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash, key_fields
 from ups.latents.loader import Latents, assemble

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ups.config import Problem, RunConfig
+from ups.equations import EQUATIONS
 from ups.errors import CacheDamaged, CacheError
 from ups.latents import store
 from ups.latents.entries import Entry, entries
 from ups.latents.key import ENCODED_SPLITS, explain_difference, hash_fields, key_fields
 from ups.units import format_age, format_size
 from ups.validate.check import Check, Checks
-from ups.validate.sources import Sources, latent_bytes, select
+from ups.validate.sources import Known, Sources, latent_bytes, select
 
 Found = Mapping[str, bool | None]
 """Problem → whether its latents are in the cache; None: not known, or none are needed."""
@@ -35,11 +37,19 @@ def finds_entries(config: RunConfig, sources: Sources) -> dict[str, bool | None]
     found: dict[str, bool | None] = {}
     for problem in config.data.problems:
         fields, why_not = known_key_fields(config, sources, problem)
+        named, _ = known_key_fields(config, [_as_named(known) for known in sources], problem)
         found[problem.name] = None
         if not why_not:
-            entry_dir = store.entry_dir(directory, hash_fields(fields))
-            found[problem.name] = bool(store.current_generation(entry_dir))
+            hashes = {hash_fields(fields), hash_fields(named)}
+            entry_dirs = [store.entry_dir(directory, config_hash) for config_hash in hashes]
+            found[problem.name] = any(map(store.current_generation, entry_dirs))
     return found
+
+
+def _as_named(known: Known) -> Known:
+    """As if the file's name alone told the parameter: only a look into the file says whether."""
+    value = EQUATIONS[known.problem.equation].value_in(known.wanted.path.stem)
+    return known if value is None else replace(known, parameter=value)
 
 
 def validate_cache(config: RunConfig, sources: Sources) -> tuple[list[Check], Found]:
@@ -78,6 +88,7 @@ def validate_cache(config: RunConfig, sources: Sources) -> tuple[list[Check], Fo
 class _Identity(NamedTuple):
     sha256: str
     rows: tuple[int, int] | None
+    parameter: float | None
 
 
 def known_key_fields(
@@ -93,7 +104,7 @@ def known_key_fields(
     elif unknown:
         why_not = f"the key depends on the SHA-256 of {', '.join(dict.fromkeys(unknown))}"
     identities: dict[str, list[_Identity]] = {
-        split: [_Identity(k.sha256 or "", k.wanted.rows) for k in known]
+        split: [_Identity(k.sha256 or "", k.wanted.rows, k.parameter) for k in known]
         for split, known in encoded.items()
     }
     return key_fields(config.of_problem(problem), identities), why_not

@@ -9,7 +9,7 @@ import numpy as np
 from ups.config import SPLITS, RunConfig, Split
 from ups.data.pdebench import TrajectoryFile
 from ups.data.seed import is_seeded_by_us
-from ups.data.sources import open_file
+from ups.data.sources import check_frames, open_file
 from ups.errors import UpsError
 from ups.units import format_size
 from ups.validate.check import Check, Checks
@@ -19,6 +19,7 @@ from ups.validate.sources import (
     Place,
     Sources,
     ask_store,
+    compare_sources,
     compared,
     find_sources,
     select,
@@ -42,6 +43,7 @@ def validate_data(
     sources = find_sources(config, checks, to_seed=True)
     if not config.data.is_local:
         sources = _look_at_objects(config, sources, checks, offline, timeout_s)
+    compare_sources(sources, checks)
     sources = [_look_into_file(config, known, checks, num_sampled) for known in sources]
     for split in SPLITS:
         _compare_frames(config, split, select(sources, [split]), checks)
@@ -116,8 +118,6 @@ def _compare_frames(config: RunConfig, split: Split, sources: Sources, checks: C
 
 def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled: int) -> Known:
     """Shape, grid, parameter, times and a sample of the values, where the file is staged."""
-    from ups.latents.datasets import check_frames  # which loads torch
-
     path, rows, name = known.wanted.path, known.wanted.rows, f"{known.label} file"
     if not path.is_file():
         checks.skip(name, f"{path} is not staged; its shape and values are known when it is")
@@ -129,6 +129,8 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
         with open_file(config.of_problem(known.problem), path, rows) as file:
             shape = (file.num_trajectories, file.num_frames, file.grid_points)
             known = replace(known, num_trajectories=shape[0], num_frames=shape[1])
+            if file.is_named:
+                known = replace(known, parameter=file.parameter)
             check_frames(config, file.num_frames)
             bad, zero, num_read = _sample(file, num_sampled, first=rows[0] if rows else 0)
             equation, value = file.equation, file.parameter
@@ -138,28 +140,29 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
         checks.fault(name, str(error))
         return known
     if bad:
-        text += f"; NaN, infinite or fill values in {_these(bad, num_read)}"
+        listed = ", ".join(map(str, bad[:8]))
+        text += (
+            f"; NaN, infinite or fill values in trajectory {listed} ({len(bad)} of {num_read} "
+            "sampled)"
+        )
         checks.fault(name, f"{text}: fetch or generate it again, or leave those rows out", bad=bad)
         return known
     if zero:
-        text += f"; {_these(zero, num_read)} is zero throughout: no error can be relative to it"
+        listed = ", ".join(map(str, zero[:8]))
+        text += f"; trajectory {listed} ({len(zero)} of {num_read} sampled) is zero throughout"
+        text += ": no error can be relative to it"
         checks.warn(name, text, shape=shape, zero=zero, **figures)
         return known
     checks.ok(name, f"{text}; {num_read} sampled, all finite", shape=shape, **figures)
     return known
 
 
-def _these(rows: list[int], num_read: int) -> str:
-    return f"trajectory {', '.join(map(str, rows[:8]))} ({len(rows)} of {num_read} sampled)"
-
-
 def _sample(file: TrajectoryFile, num: int, *, first: int) -> tuple[list[int], list[int], int]:
-    """Look into `num` rows spread over the file: which hold what is no field value, which are zero.
+    """Rows of the file that no field has, those that are zero, and how many were read of it.
 
     Args:
         num: rows to read, spread over the file.
         first: row of the file that the source begins with.
-    Returns: the bad rows, those that are zero throughout, and how many were read.
     """
     bad, zero = [], []
     chosen = np.unique(np.linspace(0, file.num_trajectories - 1, num).round().astype(int)).tolist()

@@ -15,7 +15,7 @@ from ups.validate.cache import Found, finds_entries, to_build, validate_cache
 from ups.validate.check import GROUPS, Check, Checks, Group, Report
 from ups.validate.disk import validate_disk
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
-from ups.validate.sources import Sources, find_sources
+from ups.validate.sources import Sources, compare_sources, find_sources
 from ups.validate.training import validate_checkpoint, validate_device, validate_device_early
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ def check_head(
     """
     checks = Checks("data")
     sources = find_sources(config, checks)
+    compare_sources(sources, checks)
     device = "cuda" if config.training.device != "cpu" and has_gpu_node() else "cpu"
     memory = Memory.of_this_machine(ask_gpu=False)
     return [

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups.background import Background
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 ITEM_BYTES = 4  # of a float32 field value
 NUM_FRAMES = 201  # of PDEBench's trajectories, and of generated ones
 NUM_THREADS = 8  # that ask the store
+MOST_LISTED = 8
 
 Place = tuple[str, str]  # bucket, key
 
@@ -42,6 +45,7 @@ class Known:
         fetch_bytes: still to be transferred.
         sha256: of the whole; from the manifest or the stamp.
         num_trajectories: of the rows that belong to the split.
+        parameter: of the equation, where the staged file's name alone tells it.
         is_exact: whether sizes are of what is there, not of what is going to be generated.
     """
 
@@ -53,6 +57,7 @@ class Known:
     sha256: str | None = None
     num_trajectories: int | None = None
     num_frames: int = NUM_FRAMES
+    parameter: float | None = None
     is_exact: bool = True
 
     @property
@@ -83,9 +88,64 @@ def find_sources(config: RunConfig, checks: Checks, *, to_seed: bool = False) ->
             if to_seed and is_seeded_by_us(problem):
                 only_source(config, problem, split)
             found += map(on_this_machine, _planned(config, problem, split))
+            _warn_of_left_out(config, problem, split, checks)
         except UpsError as error:
             checks.fault(config.data.label(problem, split), str(error))
     return found
+
+
+def _warn_of_left_out(config: RunConfig, problem: Problem, split: Split, checks: Checks) -> None:
+    if problem.sources is not None:
+        return
+    from ups.data.pdebench import find_files, left_out
+
+    place = config.data_root, problem.name, split
+    if others := [path.name for path in left_out(*place)]:
+        taken, more = find_files(*place)[0].name, len(others) - MOST_LISTED
+        listed = ", ".join(others[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+        text = f"{taken} is taken, and left out are {listed}: move away what is not meant"
+        checks.warn(config.data.label(problem, split), text)
+
+
+def compare_sources(sources: Sources, checks: Checks) -> None:
+    """Fault where two objects would become one local file, and warn where sources share rows."""
+    by_path: dict[Path, Known] = {}
+    by_content: dict[object, list[Known]] = {}
+    for known in sources:
+        by_path.setdefault(known.wanted.path, known)
+        by_content.setdefault(known.sha256 or _file_of(known.wanted.path), []).append(known)
+    for known in sources:
+        path = known.wanted.path
+        for place in (path, *path.parents):
+            if (other := by_path.get(place)) is not None and other.place != known.place:
+                text = f"{known.wanted.uri} would be staged as {path}, and {other.wanted.uri} as "
+                text += f"{place}: they cannot both be there, give one of them another key"
+                checks.fault(f"{known.label} sources", text)
+    pairs = (itertools.combinations(same, 2) for same in by_content.values())
+    if shared := [line for pair in itertools.chain(*pairs) for line in _shared_rows(*pair)]:
+        more = f"; and {len(shared) - MOST_LISTED} more" if len(shared) > MOST_LISTED else ""
+        text = f"{'; '.join(shared[:MOST_LISTED])}{more}: what is trained on tests nothing"
+        checks.warn("shared rows", text)
+
+
+def _file_of(path: Path) -> object:
+    """What two names of one file have in common."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return path
+    return stat.st_dev, stat.st_ino
+
+
+def _shared_rows(one: Known, other: Known) -> list[str]:
+    """A line on the trajectories that are in two sources of the same content."""
+    (first, end), (start, stop) = (known.wanted.rows or (0, math.inf) for known in (one, other))
+    first, end = max(first, start), min(end, stop)
+    if first >= end or (one.wanted.split == other.wanted.split and one.problem != other.problem):
+        return []
+    rows = "all rows" if end == math.inf else f"rows [{first}, {end})"
+    same = "" if one.wanted.path == other.wanted.path else f" (the same as {other.wanted.uri})"
+    return [f"{rows} of {one.wanted.uri}{same} are in {one.label} and in {other.label}"]
 
 
 def planned(config: RunConfig) -> list[Known]:

@@ -1,0 +1,83 @@
+"""What is staged is known by its content, by what its name alone tells, and by its frames."""
+
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from ups.data.sources import check_unchanged, stage
+from ups.errors import DataError
+from ups.latents.build import ensure
+from ups.latents.key import compute_cache_hash
+
+
+@pytest.fixture
+def local(tiny_data, tmp_path, tiny_config):
+    """`local(**overrides)`: the tiny config on a copy of its files; and their folder."""
+    root = tmp_path / "local"
+    shutil.copytree(tiny_data, root)
+    return lambda **overrides: tiny_config(data__root=str(root), **overrides), root
+
+
+def change_in_place(path):
+    """Other values in the last row, and the time put back."""
+    before = path.stat()
+    with h5py.File(path, "r+") as file:
+        file["tensor"][-1] += 1
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_renamed_file_is_another_key_where_its_name_alone_tells_the_parameter(local):
+    make, root = local
+
+    def key(name, attrs):
+        with h5py.File(root / "burgers1d_val.h5", "r+") as file:
+            file.attrs.clear()
+            file.attrs.update(attrs)
+        for split in ("train", "val"):
+            shutil.copy(root / "burgers1d_val.h5", root / f"{name}_{split}.h5")
+        config = make(data__task=[name])
+        return compute_cache_hash(config, {s: stage(config, s, None) for s in ("train", "val")})
+
+    names = ("burgers1d_Nu1e-3", "burgers1d_Nu0.001", "burgers1d_Nu0.1")
+    first, same, other = (key(name, {}) for name in names)
+    assert first == same != other
+    assert len({key(name, {"Nu": 0.02}) for name in (*names, "burgers1d_other")}) == 1
+
+
+def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_when_staged(local):
+    make, root = local
+
+    def write(name, *shape):
+        with h5py.File(root / name, "w") as file:
+            file.attrs.update({"Nu": 0.02, "dt": 0.01})
+            file["tensor"] = np.ones(shape, "<f4")
+
+    (root / "burgers1d_test.h5").unlink()
+    write("burgers1d_test_000.h5", 3, 41, 256)
+    assert len(stage(make(), "test", None)) == 1
+    write("burgers1d_test_001.h5", 3, 61, 256)
+    wanted = r"test_000\.h5 have 41 frames and those of .*test_001\.h5 61: .* that is 11 and 16"
+    with pytest.raises(DataError, match=wanted):
+        stage(make(), "test", None)
+    write("burgers1d_test_001.h5", 3, 41, 128)
+    with pytest.raises(DataError, match=r"test_001\.h5: .* has 128 grid points, expected 256"):
+        stage(make(), "test", None)
+    write("burgers1d_test_001.h5", 3, 44, 256)  # as many after the time stride
+    assert len(stage(make(), "test", None)) == 2
+
+
+def test_a_file_that_changes_between_hashing_and_encoding_makes_no_entry(local, stage_all):
+    make, root = local
+    config, path = make(), root / "burgers1d_train.h5"
+    staged = stage_all(config)
+    change_in_place(path)
+    wanted = r"burgers1d_train\.h5 was changed while it was read: found SHA-256 .*run again"
+    with pytest.raises(DataError, match=wanted):
+        ensure(config, staged)
+    cache_dir = config.training.latent_cache_dir
+    assert not [*cache_dir.glob("*/CURRENT"), *cache_dir.glob("*/building-*")]
+    (root / "burgers1d_val.h5").touch()
+    check_unchanged(staged["val"])
