@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -48,14 +49,24 @@ def test_train_ends_with_the_score_and_resumes_by_its_name(ups, tmp_path):
     first = read_metrics(run_dir)
     assert len(first.epochs) == 2
     assert first.summary.keys() >= PLAN
-    code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, "--json")
+    shutil.rmtree(tmp_path / "cache")
+    code, output, errors = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, "--json")
     assert code == 0
+    assert f"{run_dir} is complete, nothing is trained: stages.operator.epochs is 2" in errors
     again = json.loads(output)
     assert again["folder"] == str(run_dir)
     assert "startup/ttfs_s" not in again["metrics"]  # every step was taken before
     name = "test/nrmse_rollout"
     assert again["metrics"][name] == read_metrics(run_dir).summary[name] == first.summary[name]
-    assert len(list((tmp_path / "runs").glob("*-mine"))) == 1
+    resume = ("--resume", str(run_dir / "checkpoints" / "last.pt"))
+    code, _, errors = ups("train", "CONFIG", "--run-id", "other", *TWO_EPOCHS, *resume)
+    assert code == 1
+    assert "is complete: it has had 2 epochs" in errors
+    assert "raise that to train on" in errors
+    code, output, _ = ups("validate", "CONFIG", *TWO_EPOCHS, *resume)
+    assert (code, "is complete: it has had 2 epochs" in output) == (1, True)
+    assert [path.name for path in (tmp_path / "runs").glob("*-*")] == [run_dir.name]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):

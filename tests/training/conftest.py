@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ups.config import RunConfig
+from ups.latents.datasets import LatentDataset
+from ups.latents.loader import Latents
+from ups.pipeline.phases import build_cache, load_latents
 from ups.training import checkpoint
 
 
@@ -21,3 +27,39 @@ def assert_same_weights() -> Callable[[Path, Path], None]:
                 assert torch.equal(value, second[which][name]), f"{which} {name}"
 
     return check
+
+
+@pytest.fixture
+def prepared(tiny_config, stage_all, tmp_path) -> Callable[..., tuple[RunConfig, Latents, Path]]:
+    """`prepared(**overrides)`: a config, its latents and a new run folder."""
+
+    def make(folder: str = "run", **overrides: Any) -> tuple[RunConfig, Latents, Path]:
+        config = tiny_config(**overrides)
+        sources, entries = {"burgers1d": stage_all(config)}, None
+        if config.features.preload != "off":
+            entries = {"burgers1d": build_cache(config, sources["burgers1d"])}
+        latents = load_latents(config, sources, entries)
+        run_dir = tmp_path / folder
+        run_dir.mkdir(exist_ok=True)
+        return config, latents, run_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stop_after() -> Callable[[LatentDataset, int], threading.Event]:
+    """`stop_after(data, count)`: an event that is set while batch `count` of it is fetched."""
+
+    def make(data: LatentDataset, count: int) -> threading.Event:
+        stop, real, fetched = threading.Event(), data.batch, []
+
+        def fetch(index_B):
+            fetched.append(index_B)
+            if len(fetched) == count:
+                stop.set()
+            return real(index_B)
+
+        data.batch = fetch
+        return stop
+
+    return make

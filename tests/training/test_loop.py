@@ -9,30 +9,12 @@ import pytest
 import torch
 
 from ups.errors import CheckpointError, DeviceError, Interrupted, TrainingDiverged
-from ups.pipeline.phases import build_cache, load_latents
 from ups.runs.metrics import read_metrics
 from ups.training import checkpoint
 from ups.training.evaluate import evaluate
 from ups.training.loop import epoch_order, train
 from ups.training.step import TrainStep
 from ups.training.validation import validate
-
-
-@pytest.fixture
-def prepared(tiny_config, stage_all, tmp_path):
-    """`prepared(**overrides)`: a config, its latents and a new run folder."""
-
-    def make(folder="run", **overrides):
-        config = tiny_config(**overrides)
-        sources, entries = {"burgers1d": stage_all(config)}, None
-        if config.features.preload != "off":
-            entries = {"burgers1d": build_cache(config, sources["burgers1d"])}
-        latents = load_latents(config, sources, entries)
-        run_dir = tmp_path / folder
-        run_dir.mkdir(exist_ok=True)
-        return config, latents, run_dir
-
-    return make
 
 
 def test_training_lowers_the_loss_and_leaves_a_record_and_a_checkpoint_with_the_config(prepared):
@@ -50,23 +32,11 @@ def test_training_lowers_the_loss_and_leaves_a_record_and_a_checkpoint_with_the_
     assert result.best_val_nrmse == best["val/nrmse_rollout"]
 
 
-def stop_after(data, count):
-    """An event that is set while the batch of the step `count` is fetched."""
-    stop, real, fetched = threading.Event(), data.batch, []
-
-    def fetch(index_B):
-        fetched.append(index_B)
-        if len(fetched) == count:
-            stop.set()
-        return real(index_B)
-
-    data.batch = fetch
-    return stop
-
-
 # The end of an epoch, the start and the middle of one.
 @pytest.mark.parametrize("steps", [8, 9, 10])
-def test_a_stopped_run_resumes_to_the_same_weights(prepared, assert_same_weights, steps):
+def test_a_stopped_run_resumes_to_the_same_weights(
+    prepared, stop_after, assert_same_weights, steps
+):
     config, latents, whole = prepared("whole")
     train(config, latents, whole)
     config, latents, halves = prepared("halves")
@@ -77,8 +47,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(prepared, assert_same_weights
     result = train(config, latents, halves)
     assert result.resumed_from_step == steps
     assert_same_weights(whole, halves)
-    losses = [[row["train/loss"] for row in read_metrics(d).epochs] for d in (whole, halves)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # summed in two parts
+    for name in ("train/loss", "train/lr"):
+        one, other = ([row[name] for row in read_metrics(d).epochs] for d in (whole, halves))
+        assert one == pytest.approx(other, rel=1e-6)  # the loss is summed in two parts
 
 
 def test_sigterm_lets_the_step_end_leaves_a_checkpoint_and_is_delivered(prepared):
@@ -267,11 +238,17 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared, assert_
     assert [row["epoch"] for row in read_metrics(killed).epochs] == [1, 2, 3]
 
 
-def test_a_stop_during_validation_takes_effect_between_its_batches(prepared):
+def test_a_stop_during_validation_takes_effect_between_its_batches(prepared, stop_after):
+    config, latents, whole = prepared("whole", evaluation__batch_size=1)
+    train(config, latents, whole)
     config, latents, run_dir = prepared(evaluation__batch_size=1)
     with pytest.raises(Interrupted):
         train(config, latents, run_dir, stop=stop_after(latents.val, 1))
     assert checkpoint.load(run_dir / "checkpoints/last.pt")["position"]["step"] == 4
+    train(*prepared(evaluation__batch_size=1))  # its first epoch ends without another step
+    one, other = ([row["train/lr"] for row in read_metrics(d).epochs] for d in (whole, run_dir))
+    assert one == other
+    assert one[0] > one[1] > one[2] > 0
 
 
 @pytest.mark.gpu

@@ -147,7 +147,7 @@ def read_manifest(directory: Path) -> Manifest:
     except FileNotFoundError as error:
         raise CacheDamaged(f"{path}: no manifest") from error
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise CacheDamaged(f"{path}: unreadable manifest ({reason})") from error
 
 

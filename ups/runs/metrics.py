@@ -37,11 +37,16 @@ def by_problem(kind: str, metric: str, values: Mapping[str, float]) -> dict[str,
 
 def read_metrics(run_dir: Path) -> Metrics:
     """Read the file; empty where it is missing or, which is logged, cannot be read."""
-    lines = read_file(run_dir / METRICS, lambda text: list(map(json.loads, text.splitlines())))
-    rows = [row for row in lines or () if isinstance(row, dict)]
+    rows = [row for row in read_file(run_dir / METRICS, _rows) or () if isinstance(row, dict)]
     epochs = [row for row in rows if EPOCH in row]
     summaries = [row for row in rows if EPOCH not in row]
     return Metrics(epochs, summaries[-1] if summaries else {})
+
+
+def _rows(text: str) -> list[Any]:
+    if not text:
+        raise ValueError("it is empty, and at least one line was written")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def write_rows(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:

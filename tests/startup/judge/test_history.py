@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from ups.errors import HistoryError
+from ups.files import read_json, write_json
 from ups.runs.breakdown import Span
 from ups.startup.judge.history import History, write_csv
 from ups.startup.judge.verdict import MovedPhase, Verdict
@@ -187,10 +188,10 @@ def test_two_processes_that_start_at_once_lose_nothing(tmp_path, writer):
 def test_fields_of_a_later_version_are_ignored(history, full):
     saved = history.save(full, [WORSE])
     path = history.folder / "b1.json"
-    tree = json.loads(path.read_text())
+    tree = read_json(path)
     for record in (tree, tree["runs"][0], tree["runs"][0]["spans"][0], tree["verdicts"][0]):
         record["added later"] = 3
-    path.write_text(json.dumps(tree))
+    write_json(path, tree)
     assert history.benchmark("b1") == saved
 
 
