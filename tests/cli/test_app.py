@@ -67,6 +67,17 @@ def test_train_ends_with_the_score_and_resumes_by_its_name(ups, tmp_path):
     assert (code, "is complete: it has had 2 epochs" in output) == (1, True)
     assert [path.name for path in (tmp_path / "runs").glob("*-*")] == [run_dir.name]
     assert not (tmp_path / "cache").exists()
+    assert len(list((tmp_path / "runs").glob("*-mine"))) == 1
+    assert json.loads((run_dir / "scores.json").read_text())["num_trajectories"] == 6  # of test
+
+
+def test_train_goes_on_from_a_checkpoint_of_another_run(ups, tmp_path):
+    one, three = ("--set", "stages.operator.epochs=1"), ("--set", "stages.operator.epochs=3")
+    assert ups("train", "CONFIG", "--run-id", "first", *one)[0] == 0
+    (first,) = (tmp_path / "runs").glob("*-first")
+    last = str(first / "checkpoints" / "last.pt")
+    code, _, errors = ups("train", "CONFIG", "--run-id", "second", *three, "--resume", last)
+    assert (code, f"resuming from {last} at epoch 2, step 4" in errors) == (0, True), errors
 
 
 def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
@@ -82,6 +93,11 @@ def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
     assert list(phases) == [*ended, "unaccounted"]
     assert phases["unaccounted"] < 0.5
     assert sum(phases.values()) == pytest.approx(breakdown.ttfs_s)  # one after the other
+    (first,), (rest,) = (
+        [span for span in breakdown.spans if span.phase == phase]
+        for phase in ("first step", "train")
+    )
+    assert first.end == rest.start == breakdown.triggered_at + breakdown.ttfs_s < rest.end
     assert breakdown.metrics.items() <= metrics.items()
     assert metrics["startup/ttfs_s"] == breakdown.ttfs_s
     assert metrics["startup/cache_precompute_time_min"] * 60 == pytest.approx(phases["cache"])

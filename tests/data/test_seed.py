@@ -48,6 +48,11 @@ def test_what_is_missing_of_each_problem_is_generated_with_its_parameter(store, 
         assert file.attrs["beta"] == 0.4
     with h5py.File(s3.directory / BUCKET / "seed" / "burgers1d_nu0.1_val.h5") as file:
         assert file.attrs["Nu"] == 0.1
+    starts = []
+    for split in COUNTS:
+        with h5py.File(s3.directory / BUCKET / "seed" / f"advection1d_{split}.h5") as file:
+            starts += [start.tobytes() for start in file["tensor"][:, 0]]
+    assert len(set(starts)) == sum(COUNTS.values())  # no two splits share a trajectory
 
 
 def test_more_sources_than_one_cannot_be_generated_and_the_message_names_the_problem(store):

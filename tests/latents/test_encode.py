@@ -63,6 +63,12 @@ def test_the_fit_is_the_same_every_time_and_the_manifest_holds_it_to_the_bit(fit
         assert (other.mean, other.std) == (encoder.mean, encoder.std)
 
 
+def test_the_seed_chooses_what_is_fitted(fitted):
+    few = {"encoder__fit_trajectories": 3}
+    stds = [fitted(**few, encoder__fit_seed=seed).std for seed in (0, 0, 1)]
+    assert stds[0] == stds[1] != stds[2]
+
+
 def test_normalised_latents_have_unit_mean_square(fitted, train_file):
     encoder = fitted(latent__dim=32, encoder__fit_trajectories=20)
     latents = encoder.encode(torch.from_numpy(train_file.read(0, 20)[:, ::8]))

@@ -126,11 +126,12 @@ def test_training_ends_after_the_steps_it_may_take_and_is_scored(prepared):
 
 
 def test_patience_ends_training_early(prepared):
-    impatient = {"patience": 1, "epochs": 50, "optimizer__lr": 1e-12}
+    impatient = {"patience": 2, "epochs": 50, "optimizer__lr": 1e-12}
     config, latents, run_dir = prepared(
         **{f"stages__operator__{k}": v for k, v in impatient.items()}
     )
-    assert train(config, latents, run_dir).num_epochs < 50
+    result = train(config, latents, run_dir)
+    assert result.num_epochs == result.best_epoch + 2 < 50
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(prepared):
@@ -163,10 +164,11 @@ def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(prepared):
         train(config, latents, second, resume=last)
 
 
-def test_every_epoch_has_its_own_order_of_all_trajectories(prepared):
+def test_every_epoch_and_seed_has_its_own_order_of_all_trajectories(prepared):
     config, latents, _ = prepared()
     orders = [epoch_order(latents.train, config, epoch) for epoch in range(2)]
-    assert not torch.equal(*orders)
+    orders.append(epoch_order(latents.train, prepared(training__seed=1)[0], 0))
+    assert len({tuple(order.tolist()) for order in orders}) == 3
     assert all(sorted(order.tolist()) == list(range(20)) for order in orders)
 
 

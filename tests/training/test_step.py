@@ -1,10 +1,13 @@
-"""Batches are drawn in the epoch's order, each trajectory once, from any place on."""
+"""One step, against one written out; batches in the epoch's order, from any place on."""
 
+import copy
+
+import pytest
 import torch
 
 from ups.latents.datasets import PreloadedCacheDataset
 from ups.models.conditioning import conditioning
-from ups.training.step import Feed
+from ups.training.step import Feed, TrainStep
 
 
 def numbered(num):
@@ -40,3 +43,73 @@ def test_a_new_epoch_reuses_the_memory_that_a_graph_would_hold():
     feed.begin_epoch(torch.tensor([2, 3, 0, 1]), 0)
     assert drawn(feed.draw(2)) == [2, 3]
     assert (feed._order_N.data_ptr(), feed._next.data_ptr()) == places
+
+
+@pytest.fixture
+def step_on(tiny_config):
+    """`step_on(**overrides)`: a step whose operator is no identity, and a batch (6, 5, 8, 16)."""
+
+    def make(**overrides):
+        step = TrainStep(tiny_config(training__device="cpu", **overrides))
+        generator = torch.Generator().manual_seed(0)
+        step.model.head.weight.data = 0.1 * torch.randn(16, 32, generator=generator)
+        z_BTKD = torch.randn(6, 5, 8, 16, generator=generator)
+        step.begin(PreloadedCacheDataset(z_BTKD, condition(torch.full((6,), 0.02)), "cpu"), 10)
+        step.begin_epoch(torch.arange(6))
+        return step, z_BTKD
+
+    return make
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_loss_and_gradient_are_those_of_every_pair_fed_back_through_the_whole_horizon(
+    step_on, horizon
+):
+    step, z_BTKD = step_on(training__rollout_horizon=horizon, training__grad_clip=1e9)
+    other, told = copy.deepcopy(step.model), condition(torch.full((1,), 0.02))
+    errors = []
+    for trajectory in z_BTKD:
+        for start in range(5 - horizon):
+            z = trajectory[start][None]
+            for j in range(1, horizon + 1):
+                z, target = other(z, told), trajectory[start + j]
+                errors.append((z[0] - target).square().sum() / target.square().sum())
+    assert len(errors) == 6 * (5 - horizon) * horizon
+    expected = torch.stack(errors).mean()
+    expected.backward()
+    step()
+    assert step.loss_sum.item() == pytest.approx(expected.item(), rel=1e-4)
+    first_moments = step.optimizer.state_dict()  # a tenth or so of the only gradient yet
+    beta = step.config.stages.operator.optimizer.betas[0]
+    found = torch.cat([m.flatten() for g in ("0", "1") for m in first_moments[g]["mean"]])
+    gradients = [p.grad for p in other.parameters()]
+    of_groups = [g for g in gradients if g.ndim > 1] + [g for g in gradients if g.ndim <= 1]
+    wanted = (1 - beta) * torch.cat([g.flatten() for g in of_groups])
+    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_the_gradient_is_clipped_to_its_norm(step_on):
+    step, _ = step_on(training__grad_clip=0.01)
+    step()
+    beta = step.config.stages.operator.optimizer.betas[0]
+    moments = [m for group in step.optimizer.state_dict().values() for m in group["mean"]]
+    norm = torch.cat([m.flatten() for m in moments]).norm().item()
+    assert norm == pytest.approx((1 - beta) * 0.01, rel=1e-3)
+
+
+def test_the_average_follows_the_weights_by_its_share_and_is_what_is_saved(step_on):
+    step, _ = step_on()
+    for share in (0.9, 9 / 11):  # it forgets its first steps
+        before = copy.deepcopy(step.ema.state_dict())
+        step()
+        live, saved = step.model.state_dict(), step.state_dict()["ema"]
+        for name, value in saved.items():
+            expected = before[name] + share * (live[name] - before[name])
+            assert torch.allclose(value, expected, atol=1e-7), name
+    assert not torch.equal(saved["head.weight"], live["head.weight"])
+
+
+def test_the_seed_determines_the_weights(tiny_config):
+    weights = [TrainStep(tiny_config(training__seed=seed)).model.embed.weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
