@@ -169,6 +169,8 @@ class Stack:
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+            # A cancelled run whose worker died ends, and gives its slot back; default: 300.
+            "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "60",
             **WORKER_ENV,
             **env,
             "PATH": f"{BIN_DIR}{os.pathsep}{env.get('PATH', os.defpath)}",

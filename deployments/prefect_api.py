@@ -99,19 +99,28 @@ def deployment_names(client: httpx.Client) -> set[str]:
     return {d["name"] for d in _json(client.post("/deployments/filter", json={}))}
 
 
-def crash_runs(client: httpx.Client, pool: str, message: str) -> list[str]:
-    """Mark the pool's runs that are under way as Crashed; returns their names."""
+def end_runs(client: httpx.Client, pool: str, message: str) -> list[str]:
+    """Mark the pool's runs that are under way as Crashed, or as Cancelled where that was asked for.
+
+    Returns:
+        Their names.
+    """
     under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
     where = {"flow_runs": under_way, "work_pools": {"name": {"any_": [pool]}}}
     runs = _json(client.post("/flow_runs/filter", json=where))
     for run in runs:
-        crash_run(client, run["id"], message)
+        is_cancelling = run["state_type"] == "CANCELLING"
+        _end_run(client, run["id"], "Cancelled" if is_cancelling else "Crashed", message)
     return [run["name"] for run in runs]
 
 
 def crash_run(client: httpx.Client, run_id: str, message: str) -> None:
     """Mark a run as Crashed, whatever state it is in."""
-    state = {"type": "CRASHED", "name": "Crashed", "message": message}
+    _end_run(client, run_id, "Crashed", message)
+
+
+def _end_run(client: httpx.Client, run_id: str, name: str, message: str) -> None:
+    state = {"type": name.upper(), "name": name, "message": message}
     _json(client.post(f"/flow_runs/{run_id}/set_state", json={"state": state, "force": True}))
 
 

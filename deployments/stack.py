@@ -114,7 +114,7 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
 
 
 def down(stack: Stack, say: Say) -> list[str]:
-    """Stop what `up` started; runs under way are marked as Crashed. Returns what was stopped."""
+    """Stop what `up` started; runs under way are ended, too. Returns what was stopped."""
     processes = stack.processes
     stopped = []
     with stack.lock():
@@ -188,7 +188,7 @@ def _prepare(client: httpx.Client, started: list[str]) -> bool:
     if [pool for pool, text in POOLS.items() if api.create_pool(client, pool, text)]:
         started.append("work-pools")
     if "worker" in started and not api.other_workers(client, "local"):
-        api.crash_runs(client, "local", "The worker was not running any more.")
+        api.end_runs(client, "local", "The worker was not running any more.")
     return True
 
 
@@ -252,12 +252,12 @@ def _end_orphans(stack: Stack, say: Say) -> None:
         with httpx.Client(base_url=stack.api_url, timeout=5) as client:
             if not api.is_ready(client):  # stopped while it was starting
                 return
-            names = api.crash_runs(client, "local", "The stack was stopped (`ups down`).")
+            names = api.end_runs(client, "local", "The stack was stopped (`ups down`).")
     except httpx.HTTPError as error:
-        say("runs", None, f"could not be marked as Crashed: {error!r}")
+        say("runs", None, f"could not be ended: {error!r}")
         return
     if names:
-        say("runs", None, f"marked as Crashed: {', '.join(names)}")
+        say("runs", None, f"ended: {', '.join(names)}")
 
 
 def _store_answers(stack: Stack) -> bool:

@@ -7,6 +7,10 @@ Prefect's own worker asks every 10 seconds by default; asking more often makes S
 The stream tells within milliseconds that a run was scheduled. Events only wake: what is to be
 run is always what the server answers, so an event that is lost, late or double loses and doubles
 nothing. A run scheduled for later is waited for by the clock.
+
+Prefect's worker cancels a run through the process that it has told to watch for that. Where there
+is none yet, or none any more, the run would stay Cancelling and keep its deployment's slot; here it
+ends Cancelled as well.
 """
 
 from __future__ import annotations
@@ -19,30 +23,69 @@ import os
 import signal
 import subprocess
 import sys
+from abc import ABC
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
 
 import anyio
+from anyio.abc import TaskStatus
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
-from prefect.workers.process import ProcessWorker
+from prefect.states import Cancelled
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.processes import say_ending
 
 log = logging.getLogger("prefect.worker.events")
 
-EVENTS = ["prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingRetry"]
+WAKING = ["prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingRetry"]
+CANCELLING = "prefect.flow-run.Cancelling"
 RECONNECT_S = (0.5, 1, 2, 5)
 SECOND_LOOK_S = 0.1
 LOOK_AHEAD_S = 30.0
 
 
+class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its registry of types
+    """Prefect's own, with an end for every run that is cancelled."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.under_way: set[UUID] = set()
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        task_status: TaskStatus[int] | None = None,
+    ) -> ProcessWorkerResult:
+        """Run it in a process; a cancel that came before that process could know is heard here."""
+        self.under_way.add(flow_run.id)
+        try:
+            return await super().run(flow_run, configuration, task_status)
+        finally:
+            self.under_way.discard(flow_run.id)
+            await self.end_cancelling(flow_run.id)
+
+    async def end_cancelling(self, run_id: UUID) -> None:
+        """Mark a run as Cancelled if it is Cancelling, and has no process of this worker's."""
+        try:
+            run = await self.client.read_flow_run(run_id)
+            if run.state and run.state.is_cancelling() and run_id not in self.under_way:
+                ended = Cancelled(message="It was cancelled before it began.")
+                await self.client.set_flow_run_state(run_id, ended, force=True)
+        except Exception as error:  # noqa: BLE001 (the server's own clean-up ends it, later)
+            log.warning("could not end the cancelled run %s: %s", run_id, error)
+
+
 class Waker:
     """Submits what is due whenever it is woken; one at a time, however many events there are."""
 
-    def __init__(self, worker: ProcessWorker) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._wake = asyncio.Event()
 
@@ -66,7 +109,7 @@ class Waker:
 
     async def listen(self) -> None:
         """Wake on every event; after each connection once, for what was missed before it."""
-        only = EventFilter(event=EventNameFilter(name=EVENTS))
+        only = EventFilter(event=EventNameFilter(name=[*WAKING, CANCELLING]))
         failures = 0
         while True:
             try:
@@ -74,8 +117,13 @@ class Waker:
                     log.info("listening for scheduled runs")
                     failures = 0
                     self.wake()
-                    async for _ in subscriber:
-                        self.wake()
+                    async for event in subscriber:
+                        if event.event != CANCELLING:
+                            self.wake()
+                        # One that waits to be retried is in no worker's hands.
+                        elif event.payload["intended"]["from"] == "SCHEDULED":
+                            run_id = event.resource.id.removeprefix("prefect.flow-run.")
+                            await self.worker.end_cancelling(UUID(run_id))
             except Exception as error:  # noqa: BLE001 (whatever ended the stream: connect again)
                 log.info("event stream lost (%s): polling until it is back", error)
             await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
@@ -108,7 +156,7 @@ async def work(
     pool: str, name: str, queues: list[str] | None = None, limit: int | None = None
 ) -> None:
     """Run the worker until it is cancelled; on all queues of the pool, or on these alone."""
-    worker = ProcessWorker(
+    worker = Worker(
         work_pool_name=pool,
         work_queues=queues,
         name=name,
@@ -121,7 +169,7 @@ async def work(
         group.cancel_scope.cancel()
 
 
-async def _wake_on_events(worker: ProcessWorker) -> None:
+async def _wake_on_events(worker: Worker) -> None:
     while not worker._has_successfully_synced:
         await asyncio.sleep(0.05)
     waker = Waker(worker)

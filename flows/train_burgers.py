@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.cache import cache_task
+from tasks.cancel import told_from_a_crash
 from tasks.phases import (
     download,
     evaluate,
@@ -96,9 +97,8 @@ def train_burgers(
     run.provision = claim(run.run_dir)
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
-    with running(
-        run, lambda: _report(run), deployment=str(deployment) if deployment else None
-    ) as trackers:
+    record = running(run, lambda: _report(run), deployment=str(deployment) if deployment else None)
+    with told_from_a_crash(run_id), record as trackers:
         try:
             store, refused = _open_store(resolved)  # no request, but a client is made
             validate_config(resolved, resume, run.run_dir, refused)

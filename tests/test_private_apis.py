@@ -38,6 +38,15 @@ def process_worker():
     assert asyncio.run(worker.get_and_submit_flow_runs()) == []  # until then it asks nobody
 
 
+def control_listener():
+    from prefect._internal import control_listener
+
+    control_listener._set_intent("cancel")  # in place of what the worker announces
+    assert control_listener.get_intent() == "cancel"
+    control_listener.clear_intent()
+    assert control_listener.get_intent() is None
+
+
 def deployment_client():
     from prefect.client.orchestration import PrefectClient
     from prefect.client.orchestration._deployments.client import DeploymentAsyncClient as Client
@@ -137,6 +146,7 @@ CHECKS = {
     dispatch_mode: "_schema torch.utils._python_dispatch torch.utils._pytree",
     end_of_an_interpreter: "_run_exitfuncs _shutdown",
     foreach: "_foreach_add_ _foreach_mul_ _foreach_sub _foreach_zero_",
+    control_listener: "_set_intent prefect._internal",
     process_worker: "_has_successfully_synced _work_pool_name",
     raw_stream: "_raw_stream",
     storage_cdata: "_cdata",

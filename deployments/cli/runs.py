@@ -15,7 +15,7 @@ import typer
 
 from deployments.cli.stack import Host, PartLines, PrefectPort, S3Port, bring_up
 from ups.cli import completion
-from ups.cli.console import FAILED, INTERRUPTED, TIMED_OUT, errors_shown, print_json
+from ups.cli.console import CANCELLED, FAILED, INTERRUPTED, TIMED_OUT, errors_shown, print_json
 from ups.cli.options import CONFIG_HELP, JsonOption, ParamOption, TimeoutOption, key_value
 from ups.progress import Show, progress_shown
 
@@ -223,6 +223,10 @@ def _with_bars(say: Callable[[str], None], show: Show) -> Callable[[str], None]:
 
 def _exit_unless_completed(stack: Stack, ended: dict[str, Any]) -> None:
     state = ended["state"]
+    if state["type"] == "CANCELLED":
+        _say_url(stack, ended["id"], as_error=True)
+        typer.echo("the run was cancelled", err=True)
+        raise typer.Exit(CANCELLED)
     if state["type"] != "COMPLETED":
         _say_url(stack, ended["id"], as_error=True)
         message = state["message"] or f"its log: {stack.processes.log_path('worker')}"

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from deployments.layout import BIN_DIR
+from tests.live import wait_until
 from ups.config import SPLITS
 from ups.latents.store import list_entries
 from ups.runs.folder import find_run_dir
@@ -85,7 +86,10 @@ def set_state(live, run_id, kind, name):
 def cancel(live, run_id):
     """Returns the seconds until it was cancelled."""
     set_state(live, run_id, "CANCELLING", "Cancelling")
-    return live.wait(lambda: live.run(run_id)["state_type"] == "CANCELLED")
+    took = live.wait(lambda: live.run(run_id)["state_type"] == "CANCELLED")
+    states = live.ask("GET", f"/flow_run_states/?flow_run_id={run_id}")
+    assert "Crashed" not in {state["name"] for state in states}
+    return took
 
 
 def retry(live, run_id):
@@ -199,6 +203,26 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
     epochs = [row["epoch"] for row in read_metrics(folder).epochs]
     assert RunInfo.load(folder).attempt == 2
     assert epochs == list(range(1, len(epochs) + 1))  # none twice: it went on where it was
+
+    in_an_hour = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+    details = {"state_details": {"scheduled_time": in_an_hour}}
+    waiting = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry", **details}}
+    live.ask("POST", f"/flow_runs/{run_id}/set_state", waiting)
+    assert cancel(live, run_id) < CANCEL_S  # no process is there any more to be told
+
+
+def test_a_run_cancelled_before_it_begins_ends_cancelled_and_frees_its_slot(live):
+    run_id = live.ask(
+        "POST",
+        f"/deployments/{live.deployment('train-burgers/train-burgers')['id']}/create_flow_run",
+        {"parameters": {"config": str(live.config)}},
+    )["id"]
+    wait_until(lambda: live.run(run_id)["state_type"] == "PENDING", 20)
+    assert cancel(live, run_id) < CANCEL_S
+    limit = live.deployment("train-burgers/train-burgers")["global_concurrency_limit"]
+    assert limit["active_slots"] == 0
+    done = live.ups("follow", run_id)
+    assert (done.returncode, "the run was cancelled" in done.stderr) == (3, True)
 
 
 def test_a_run_cancelled_while_it_downloads_ends_cancelled(live):

@@ -18,13 +18,15 @@ from ups.errors import UpsError
 
 FAILED = 1
 USAGE = 2  # typer's own
+CANCELLED = 3
 TIMED_OUT = 124
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 TERMINATED = 143  # 128 + SIGTERM
 
 EXIT_CODES = f"""\
 Exit codes: 0 done; {FAILED} it failed, or found a fault (a damaged entry, a slower startup); \
-{USAGE} the command line is wrong; {TIMED_OUT} --timeout is over, the run goes on; \
+{USAGE} the command line is wrong; {CANCELLED} the run was cancelled; \
+{TIMED_OUT} --timeout is over, the run goes on; \
 {INTERRUPTED} Ctrl-C; {TERMINATED} SIGTERM."""
 
 PIPE_COLUMNS = 200

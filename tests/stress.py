@@ -1,0 +1,158 @@
+"""Cancels and kills runs at random moments, through a stack of its own; no part of the tests.
+
+    .venv/bin/python -m tests.stress cancel --rounds 10
+    .venv/bin/python -m tests.stress kill --rounds 50
+
+A line for each round, with what was wrong in it; exit code 1 if anything was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+
+from tests.conftest import TINY_OVERRIDES
+from tests.live import LiveStack
+from ups.config import SPLITS, dump_config, load_config
+from ups.runs.index import breakdown_of
+
+CANCEL_S = 10.0
+EPOCHS = {"cancel": 100_000, "kill": 300}  # for ever; a few seconds
+
+
+class Stress:
+    """A stack with a tiny config, and the deployment that is troubled."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        self.live = LiveStack(folder, {})
+        self.runs_dir = folder / "runs"
+        overrides = {
+            **TINY_OVERRIDES,
+            "runs_dir": str(self.runs_dir),
+            "data.root": str(folder / "staged"),
+            "data.sources": {split: [{"key": f"tiny/{split}.h5"}] for split in SPLITS},
+            "data.generate.num_trajectories": {"train": 12, "val": 4, "test": 4},
+            "training.latent_cache_dir": str(folder / "cache"),
+            "stages.operator.epochs": 2,
+        }
+        config = folder / "tiny.yaml"
+        config.write_text(dump_config(load_config("smoke", overrides)))
+        done = self.live.ups("run", "--config", str(config))
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.deployment = self.live.deployment("train-burgers/train-burgers")["id"]
+        again = {"stages.operator.epochs": epochs}
+        self.parameters = {"config": str(config), "overrides": again, "overwrite_cache": True}
+
+        self.expected = None if epochs == EPOCHS["cancel"] else self.reference()
+
+    def reference(self) -> float | None:
+        """What a run scores that nobody troubles."""
+        run_id = self.trigger()
+        self.live.wait_for_state(run_id)
+        return self.score(run_id)
+
+    def trigger(self) -> str:
+        body = {"parameters": self.parameters}
+        path = f"/deployments/{self.deployment}/create_flow_run"
+        return str(self.live.ask("POST", path, body)["id"])
+
+    def states(self, run_id: str) -> list[str]:
+        """The names of the states that a run went through."""
+        found = self.live.ask("GET", f"/flow_run_states/?flow_run_id={run_id}")
+        return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
+
+    def is_slot_free(self) -> bool:
+        found = self.live.deployment("train-burgers/train-burgers")["global_concurrency_limit"]
+        return found["active_slots"] == 0
+
+    def score(self, run_id: str) -> float | None:
+        found = breakdown_of(self.runs_dir, UUID(run_id))
+        return found.nrmse_rollout if found else None
+
+
+def cancel(stress: Stress, after_s: float) -> list[str]:
+    """Cancel a run so long after its trigger; returns what was wrong."""
+    live, run_id = stress.live, stress.trigger()
+    time.sleep(after_s)
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    live.ask("POST", f"/flow_runs/{run_id}/set_state", state)
+    began = time.monotonic()
+    while live.run(run_id)["state_type"] != "CANCELLED" and time.monotonic() - began < 30:
+        time.sleep(0.25)
+    took, states = time.monotonic() - began, stress.states(run_id)
+    print(f"  {' → '.join(states)}, {took:.1f} s", flush=True)
+    time.sleep(1)
+    wrong = [f"{took:.1f} s until it was cancelled"] if took > CANCEL_S else []
+    wrong += ["it showed as Crashed"] if "Crashed" in stress.states(run_id) else []
+    return wrong + ([] if stress.is_slot_free() else ["its slot is not free"])
+
+
+def kill(stress: Stress, after_s: float) -> list[str]:
+    """Kill the process of a run so long after its trigger, and retry; returns what was wrong."""
+    live, run_id = stress.live, stress.trigger()
+    time.sleep(after_s)
+    killed = [process.kill() for process in processes_of_runs(live)]
+    first = live.wait_for_state(run_id)["state"]
+    print(f"  {first['name']}: {first['message']}", flush=True)
+    wrong = []
+    if killed and (first["type"] != "CRASHED" or "SIGKILL" not in first["message"]):
+        wrong.append("it was killed, and does not say so")
+    if first["type"] != "COMPLETED":
+        state = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}}
+        live.ask("POST", f"/flow_runs/{run_id}/set_state", state)
+        live.wait(lambda: live.run(run_id)["state_type"] != first["type"])
+        again = live.wait_for_state(run_id)["state"]
+        if again["type"] != "COMPLETED":
+            wrong.append(f"the retry ended {again['name']}: {again['message']}")
+    if (score := stress.score(run_id)) != stress.expected:
+        wrong.append(f"scored {score}, expected {stress.expected}")
+    return wrong
+
+
+def processes_of_runs(live: LiveStack) -> list[psutil.Process]:
+    """Those that were forked for a run, by a keeper, which belongs to init."""
+    socket, worker = str(live.stack.folder / "warm.sock"), live.stack.processes.running("worker")
+    forks = {p.pid: p for p in psutil.process_iter(["cmdline", "ppid"])}
+    forks = {pid: p for pid, p in forks.items() if socket in (p.info["cmdline"] or ())}
+    assert worker is not None
+    outside = {worker.pid, *forks}
+    keepers = {pid for pid, p in forks.items() if p.info["ppid"] not in outside}
+    return [p for p in forks.values() if p.info["ppid"] in keepers]
+
+
+def main() -> None:
+    plain = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("what", choices=("cancel", "kill"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--within", type=float, help="seconds from the trigger (cancel 3, kill 8)")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    within_s = given.within or {"cancel": 3.0, "kill": 8.0}[given.what]
+    trouble = {"cancel": cancel, "kill": kill}[given.what]
+    draw, bad = random.Random(given.seed), 0
+    with tempfile.TemporaryDirectory() as folder:
+        stress = Stress(Path(folder), EPOCHS[given.what])
+        try:
+            for number in range(1, given.rounds + 1):
+                after_s = draw.uniform(0, within_s)
+                print(f"{number}: {given.what} after {after_s:.2f} s", flush=True)
+                wrong = trouble(stress, after_s)
+                bad += bool(wrong)
+                print(f"  {'; '.join(wrong) or 'as it should be'}", flush=True)
+        finally:
+            stress.live.ups("down")
+            stress.live.api.close()
+    print(f"{given.rounds - bad} of {given.rounds} as they should be")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
