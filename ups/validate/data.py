@@ -13,13 +13,13 @@ from ups.data.sources import check_frames, open_file
 from ups.errors import UpsError
 from ups.units import format_size
 from ups.validate.check import Check, Checks
+from ups.validate.shared import compare_sources
 from ups.validate.sources import (
     Answers,
     Known,
     Place,
     Sources,
     ask_store,
-    compare_sources,
     compared,
     find_sources,
     select,

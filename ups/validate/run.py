@@ -15,7 +15,8 @@ from ups.validate.cache import Found, finds_entries, to_build, validate_cache
 from ups.validate.check import GROUPS, Check, Checks, Group, Report
 from ups.validate.disk import validate_disk
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
-from ups.validate.sources import Sources, compare_sources, find_sources
+from ups.validate.shared import compare_sources
+from ups.validate.sources import Sources, find_sources
 from ups.validate.training import validate_checkpoint, validate_device, validate_device_early
 
 log = logging.getLogger(__name__)
