@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -11,11 +12,15 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """Starts the call at once; what it returns or raises waits in `result`."""
+    """Starts the call at once; what it returns or raises waits in `result`.
+
+    It runs in the context of whoever started it, so that its log lines go to the same run.
+    """
 
     def __init__(self, call: Callable[[], T], name: str) -> None:
         self._outcome: Future[T] = Future()
-        threading.Thread(target=self._work, args=(call,), name=name, daemon=True).start()
+        work = contextvars.copy_context().run
+        threading.Thread(target=work, args=(self._work, call), name=name, daemon=True).start()
 
     def is_done(self, timeout_s: float) -> bool:
         """Whether it ended within this time."""

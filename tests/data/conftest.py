@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import io
 import socket
 import struct
 import threading
@@ -26,6 +27,12 @@ class Faults:
         delay_s: wait before every 64 KiB of a body.
         stall: an event that must be set before a body goes on past `cut_after` bytes.
         whole: sent with status 200, whatever range was asked for.
+        refuse: status, code and message that answer each request, of a HEAD the status alone.
+        refused: so many were.
+        page: a web page with status 200 answers each request.
+        head_status: answers each HEAD.
+        edit: changes the headers of an answer; takes the request's method and them.
+        retry_after: goes with SlowDown.
         on_range: called before a range is asked for upstream.
     """
 
@@ -37,6 +44,12 @@ class Faults:
     delay_s: float = 0
     stall: threading.Event | None = None
     whole: bytes | None = None
+    refuse: tuple[int, str, str] | None = None
+    refused: int = 0
+    page: bool = False
+    head_status: int | None = None
+    edit: Callable[[str, dict[str, str]], object] = lambda method, headers: None
+    retry_after: str | None = None
     on_range: Callable[[], None] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -54,6 +67,10 @@ class Proxy:
     ranges: list[str] = field(default_factory=list)  # Range headers, as they came
 
 
+def error(code: str, message: str) -> bytes:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -69,47 +86,70 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         faults, ranged = self.proxy.faults, self.headers["Range"]
+        if self._refused(faults):
+            return None
         if ranged is None:
-            return self._forward(Faults())
+            return self._forward(Faults(edit=faults.edit))
         with faults.lock:
             self.proxy.ranges.append(ranged)
         if faults.on_range is not None:
             faults.on_range()
         if faults.take("answer_503"):
-            body = b"<Error><Code>SlowDown</Code><Message>busy</Message></Error>"
-            return self._answer(503, body)
+            later = {"Retry-After": faults.retry_after} if faults.retry_after else {}
+            return self._answer(503, error("SlowDown", "busy"), **later)
         if faults.whole is not None:
-            return self._answer(200, faults.whole, ETag='"whole"')
+            self._head(200, {"Content-Length": str(len(faults.whole)), "Etag": '"whole"'}, faults)
+            return self._relay(io.BytesIO(faults.whole), faults)
         return self._forward(faults)
 
     def do_HEAD(self):
-        self._forward(Faults())
+        faults = self.proxy.faults
+        if self._refused(faults):
+            return
+        if faults.head_status is not None:
+            self._answer(faults.head_status, b"")
+        else:
+            self._forward(Faults(edit=faults.edit))
 
     def log_message(self, *args):
         pass
 
+    def _refused(self, faults: Faults) -> bool:
+        if faults.page:
+            self._answer(
+                200, b"<!doctype html><title>Console</title>", **{"Content-Type": "text/html"}
+            )
+        elif faults.refuse is not None:
+            status, code, message = faults.refuse
+            with faults.lock:
+                faults.refused += 1
+            self._answer(status, error(code, message))
+        return faults.page or faults.refuse is not None
+
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        self._head(status, {"Content-Length": str(len(body)), **headers}, self.proxy.faults)
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def _head(self, status: int, headers: dict[str, str], faults: Faults) -> None:
+        faults.edit(self.command, headers)
+        self.send_response_only(status)
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
 
     def _forward(self, faults: Faults) -> None:
         connection = http.client.HTTPConnection(*self.upstream, timeout=20)
         try:
             connection.request(self.command, self.path, headers=dict(self.headers))
             response = connection.getresponse()
-            self.send_response_only(response.status)
-            for name, value in response.getheaders():
-                self.send_header(name, value)
-            self.end_headers()
+            self._head(response.status, dict(response.getheaders()), faults)
             if self.command == "GET":
                 self._relay(response, faults)
         finally:
             connection.close()
 
-    def _relay(self, response: http.client.HTTPResponse, faults: Faults) -> None:
+    def _relay(self, response: http.client.HTTPResponse | io.BytesIO, faults: Faults) -> None:
         reset, truncate = faults.take("reset"), faults.take("truncate")
         corrupt, sent = faults.take("corrupt"), 0
         while chunk := response.read(64 << 10):

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ups.data.s3errors import answer
+from ups.data.answers import version_of
+from ups.data.s3errors import StoreRefuses, answer
 from ups.errors import DataError, ObjectUnavailable
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ class Manifests:
 
     Args:
         call: takes a URI and a call to make; tries again what can pass, explains what cannot.
+        endpoint: of the store, for messages.
     """
 
-    def __init__(self, client: S3Client, call: Callable[[str, Callable[[], Any]], Any]) -> None:
-        self._client, self._call = client, call
+    def __init__(
+        self, client: S3Client, call: Callable[[str, Callable[[], Any]], Any], endpoint: str
+    ) -> None:
+        self._client, self._call, self._endpoint = client, call, endpoint
         self._read: dict[tuple[str, str], Manifest] = {}
         self._lock = threading.Lock()
 
@@ -67,8 +71,10 @@ class Manifests:
         uri = f"s3://{bucket}/{manifest_key}"
 
         def get() -> bytes:
-            body = self._client.get_object(Bucket=bucket, Key=manifest_key)["Body"]
+            found = self._client.get_object(Bucket=bucket, Key=manifest_key)
+            body = found["Body"]
             try:
+                version_of(found, uri, self._endpoint)
                 return body.read()
             finally:
                 body.close()
@@ -76,6 +82,8 @@ class Manifests:
         try:
             manifest = json.loads(self._call(uri, get))
             return {name: _checked(entry) for name, entry in manifest.items()}
+        except StoreRefuses:
+            raise
         except ObjectUnavailable as error:
             # Without the right to list, AWS answers 403 for a key that is not there.
             if answer(error.__cause__)[1] == 403:

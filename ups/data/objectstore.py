@@ -6,33 +6,36 @@ stands beside the objects (`manifests`).
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ups.background import Background
-from ups.data.manifests import Manifests
-from ups.data.s3errors import (
-    CREDENTIALS_HINT,
-    ObjectChanged,
-    Retry,
-    answer,
-    describe,
-    retrying,
-    transport_errors,
+from ups.data.answers import (
+    Answer,
+    Version,
+    covered,
+    md5_of,
+    refuse_archived,
+    total_bytes,
+    version_of,
 )
+from ups.data.connect import connect
+from ups.data.manifests import Manifests
+from ups.data.s3errors import NoRanges, ObjectChanged, Retry, answer, retrying, transport_errors
 from ups.data.stamps import hash_file
-from ups.errors import ConfigError, FetchError, ObjectUnavailable
+from ups.errors import FetchError, ObjectUnavailable
 from ups.progress import Progress
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
-    from mypy_boto3_s3 import S3Client
 
-NUM_CONNECTIONS = 32  # kept open; at least the threads that share a store
+# A HEAD has no body, so these may not say what is wrong; or HEAD alone is refused.
+_UNEXPLAINED = (301, 307, 400, 401, 403, 405, 501)
+_SKIP_BYTES = 1 << 20
+
 T = TypeVar("T")
 
 
@@ -43,12 +46,23 @@ class ObjectInfo:
     bucket: str
     key: str
     num_bytes: int
-    etag: str  # as sent, with its quotes; the time of the last change where the store has none
+    version: Version
     sha256: str | None  # from the manifest
+    md5: str | None  # from the ETag
 
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def etag(self) -> str:
+        """As stamps and journals hold it, with the time of the last change."""
+        return str(self.version)
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether there is a digest to compare the bytes with."""
+        return self.sha256 is not None or self.md5 is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +80,14 @@ class ObjectStore:
         endpoint_url: default: what boto3 finds (AWS_ENDPOINT_URL_S3, the profile, AWS).
         retry: how often, and how long apart, failures that can pass are tried again.
     Raises:
-        ConfigError: the endpoint is no URL.
-        ObjectUnavailable: the AWS profile does not exist.
+        ConfigError, ObjectUnavailable: see `connect`.
     """
 
     def __init__(self, endpoint_url: str | None = None, *, retry: Retry | None = None) -> None:
         self.retry = retry or Retry()
-        self._client, self._another_client = _connect(endpoint_url)
+        self._client, self._another_client = connect(endpoint_url)
         self.endpoint = self._client.meta.endpoint_url
-        self._manifests = Manifests(self._client, self._call)
+        self._manifests = Manifests(self._client, self._call, self.endpoint)
 
     def close(self) -> None:
         self._client.close()
@@ -98,8 +111,8 @@ class ObjectStore:
     ) -> tuple[ObjectInfo, Opened | None]:
         """What `head` says, by asking at once for the first bytes: one round trip less.
 
-        Returns: the object, and its first `num_bytes` bytes, or all where it is smaller; the caller
-            closes them. None where the object is empty, or the store knows no ranges.
+        Returns: the object, and its first `num_bytes` bytes, or all where it is smaller or the
+            store knows no ranges; the caller closes them. None where the object is empty.
         Raises: as `head`.
         """
 
@@ -116,11 +129,25 @@ class ObjectStore:
         info, found = self._describe(bucket, key, get, fresh, None)
         if "Body" not in found:
             return info, None
-        opened = Opened(found["Body"], found["ContentLength"])
-        if opened.num_bytes != min(num_bytes, info.num_bytes):
-            opened.body.close()
-            return info, None
-        return info, opened
+        body = found["Body"]
+        try:
+            start, end = covered(found, info.num_bytes, info.uri)
+        except ConnectionError:
+            start, end = 0, 0
+        except BaseException:
+            body.close()
+            raise
+        if start == 0 and end in (min(num_bytes, info.num_bytes), info.num_bytes):
+            return info, Opened(body, end)
+        body.close()
+        return info, None
+
+    def bytes_by_head(self, bucket: str, key: str) -> int | None:
+        """The size that the answer to a HEAD says; None where it says none."""
+        try:
+            return self._client.head_object(Bucket=bucket, Key=key).get("ContentLength") or None
+        except transport_errors():
+            return None
 
     def _describe(
         self, bucket: str, key: str, ask: Callable[[], Any], fresh: bool, retry: Retry | None
@@ -144,17 +171,28 @@ class ObjectStore:
     def _compared(
         self, bucket: str, key: str, found: Any, entry: dict[str, Any] | None, fresh: bool
     ) -> ObjectInfo:
-        _, _, total = found.get("ContentRange", "").rpartition("/")  # "bytes 0-99/1234"
-        num_bytes = int(total) if total else found["ContentLength"]
+        uri = f"s3://{bucket}/{key}"
+        version = version_of(found, uri, self.endpoint)
+        refuse_archived(found, uri)
+        num_bytes = total_bytes(found)
+        if num_bytes is None and "Body" in found:
+            num_bytes = total_bytes(self._call(uri, lambda: self._ask_head(bucket, key)))
+        if num_bytes is None and entry:
+            num_bytes = entry["bytes"]
+        if num_bytes is None:
+            raise FetchError(
+                f"{uri}: {self.endpoint} tells its size neither by Content-Length nor by "
+                "Content-Range; put a manifest.json with its size and SHA-256 beside it"
+            )
         if entry and entry["bytes"] != num_bytes and not fresh:
             entry = self._manifests.entry(bucket, key, fresh=True)
         if entry and entry["bytes"] != num_bytes:
             raise FetchError(
-                f"s3://{bucket}/{key}: {num_bytes} bytes, but its manifest says {entry['bytes']}. "
+                f"{uri}: {num_bytes} bytes, but its manifest says {entry['bytes']}. "
                 "If it is being uploaded, try again later; else upload it anew"
             )
-        sha256 = entry["sha256"] if entry else None
-        return ObjectInfo(bucket, key, num_bytes, _identity(found), sha256)
+        sha256, md5 = entry["sha256"] if entry else None, md5_of(found, bucket)
+        return ObjectInfo(bucket, key, num_bytes, version, sha256, md5)
 
     def exists(self, bucket: str, key: str) -> bool:
         """Whether the object is there; a missing bucket is a no.
@@ -175,22 +213,46 @@ class ObjectStore:
     def open_range(self, info: ObjectInfo, start: int, end: int) -> StreamingBody:
         """The bytes [start, end) of the very object that `info` describes; the caller closes it.
 
-        Some stores ignore If-Match, so the answer's own ETag is compared as well.
+        The answer's own ETag is compared: some stores ignore If-Match, and a proxy that changes
+        ETags has it refused.
+
+        Raises:
+            NoRanges: the store sends the whole object; only its end is then read from `start` on.
         """
-        condition: dict[str, Any] = {"IfMatch": info.etag} if info.etag.startswith('"') else {}
         found = self._client.get_object(
-            Bucket=info.bucket, Key=info.key, Range=f"bytes={start}-{end - 1}", **condition
+            Bucket=info.bucket, Key=info.key, Range=f"bytes={start}-{end - 1}"
         )
         body = found["Body"]
-        if _identity(found) != info.etag:
+        try:
+            self._skip_to(info, found, start, end)
+        except BaseException:
             body.close()
-            raise ObjectChanged(f"{info.uri}: the object changed while it was read")
-        if found["ContentLength"] != end - start:
-            body.close()
-            raise ConnectionError(
-                f"asked for bytes {start}-{end - 1}, was offered {found['ContentLength']} bytes"
-            )
+            raise
         return body
+
+    def _skip_to(self, info: ObjectInfo, found: Answer, start: int, end: int) -> None:
+        """Check that the body is the range that was asked for, or have it begin there."""
+        if not version_of(found, info.uri, self.endpoint).is_of(info.version):
+            raise ObjectChanged(f"{info.uri}: the object changed while it was read")
+        total = total_bytes(found)
+        if total not in (None, info.num_bytes):
+            raise ObjectChanged(
+                f"{info.uri}: {total} bytes by the answer to a range, {info.num_bytes} before"
+            )
+        offered = covered(found, info.num_bytes, info.uri)
+        if offered == (start, end):
+            return
+        if offered != (0, info.num_bytes):
+            raise ConnectionError(
+                f"asked for bytes {start}-{end - 1}, was offered {offered[0]}-{offered[1] - 1}"
+            )
+        if end != info.num_bytes:
+            raise NoRanges(f"{info.uri}: {self.endpoint} knows no ranges")
+        while start:
+            skipped = len(found["Body"].read(min(start, _SKIP_BYTES)))
+            if not skipped:
+                raise ConnectionError(f"the body ended {start} bytes before the range")
+            start -= skipped
 
     def upload(
         self, path: Path, bucket: str, key: str, progress: Progress | None = None
@@ -224,19 +286,31 @@ class ObjectStore:
                     progress(sent, num_bytes)
 
         def put() -> None:
+            nonlocal sent
+            sent = 0
             with TransferManager(client, in_parts) as manager:
                 reports = [ProgressCallbackInvoker(report)]
                 manager.upload(str(path), bucket, key, subscribers=reports).result()
 
         try:
-            self._call(uri, put, replace(self.retry, attempts=1))
+            self._call(uri, put)
         finally:
             client.close()
         self._manifests.record(bucket, key, {"sha256": sha256, "bytes": num_bytes})
         return self.head(bucket, key)
 
     def _ask_head(self, bucket: str, key: str) -> Any:
-        return self._client.head_object(Bucket=bucket, Key=key)
+        try:
+            found = self._client.head_object(Bucket=bucket, Key=key)
+            if "ContentLength" in found:
+                return found
+        except self._client.exceptions.ClientError as error:
+            if answer(error)[1] not in _UNEXPLAINED:
+                raise
+        # The answer to a GET says why it is refused, if it is, and the size.
+        first = self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+        first["Body"].close()
+        return {name: value for name, value in first.items() if name != "Body"}
 
     def _call(self, uri: str, call: Callable[[], T], retry: Retry | None = None) -> T:
         return retrying(call, uri=uri, endpoint=self.endpoint, retry=retry or self.retry)
@@ -269,45 +343,3 @@ class ObjectStore:
             f"{uri}: no such key at {self.endpoint}; found {found}. "
             "Upload it, or correct data.sources"
         )
-
-
-def _connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Client]]:
-    """A client that does not retry by itself, and what makes others that do, with n attempts."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import ProfileNotFound
-
-    custom = endpoint_url or any(
-        os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    )
-    config = Config(
-        connect_timeout=10,
-        read_timeout=60,  # a store may hash a large object before its first answer
-        max_pool_connections=NUM_CONNECTIONS,
-        request_checksum_calculation="when_required",  # B2 and others know no CRC headers
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if custom else "auto"},
-    )
-    try:
-        session = boto3.session.Session()
-        region = session.region_name or "us-east-1"
-
-        def client(attempts: int) -> S3Client:
-            retries = Config(retries={"mode": "standard", "total_max_attempts": attempts})
-            return session.client(
-                "s3", region_name=region, endpoint_url=endpoint_url, config=config.merge(retries)
-            )
-
-        return client(1), client
-    except ProfileNotFound as error:
-        raise ObjectUnavailable(f"{error}; {CREDENTIALS_HINT}") from error
-    except ValueError as error:
-        raise ConfigError(
-            f"data.endpoint_url (or AWS_ENDPOINT_URL_S3): {error}; expected http(s)://host[:port]"
-        ) from error
-    except transport_errors() as error:
-        raise ObjectUnavailable(f"no client for the object store: {describe(error)}") from error
-
-
-def _identity(response: Mapping[str, Any]) -> str:
-    return response.get("ETag") or f"modified {response['LastModified'].isoformat()}"

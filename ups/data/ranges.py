@@ -8,6 +8,7 @@ hides behind the transfer. A journal says how far each range is: a killed downlo
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import mmap
 import os
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ class RangedFetch:
         first: the object's first range, where it has been asked for already.
     Attributes:
         resumed_bytes: what an earlier, interrupted download left and is not fetched again.
+        md5: of the whole, once it is there, where nothing but an MD5 is there to compare with.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class RangedFetch:
     ) -> None:
         self.store, self.info, self.dest = store, info, dest
         self.partial, self._journal = beside(dest, "part"), beside(dest, "journal")
-        self.range_bytes = max(1, range_bytes // MIB) * MIB  # a memory map starts at a page
+        self.range_bytes = max(1, -(-range_bytes // MIB)) * MIB  # a memory map starts at a page
+        self.md5: str | None = None
         self._first = first
         arrived = self._read_journal()
         num_ranges = -(-info.num_bytes // self.range_bytes)
@@ -81,7 +85,8 @@ class RangedFetch:
         Raises:
             DiskFull: checked before the first byte.
             Interrupted: `stop` was set; the partial file stays, to be resumed.
-            FetchError, ObjectChanged, ObjectUnavailable: from the first thread that failed.
+            FetchError (ObjectChanged and NoRanges too), ObjectUnavailable: from the first thread
+                that failed.
         """
         present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
         needed = max(0, self.info.num_bytes - present)
@@ -97,7 +102,8 @@ class RangedFetch:
             stack.callback(self._stop_workers)
             for n in range(self._num_threads):
                 name = f"fetch {self.dest.name} {n}"
-                threading.Thread(target=self._work, name=name, daemon=True).start()
+                work = functools.partial(contextvars.copy_context().run, self._work)  # for its log
+                threading.Thread(target=work, name=name, daemon=True).start()
             return self._hash(stop, progress)
 
     def discard(self) -> None:
@@ -154,7 +160,7 @@ class RangedFetch:
                         self._done += len(chunk)
                         self._changed.notify_all()
                     if start == end or (start - first) % _JOURNAL_BYTES < len(chunk):
-                        self._write(self._journal_fd, f"{index} {start - first}\n".encode())
+                        self._write(self._journal_fd, _line(index, start - first))
             finally:
                 with self._changed:
                     self._live.remove(body)
@@ -185,6 +191,8 @@ class RangedFetch:
 
     def _hash(self, stop: threading.Event | None, progress: Progress | None) -> str:
         digest, total, reported_at = hashlib.sha256(), self.info.num_bytes, 0.0
+        md5 = hashlib.md5(usedforsecurity=False)
+        has_md5 = self.info.sha256 is None and self.info.md5 is not None
         for index in range(len(self._filled)):
             length, position = self._length(index), 0
             with mmap.mmap(
@@ -207,9 +215,12 @@ class RangedFetch:
                         progress(self._done, total)
                     with memoryview(window) as view, view[position:ready] as part:
                         digest.update(part)
+                        if has_md5:
+                            md5.update(part)
                     position = ready
         if progress is not None:
             progress(total, total)
+        self.md5 = md5.hexdigest() if has_md5 else None
         return digest.hexdigest()
 
     def _length(self, index: int) -> int:
@@ -258,18 +269,36 @@ class RangedFetch:
             head = json.loads(first)
             range_bytes = int(head["range_bytes"])
             whole = self.partial.stat().st_size == self.info.num_bytes
-            arrived = {int(index): int(filled) for index, filled in map(str.split, rest)}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            arrived = dict(_read_line(line) for line in rest)
+            is_same = self.info.version.is_noted(head["etag"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-        expected = self._journal_head() | {"range_bytes": range_bytes}
+        expected = self._journal_head() | {"range_bytes": range_bytes, "etag": head["etag"]}
         if self.info.sha256 is not None:
             expected["boot_id"] = head.get("boot_id")
-        if not whole or head != expected or range_bytes < MIB or range_bytes % MIB:
+        if not (whole and is_same) or head != expected or range_bytes < MIB or range_bytes % MIB:
             return {}
         self.range_bytes = range_bytes
         return arrived
 
     def _write_journal(self) -> None:
-        arrived = [f"{index} {filled}" for index, filled in enumerate(self._filled) if filled]
-        lines = [json.dumps(self._journal_head()), *arrived]
-        write_atomically(self._journal, ("\n".join(lines) + "\n").encode(), durable=False)
+        lines = [_line(index, filled) for index, filled in enumerate(self._filled) if filled]
+        head = f"{json.dumps(self._journal_head())}\n".encode()
+        write_atomically(self._journal, head + b"".join(lines), durable=False)
+
+
+def _line(index: int, filled: int) -> bytes:
+    """A line of the journal: how far a range is, and a check of that."""
+    text = f"{index} {filled}"
+    return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
+
+
+def _read_line(line: str) -> tuple[int, int]:
+    """(index, filled); one that is cut short or damaged says that nothing has arrived.
+
+    Lines written before have no check.
+    """
+    index, filled, *check = line.split(" ")
+    if check not in ([], [f"{zlib.crc32(f'{index} {filled}'.encode()):08x}"]):
+        return 0, 0
+    return int(index), int(filled)

@@ -45,6 +45,7 @@ class Staged(Model):
     num_bytes: int
     fetched_bytes: int
     seconds: float
+    is_verified: bool = True  # False: no digest from the store to compare with
 
 
 def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
@@ -114,7 +115,7 @@ def stage(
     for source in wanted(config, split):
         started = time.monotonic()
         if store is None or source.bucket is None or source.key is None:
-            sha256, num_bytes, fetched = *_identify(source.path, stop), 0
+            sha256, num_bytes, fetched, verified = *_identify(source.path, stop), 0, True
         else:
             from ups.data.transfer import download
 
@@ -128,7 +129,7 @@ def stage(
                 stop=stop,
                 progress=progress,
             )
-            sha256, num_bytes = done.sha256, done.num_bytes
+            sha256, num_bytes, verified = done.sha256, done.num_bytes, done.is_verified
             fetched = 0 if done.reused else num_bytes - done.resumed_bytes
         staged.append(
             Staged(
@@ -140,6 +141,7 @@ def stage(
                 num_bytes=num_bytes,
                 fetched_bytes=fetched,
                 seconds=time.monotonic() - started,
+                is_verified=verified,
             )
         )
     return staged

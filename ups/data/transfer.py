@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from typing import TypeVar
 from ups.background import Background
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
-from ups.data.s3errors import ObjectChanged
+from ups.data.s3errors import ETagMismatch, NoRanges, ObjectChanged
 from ups.data.stamps import Stamp, beside, hash_file, read_stamp, save_stamp, write_stamp
 from ups.errors import ChecksumMismatch, FetchError, Interrupted
 from ups.files import exclusive_lock
@@ -24,6 +24,7 @@ from ups.units import format_size
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_WHOLE = 1 << 50  # bytes of a range that is more than any object
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Download:
     seconds: float
     reused: bool  # no byte of the object was transferred
     resumed_bytes: int  # taken over from an interrupted download
+    is_verified: bool  # compared with a digest from the store, now or when it was fetched
 
 
 def download(
@@ -52,7 +54,9 @@ def download(
     """Have the object at `dest`, whole and verified.
 
     A file there is reused if its SHA-256 is the manifest's, or without a manifest if its ETag is
-    the object's; a stamp spares hashing it. A file at `dest` is always whole: a new one is
+    the object's; a stamp spares hashing it. What is fetched is compared with the manifest's
+    SHA-256, without a manifest with the ETag where that is an MD5, and the log says where neither
+    is there. A file at `dest` is always whole: a new one is
     verified before it takes the place of the old. Concurrent calls for one `dest`, in threads or
     processes, fetch once.
 
@@ -73,7 +77,12 @@ def download(
     num_threads = num_threads or min(8, 2 * len(os.sched_getaffinity(0)))
     fetch = _Fetch(store, bucket, key, dest, num_threads, range_bytes, stop, progress)
     try:
-        return fetch.once(fresh=False)
+        try:
+            return fetch.once(fresh=False)
+        except NoRanges as error:
+            logger.info("%s: it is fetched in one piece", error)
+            fetch = replace(fetch, range_bytes=_WHOLE)
+            return fetch.once(fresh=False)
     except (ChecksumMismatch, ObjectChanged) as error:
         logger.warning("%s; starting over, once", error)
         return fetch.once(fresh=True)
@@ -94,9 +103,10 @@ class _Fetch:
         started = time.perf_counter()
         stamp = read_stamp(self.dest)
         if stamp is not None:
-            sha256 = self._stamped(stamp, self._head(stamp, fresh))
+            info = self._head(stamp, fresh)
+            sha256 = self._stamped(stamp, info)
             if sha256 is not None:
-                return self._reused(sha256, started)
+                return self._reused(sha256, info, started)
         with exclusive_lock(beside(self.dest, "lock"), self.stop):
             if not self.dest.exists() and not beside(self.dest, "journal").exists():
                 return self._fetch_new(fresh, started)
@@ -104,7 +114,7 @@ class _Fetch:
             info = self._head(stamp, fresh)
             sha256 = self._stamped(stamp, info) or self._hashed(stamp, info)
             if sha256 is not None:
-                return self._reused(sha256, started)
+                return self._reused(sha256, info, started)
             if info is None:
                 raise FetchError(
                     f"{self.dest} is damaged, and {self.store.endpoint} cannot be reached; "
@@ -118,7 +128,7 @@ class _Fetch:
         def open_first() -> tuple[ObjectInfo, Opened | None]:
             return self.store.open_first(self.bucket, self.key, self.range_bytes, fresh=fresh)
 
-        info, first = _watching(self.stop, open_first)
+        info, first = _watching(self.stop, Background(open_first, "ask the object store"))
         try:
             return self._fetched(info, first, started)
         finally:
@@ -129,17 +139,17 @@ class _Fetch:
         """None where the store cannot be reached but a file that was verified is there."""
         retry = self.store.retry
         if stamp is not None:
-            retry = replace(retry, attempts=min(2, retry.attempts))
+            retry = replace(retry, attempts=min(2, retry.attempts), lasting_s=0)
 
         def head() -> ObjectInfo:
             info = self.store.head(self.bucket, self.key, fresh=fresh, retry=retry)
-            if stamp is None or fresh or info.etag == stamp.etag:
+            if stamp is None or fresh or info.version.is_noted(stamp.etag):
                 return info
             # The object changed since, so what was read of the manifest may be of before.
             return self.store.head(self.bucket, self.key, fresh=True, retry=retry)
 
         try:
-            return _watching(self.stop, head)
+            return _watching(self.stop, Background(head, "ask the object store"))
         except FetchError as error:
             if stamp is None:
                 raise
@@ -151,7 +161,7 @@ class _Fetch:
             return None
         if stamp.sha256 != expected_digest(stamp, info):
             return None
-        if info is not None and info.etag != stamp.etag:
+        if info is not None and not info.version.is_noted(stamp.etag):
             save_stamp(self.dest, replace(stamp, etag=info.etag))
         return stamp.sha256
 
@@ -171,30 +181,56 @@ class _Fetch:
         return sha256
 
     def _fetched(self, info: ObjectInfo, first: Opened | None, started: float) -> Download:
-        fetch = RangedFetch(self.store, info, self.dest, self.num_threads, self.range_bytes, first)
+        whole = 0 if first is None else first.num_bytes  # longer than asked: it knows no ranges
+        range_bytes = max(self.range_bytes, whole)
+        fetch = RangedFetch(self.store, info, self.dest, self.num_threads, range_bytes, first)
         try:
-            sha256 = fetch.run(self.stop, self.progress)
-        except ObjectChanged:
+            sha256 = self._verified(fetch, info)
+        except (ChecksumMismatch, ObjectChanged, NoRanges):
             fetch.discard()
             raise
-        if info.sha256 is not None and sha256 != info.sha256:
-            fetch.discard()
-            raise ChecksumMismatch(info.uri, info.sha256, sha256)
         write_stamp(self.dest, fetch.publish(), sha256, info.etag)
         seconds, resumed = time.perf_counter() - started, fetch.resumed_bytes
         size, rate = format_size(info.num_bytes), (info.num_bytes - resumed) / 1e6 / seconds
-        how = "sha256 verified against the manifest" if info.sha256 else "no sha256 to compare with"
-        how += f", {format_size(resumed)} resumed" if resumed else ""
-        logger.info("downloaded %s %s in %.1f s, %.0f MB/s, %s", info.uri, size, seconds, rate, how)
-        return Download(self.dest, sha256, info.num_bytes, seconds, False, resumed)
+        how = f", {format_size(resumed)} resumed" if resumed else ""
+        if info.sha256 is not None:
+            how = f"sha256 verified against the manifest{how}"
+        elif info.md5 is not None:
+            how = f"MD5 verified against the ETag{how}"
+        else:
+            how = f"not verified: no manifest has its sha256, and its ETag is no MD5{how}"
+        level = logging.INFO if info.is_verifiable else logging.WARNING
+        said = f"downloaded {info.uri} {size} in {seconds:.1f} s, {rate:.0f} MB/s"
+        logger.log(level, "%s, %s", said, how)
+        verified = info.is_verifiable
+        return Download(self.dest, sha256, info.num_bytes, seconds, False, resumed, verified)
 
-    def _reused(self, sha256: str, started: float) -> Download:
+    def _verified(self, fetch: RangedFetch, info: ObjectInfo) -> str:
+        """Fetch what is missing; the SHA-256 of the whole, compared with what the store says."""
+        size = None
+        if info.sha256 is None:  # one more witness
+            ask = functools.partial(self.store.bytes_by_head, self.bucket, self.key)
+            size = Background(ask, "ask for a size")
+        sha256 = fetch.run(self.stop, self.progress)
+        if info.sha256 is not None and sha256 != info.sha256:
+            raise ChecksumMismatch(info.uri, info.sha256, sha256)
+        if info.sha256 is None and fetch.md5 != info.md5:
+            raise ETagMismatch(info.uri, info.md5, fetch.md5)
+        if size is not None and _watching(self.stop, size) not in (None, info.num_bytes):
+            raise ObjectChanged(
+                f"{info.uri}: {info.num_bytes} bytes by Content-Range, {size.result()} by HEAD"
+            )
+        return sha256
+
+    def _reused(self, sha256: str, info: ObjectInfo | None, started: float) -> Download:
         num_bytes, seconds = self.dest.stat().st_size, time.perf_counter() - started
         size, uri = format_size(num_bytes), f"s3://{self.bucket}/{self.key}"
-        logger.info("reused %s, %s, verified as %s in %.2f s", self.dest, size, uri, seconds)
+        verified = info is None or info.is_verifiable
+        how = "verified" if verified else "not verified but taken"
+        logger.info("reused %s, %s, %s as %s in %.2f s", self.dest, size, how, uri, seconds)
         if self.progress is not None:
             self.progress(num_bytes, num_bytes)
-        return Download(self.dest, sha256, num_bytes, seconds, True, 0)
+        return Download(self.dest, sha256, num_bytes, seconds, True, 0, verified)
 
 
 def expected_digest(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
@@ -203,13 +239,14 @@ def expected_digest(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
         return info.sha256
     if stamp is None:
         return None
-    same = info is None or (info.etag, info.num_bytes) == (stamp.etag, stamp.num_bytes)
+    if info is None:
+        return stamp.sha256
+    same = info.version.is_noted(stamp.etag) and info.num_bytes == stamp.num_bytes
     return stamp.sha256 if same else None
 
 
-def _watching(stop: threading.Event | None, call: Callable[[], T]) -> T:
-    """Call in a thread, so that `stop` need not wait for a store that does not answer."""
-    asked = Background(call, "ask the object store")
+def _watching(stop: threading.Event | None, asked: Background[T]) -> T:
+    """Wait for an answer from a thread, so that `stop` need not wait for a store without one."""
     while not asked.is_done(0.05):
         if stop is not None and stop.is_set():
             raise Interrupted("stopped while waiting for the object store")

@@ -153,11 +153,14 @@ def _bounds(run: RunState) -> dict[str, str]:
         fetched = sum(s.fetched_bytes for s in run.files())
         total = sum(s.num_bytes for s in files)
         seconds = max(s.seconds for s in files)
+        doubtful = sum(not s.is_verified for s in files)
         bounds["download"] = (
             f"network: {format_size(fetched)}, {fetched / 1e6 / max(seconds, 1e-3):,.0f} MB/s"
             if fetched
-            else f"{format_size(total)} found verified, nothing fetched"
+            else f"{format_size(total)} found{'' if doubtful else ' verified'}, nothing fetched"
         )
+        if doubtful:
+            bounds["download"] += f"; {doubtful} of {len(files)} files not verified: no manifest"
     if run.entries:
         bounds["cache"] = _bound_of_cache(run.entries.values())
     if run.latents is not None:

@@ -17,7 +17,7 @@ from ups.config import SPLITS, Problem, RunConfig, Split
 from ups.data.seed import is_seeded_by_us, only_source
 from ups.data.sources import Wanted, wanted
 from ups.data.stamps import beside, read_stamp
-from ups.errors import FetchError, UpsError
+from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.store import estimate_cache_size_mb
 from ups.validate.check import Checks
@@ -243,7 +243,7 @@ def ask_store(config: RunConfig, sources: Sources, timeout_s: float) -> Answers:
     from ups.data.s3errors import Retry
 
     try:
-        store = ObjectStore(config.data.endpoint_url, retry=Retry(attempts=1))
+        store = ObjectStore(config.data.endpoint_url, retry=Retry(attempts=1, lasting_s=0))
     except UpsError as error:
         return Answers(denied=str(error))
     deadline = time.monotonic() + timeout_s
@@ -264,7 +264,7 @@ def ask_store(config: RunConfig, sources: Sources, timeout_s: float) -> Answers:
 
 
 def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
-    from ups.data.s3errors import answer, describe, transport_errors
+    from ups.data.s3errors import StoreRefuses, answer, describe, transport_errors
 
     for place in places:
         if answers.unreachable or answers.denied:
@@ -275,12 +275,11 @@ def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
             status = answer(error.__cause__)[1]
             if status == 404:
                 answers.missing[place] = str(error)
+            # What one question says holds for all: the object's address is left out.
+            elif isinstance(error, StoreRefuses):
+                answers.denied = str(error).partition(": ")[2]
             elif isinstance(error.__cause__, transport_errors()) and not status:
-                # What one question says holds for all: the object's address is left out.
-                if isinstance(error, FetchError):
-                    reason = describe(error.__cause__)
-                    answers.unreachable = f"{store.endpoint} cannot be reached: {reason}"
-                else:
-                    answers.denied = str(error).partition(": ")[2]
+                reason = describe(error.__cause__)
+                answers.unreachable = f"{store.endpoint} cannot be reached: {reason}"
             else:
                 answers.refused[place] = str(error)
