@@ -166,6 +166,7 @@ def _start_store(stack: Stack) -> None:
     pair = f'"{keys["AWS_ACCESS_KEY_ID"]},{keys["AWS_SECRET_ACCESS_KEY"]}"'
     command = [str(BIN_DIR / "rclone"), "serve", "s3", str(objects), "--config", ""]
     command += ["--addr", f"{stack.host}:{stack.s3_port}"]
+    command += ["--etag-hash", ""]  # else it reads all of an object before the first byte
     env = {**stack.prefect_env(), "RCLONE_AUTH_KEY": pair}
     stack.processes.start("object-store", command, env=env, cwd=stack.folder)
 
