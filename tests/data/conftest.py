@@ -28,6 +28,7 @@ class Faults:
         stall: an event that must be set before a body goes on past `cut_after` bytes.
         whole: sent with status 200, whatever range was asked for.
         refuse: status, code and message that answer each request, of a HEAD the status alone.
+        refused: so many were.
         page: a web page with status 200 answers each request.
         head_status: answers each HEAD.
         edit: changes the headers of an answer; takes the request's method and them.
@@ -44,6 +45,7 @@ class Faults:
     stall: threading.Event | None = None
     whole: bytes | None = None
     refuse: tuple[int, str, str] | None = None
+    refused: int = 0
     page: bool = False
     head_status: int | None = None
     edit: Callable[[str, dict[str, str]], object] = lambda method, headers: None
@@ -119,6 +121,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
         elif faults.refuse is not None:
             status, code, message = faults.refuse
+            with faults.lock:
+                faults.refused += 1
             self._answer(status, error(code, message))
         return faults.page or faults.refuse is not None
 

@@ -54,7 +54,10 @@ def fetch(store, proxy, put, tmp_path):
     def fetch(**options):
         return download(store, BUCKET, key, tmp_path / "x.h5", range_bytes=MIB, **options)
 
-    return fetch
+    yield fetch
+    for thread in threading.enumerate():
+        if thread.name.startswith("fetch "):
+            thread.join()  # one may have been asking for its next range
 
 
 def without(*names):
@@ -173,7 +176,7 @@ def test_an_etag_that_is_no_md5_is_not_compared_and_the_log_says_that_nothing_wa
     proxy.faults.edit = lambda method, headers: headers.update(marks)
     first, second = fetch(), fetch()
     assert (first.is_verified, second.is_verified, second.reused) == (False, False, True)
-    said = [line.message for line in caplog.records if "not verified" in line.message]
+    said = [line.message for line in caplog.records if line.levelno >= logging.WARNING]
     assert len(said) == 1
     assert "no manifest has its sha256" in said[0]
 
@@ -226,7 +229,7 @@ def test_what_a_store_refuses_reaches_the_user_at_once_with_the_remedy(
     proxy.faults.refuse = refuse
     with pytest.raises(ObjectUnavailable, match=match):
         fetch()
-    assert len(proxy.ranges) == 0  # the proxy counts what it lets through
+    assert proxy.faults.refused <= 2  # the object and its manifest, each asked for once
     with pytest.raises(ObjectUnavailable, match=match):  # although a HEAD has no body
         store.head(BUCKET, "x.h5")
 
@@ -287,7 +290,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(caplog):
     again = {"uri": "s3://b/k", "endpoint": "http://away", "retry": retry}
     assert retrying(call, **again) == "there"
     assert len(caplog.records) == 1  # more than ten times it failed
-    assert "away, failing for 0 s; trying again in" in caplog.text
+    assert "away; failing for 0 of 1 s, trying again in" in caplog.text
     back_at = time.monotonic() + 60
     with pytest.raises(FetchError, match="gave up after"):
         retrying(call, **again)

@@ -218,6 +218,7 @@ def test_a_stamp_that_proves_less_says_what_the_file_must_hash_to_once(
     else:
         fields = json.loads(stamp.read_text())
         del fields["check"], fields["ctime_ns"]
+        fields["etag"], _, _ = fields["etag"].partition(" modified")
         if older == "from before a reboot":
             fields["boot_id"] = "another"
         stamp.write_text(json.dumps(fields))
@@ -378,7 +379,8 @@ def test_a_damaged_journal_never_says_that_more_has_arrived(
         assert all(few <= filled for few, filled in zip(found, arrived, strict=True))
     head, *lines = text.splitlines()
     unchecked = [line.rpartition(b" ")[0] for line in lines]  # as they were written before
-    journal.write_bytes(b"\n".join([head, *unchecked, b""]))
+    older_head = json.dumps({**json.loads(head), "etag": info.version.etag}).encode()
+    journal.write_bytes(b"\n".join([older_head, *unchecked, b""]))
     assert fetch(own_key).resumed_bytes == sum(arrived)
 
 

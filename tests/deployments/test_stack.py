@@ -5,6 +5,7 @@ import importlib
 import inspect
 import shutil
 import typing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from deployments import stack
 from deployments.layout import PROJECT_DIR
 from flows.benchmark_startup import benchmark_startup
 from flows.train_burgers import train_burgers
+from tests.live import wait_until
 from ups.config import Model
+from ups.data.objectstore import ObjectStore
 
 
 @pytest.fixture
@@ -41,6 +44,27 @@ def test_run_refuses_a_bad_config_before_anything_is_started(live):
     assert done.returncode == 1
     assert "latent.tokens: found 7" in done.stderr
     assert not live.stack.folder.exists()
+
+
+def test_the_object_store_sends_a_large_object_at_once(live, monkeypatch):
+    objects = live.stack.folder / "s3" / "bucket"
+    objects.mkdir(parents=True)
+    with (objects / "large.h5").open("wb") as file:
+        file.truncate(4 << 30)  # its MD5 would take seconds
+    for name, value in live.stack.store_env().items():
+        monkeypatch.setenv(name, value)
+    store_part = stack.Part("", lambda: stack._store_answers(live.stack), "")
+    stack._start_store(live.stack)
+    try:
+        with closing(ObjectStore()) as store:
+            wait_until(lambda: stack._answers(store_part), 20, 0.05)
+            info, opened = store.open_first("bucket", "large.h5", 1 << 20)
+            with closing(opened.body):
+                assert opened.body.read() == bytes(1 << 20)
+    finally:
+        live.stack.processes.stop("object-store")
+    assert (info.num_bytes, info.version.etag) == (4 << 30, "")
+    assert info.version.modified
 
 
 def modules_of(annotation):

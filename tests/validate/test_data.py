@@ -118,7 +118,8 @@ def test_an_object_without_a_digest_is_a_warning_and_one_of_another_size_a_fault
     keys = {"train": "bare/val.h5", "val": "bare/val.h5", "test": "wrong/short.h5"}
     sources = {split: [{"key": key, "bucket": bucket}] for split, key in keys.items()}
     checks, found = validate_data(in_store(data__sources=sources))
-    assert "no manifest has its SHA-256" in texts(checks, "warn")["train object"]
+    warning = "no manifest has its SHA-256: what is fetched is compared with the MD5 that"
+    assert warning in texts(checks, "warn")["train object"]
     assert one(found, "train").sha256 is None
     assert "8 bytes, but its manifest says 12" in texts(checks)["test object"]
 
@@ -146,6 +147,13 @@ def test_a_store_that_refuses_connections_is_one_fault_at_once_but_staged_files_
     checks, _ = validate_data(in_store(data__endpoint_url=closed_url))
     assert texts(checks) == {}
     assert "would take the staged files as they are" in texts(checks, "warn")["object store"]
+
+
+def test_what_a_store_refuses_for_all_its_objects_is_one_fault(in_store, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    checks, _ = validate_data(in_store())
+    assert list(texts(checks)) == ["object store"]
+    assert "refuses access (SignatureDoesNotMatch " in texts(checks)["object store"]
 
 
 def test_missing_credentials_are_one_fault_with_a_remedy_whatever_is_staged(

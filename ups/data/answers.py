@@ -72,7 +72,7 @@ def version_of(answer: Answer, uri: str, endpoint: str) -> Version:
 
 def md5_of(answer: Answer, bucket: str) -> str | None:
     """The MD5 of the object, where its ETag is one."""
-    found = re.fullmatch('"?([0-9a-fA-F]{32})"?', answer.get("ETag") or "")
+    found = re.fullmatch('"([0-9a-fA-F]{32})"', _strong(answer.get("ETag") or ""))
     is_other = (  # AWS: of objects that are encrypted so, and in directory buckets, it is not
         answer.get("ServerSideEncryption", "AES256") != "AES256"
         or "SSECustomerAlgorithm" in answer

@@ -154,20 +154,22 @@ def retrying(
                     "a download goes on where it stopped."
                 ) from error
             wait_s = max(retry.wait_s(failures), _asked_pause_s(error))
-            _note(uri, endpoint, error, failing_s, wait_s)
+            _note(uri, endpoint, describe(error), failing_s, wait_s, retry)
         if halt.wait(wait_s):
             raise Interrupted(f"{uri}: stopped while waiting to try again")
 
 
-def _note(uri: str, endpoint: str, error: Exception, failing_s: float, wait_s: float) -> None:
+def _note(
+    uri: str, endpoint: str, fault: str, failing_s: float, wait_s: float, retry: Retry
+) -> None:
     """Say a line about a store that fails: of all threads one now and then, loud when it lasts."""
     level = logging.WARNING if failing_s >= 1 else logging.INFO
     with _notes_lock:
         if time.monotonic() < _notes.get((endpoint, level), 0.0):
             return
         _notes[endpoint, level] = time.monotonic() + NOTE_EVERY_S
-    said = f"{uri}: {describe(error)}, failing for {failing_s:.0f} s"
-    logger.log(level, "%s; trying again in %.1f s", said, wait_s)
+    since = f"failing for {failing_s:.0f} of {retry.lasting_s:.0f} s"
+    logger.log(level, "%s: %s; %s, trying again in %.1f s", uri, fault, since, wait_s)
 
 
 def _asked_pause_s(error: Exception) -> float:
@@ -247,7 +249,7 @@ def _explain_answer(error: Exception, uri: str, endpoint: str) -> UpsError | Non
             f"{uri}: {endpoint} answers {says}: the bucket is elsewhere; {_where(error, words)}"
         )
     if code == "InvalidObjectState":
-        return ObjectUnavailable(f"{uri}: the object is archived ({says}); {RESTORE_HINT}")
+        return ObjectUnavailable(f"{uri}: the object is archived ({code}); {RESTORE_HINT}")
     if code == "NoSuchBucket":
         reason = f"no such bucket at {endpoint}; create it, or correct data.bucket"
     elif status == 404:
@@ -305,7 +307,7 @@ def redacted(text: str) -> str:
 def _words(error: Exception) -> str:
     """What the store says to people, in one line."""
     response = getattr(error, "response", None) or {}
-    words = " ".join(str(response.get("Error", {}).get("Message") or "").split())
+    words = " ".join(str(response.get("Error", {}).get("Message") or "").split()).rstrip(".")
     return redacted(words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…")
 
 

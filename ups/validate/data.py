@@ -95,7 +95,8 @@ def _look_at_object(known: Known, place: Place, answers: Answers, checks: Checks
         if info.sha256 is not None:
             checks.ok(name, f"{text}, SHA-256 {info.sha256[:12]}… by its manifest", **figures)
         else:
-            reason = "no manifest has its SHA-256: it is taken while the bytes pass"
+            digest = "with the MD5 that is its ETag" if info.md5 else "with nothing"
+            reason = f"no manifest has its SHA-256: what is fetched is compared {digest}"
             checks.warn(name, f"{text}; {reason}", **figures)
     return known
 
