@@ -10,7 +10,7 @@ import torch
 
 from ups.data.sources import open_file
 from ups.errors import DataError, TrainingDiverged
-from ups.latents.encode import fit_encoder
+from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.runs.metrics import read_metrics, write_rows
 from ups.tracking.protocol import curves
 from ups.training import checkpoint
@@ -39,15 +39,15 @@ def score(tiny_config, stage_all, tmp_path):
     with open_file(config, sources["train"][0].path, None) as file:
         encoder = fit_encoder(config, [file])
 
-    def run(step, change=lambda tensor: None, rows=(None,)):
+    def run(step, change=lambda tensor: None, rows=(None,), given=encoder, **more):
         path, saved = tmp_path / "test.h5", run_dir / "best.pt"
         shutil.copy(sources["test"][0].path, path)
         with h5py.File(path, "r+") as file:
             change(file["tensor"])
-        checkpoint.save(saved, config, step.state_dict())
+        checkpoint.save(saved, config, {**step.state_dict(), **more})
         (staged,) = sources["test"]
         test = [staged.model_copy(update={"path": path, "rows": of_file}) for of_file in rows]
-        return evaluate(config, saved, {"burgers1d": test}, {"burgers1d": encoder}, run_dir)
+        return evaluate(config, saved, {"burgers1d": test}, {"burgers1d": given}, run_dir)
 
     run.encoder, run.run_dir = encoder, run_dir
     return run
@@ -68,6 +68,15 @@ def test_scores_are_those_of_the_average_told_the_parameter_and_the_time_of_its_
     scores = score(random_state)
     assert scores.rollout["nRMSE"] == pytest.approx(expected, rel=1e-4)
     assert scores.step_dt == pytest.approx(DT * STRIDE)
+
+
+def test_a_checkpoint_is_scored_with_the_encoder_that_it_was_trained_with(random_state, score):
+    own = score.encoder
+    turned = PatchEncoder(own.weight_PD.flip(1), own.mean, own.std)
+    alone, changed = score(random_state), score(random_state, given=turned)
+    trained_on = {"burgers1d": {"encoder": own.to_manifest()}}
+    held = score(random_state, given=turned, trained_on=trained_on)
+    assert held.rollout == alone.rollout != changed.rollout
 
 
 def test_a_trajectory_that_is_zero_is_named_and_left_out_of_the_mean(random_state, score, caplog):

@@ -97,7 +97,9 @@ class PatchEncoder:
 def fit_encoder(config: ProblemConfig, train: Sequence[TrajectoryFile]) -> PatchEncoder:
     """Fit on a seeded subset of the training trajectories, on the CPU in float64.
 
-    Every machine gets the same weights: the subset, the signs and the precision are fixed.
+    Subset, order, signs and precision are fixed. Vectors with more variance than rounding leaves
+    to chance come out alike on every machine; those with less may be turned among themselves by
+    another BLAS. So the manifest of an entry, and a checkpoint, hold the weights.
 
     Args:
         train: the files of the train split; the subset is drawn from the rows of all of them.

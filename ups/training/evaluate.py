@@ -113,7 +113,8 @@ def evaluate(
     `prediction-<problem>.png`) into run_dir, and the scores into `metrics.jsonl`.
 
     Args:
-        test, encoders: problem → the staged files of its test split; the encoder of its latents.
+        test, encoders: problem → the staged files of its test split; the encoder of its latents,
+            for a checkpoint that does not hold the one that it was trained with.
     Raises:
         TrainingDiverged: a score is not finite.
         DataError: the test split holds nothing but zeros, or values that are not finite.
@@ -126,8 +127,12 @@ def evaluate(
     of_problems, by_problem = {}, config.by_problem()
     for name, own_config in by_problem.items():
         picture = run_dir / ("prediction.png" if len(by_problem) == 1 else f"prediction-{name}.png")
-        encoder, equations = encoders[name].to(device), config.data.equations
-        of_problems[name] = _score(own_config, equations, model, test[name], encoder, picture)
+        encoder, equations = encoders[name], config.data.equations
+        if of_problem := record.get("trained_on", {}).get(name):
+            encoder = PatchEncoder.from_manifest(of_problem["encoder"])
+        of_problems[name] = _score(
+            own_config, equations, model, test[name], encoder.to(device), picture
+        )
     scores = Scores.together(of_problems)
     saved = scores.model_dump(mode="json", exclude_defaults=True)
     write_json(run_dir / "scores.json", saved)
