@@ -209,7 +209,7 @@ def _open(path: Path) -> Any:
         raise DataError(f"{path}: no such file; stage or generate the data first")
     size = path.stat().st_size
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        return h5py.File(path, "r", locking=False)
     except OSError as error:
         if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
             raise _truncated(path, size, int(cut[1])) from None
