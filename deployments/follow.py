@@ -110,7 +110,7 @@ def follow(
         RunTimeout: it goes on after `timeout_s`.
     """
     begin = answered = time.monotonic()
-    with httpx.Client(base_url=stack.api_url, timeout=10) as client:
+    with httpx.Client(base_url=stack.api_url, timeout=10, trust_env=False) as client:
         lines: RunLines | None = None
         while True:
             try:

@@ -161,6 +161,9 @@ class Stack:
         elsewhere = ("AWS_", "PREFECT_API_", "PREFECT_CLOUD_", "PREFECT_PROFILE", "PREFECT__")
         left_out = (*elsewhere, "PYTHONDONTWRITEBYTECODE")
         env = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+        # No proxy reaches the servers of this machine; programs read either spelling.
+        given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        direct = ",".join(filter(None, [given, self._reachable_host.strip("[]")]))
         return {
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             # The default keeps leases in memory: a server that is killed would never give the
@@ -171,11 +174,16 @@ class Stack:
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
             # A cancelled run whose worker died ends, and gives its slot back; default: 300.
             "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "60",
+            # Runs leave the database (not their folders) 90 days after their end, by default
+            # PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD; Prefect's default keeps them.
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
             **WORKER_ENV,
             **env,
             "PATH": f"{BIN_DIR}{os.pathsep}{env.get('PATH', os.defpath)}",
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_API_URL": self.api_url,
+            "NO_PROXY": direct,
+            "no_proxy": direct,
             # Bare deployment names are for people; the plug-in would cost each run 0.3 s.
             "PREFECT_PLUGINS_ENABLED": "false",
             "PYTHONUNBUFFERED": "1",

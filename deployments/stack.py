@@ -63,7 +63,7 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
     """
     require_clone()
     processes = stack.processes
-    with stack.lock(), httpx.Client(base_url=stack.api_url, timeout=5) as client:
+    with stack.lock(), httpx.Client(base_url=stack.api_url, timeout=5, trust_env=False) as client:
         if processes.is_ending("worker"):
             processes.stop("worker")
         _check_place(stack)
@@ -249,7 +249,7 @@ def _fingerprint() -> dict[str, str]:
 def _end_orphans(stack: Stack, say: Say) -> None:
     """A run whose worker was stopped would stay Running for ever, and keep others waiting."""
     try:
-        with httpx.Client(base_url=stack.api_url, timeout=5) as client:
+        with httpx.Client(base_url=stack.api_url, timeout=5, trust_env=False) as client:
             if not api.is_ready(client):  # stopped while it was starting
                 return
             names = api.end_runs(client, "local", "The stack was stopped (`ups down`).")
@@ -261,7 +261,7 @@ def _end_orphans(stack: Stack, say: Say) -> None:
 
 
 def _store_answers(stack: Stack) -> bool:
-    httpx.get(stack.s3_url, timeout=2)  # without a signature: any answer will do
+    httpx.get(stack.s3_url, timeout=2, trust_env=False)  # without a signature: any answer will do
     return True
 
 

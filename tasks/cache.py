@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,16 +78,19 @@ def build_latent_cache(
 def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) -> Task[..., Any]:
     """`build_latent_cache` with its key store, results and lock inside this cache directory.
 
-    Two cache directories never answer for each other. Legacy mode, which wipes its cache, has none.
+    Two cache directories never answer for each other. Legacy mode, which wipes its cache, has none,
+    and neither has a cache directory that can only be read.
 
     Args:
         key: the config hash.
         reused: whether the entry was valid a moment ago; only the name of the task run says so.
     """
     name = f"2 build-latent-cache [{key}]{' reused' if reused else ''}"
-    if config.features.is_legacy:
+    cache_dir = config.training.latent_cache_dir
+    is_read_only = cache_dir.exists() and not os.access(cache_dir, os.W_OK)
+    if config.features.is_legacy or is_read_only:
         return build_latent_cache.with_options(task_run_name=name)
-    prefect_dir = config.training.latent_cache_dir.resolve() / ".prefect"
+    prefect_dir = cache_dir.resolve() / ".prefect"
     policy = CacheKeyFnPolicy(cache_key_fn=_cache_key).configure(
         key_storage=ValidEntries(basepath=str(prefect_dir / "keys")),
         isolation_level=IsolationLevel.SERIALIZABLE,

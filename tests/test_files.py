@@ -1,6 +1,73 @@
+import errno
 import os
+import shutil
+import subprocess
+import sys
+
+import pytest
 
 from ups.files import start_writeback
+
+WITHOUT_LOCKS = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int fd, int how) { (void)fd; (void)how; errno = atoi(getenv("NO_FLOCK")); return -1; }
+"""
+LOCK_TWICE = """
+import sys
+from pathlib import Path
+from ups.files import exclusive_lock, is_locked
+folder = Path(sys.argv[1])
+for _ in range(2):
+    with exclusive_lock(folder / "lock"):
+        print(is_locked(folder / "lock"))
+"""
+
+
+def python(*arguments, before=(), **env):
+    command = [*before, sys.executable, "-c", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="session")
+def without_locks(tmp_path_factory):
+    """A library to preload, with which no file can be locked."""
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc")
+    folder = tmp_path_factory.mktemp("noflock")
+    (folder / "noflock.c").write_text(WITHOUT_LOCKS)
+    library = folder / "noflock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "noflock.c"], check=True)
+    return str(library)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_without_and_said_once(without_locks, tmp_path, number):
+    env = {"LD_PRELOAD": without_locks, "NO_FLOCK": str(number)}
+    output, errors = python(LOCK_TWICE, tmp_path, **env)
+    assert output.split() == ["False", "False"]
+    assert errors.count("going on without locks") == 1
+    assert f"{tmp_path}/lock cannot be locked" in errors
+
+
+def test_data_that_are_only_read_need_no_lock(without_locks, tiny_data):
+    script = "import sys; from pathlib import Path; from ups.data import pdebench as data\n"
+    script += "print(len(data._open(Path(sys.argv[1]))))"
+    env = {"LD_PRELOAD": without_locks, "NO_FLOCK": str(errno.ENOLCK)}
+    output, _ = python(script, tiny_data / "burgers1d_test.h5", **env)
+    assert int(output) > 0
+
+
+def test_a_lock_is_had_on_a_disk_that_can_only_be_read(tmp_path):
+    (tmp_path / "lock").touch()
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && ! touch "$0/x" && exec "$@"'
+    before = ["unshare", "-rm", "sh", "-c", mount, tmp_path]
+    if subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip("this process may not mount")
+    output, _ = python(LOCK_TWICE, tmp_path, before=before)
+    assert output.split() == ["True", "True"]
 
 
 def test_the_kernel_takes_the_wish_to_write_what_is_dirty(tmp_path):

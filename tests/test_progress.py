@@ -8,10 +8,12 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
-from ups.progress import logged, sparse_lines
+from ups.cli.console import errors_shown
+from ups.progress import logged, progress_shown, sparse_lines
 
 
 @pytest.fixture
@@ -83,3 +85,16 @@ def test_a_terminal_gets_bars_and_log_lines_above_them():
     assert b"2 of 4 trajectories" in output
     assert output.count(b"in between") == 1
     assert b"\x1b[" in output
+
+
+def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
+    full = open("/dev/full", "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", full)
+    monkeypatch.setenv("UPS_PROGRESS_S", "1e-9")
+    with progress_shown() as show:
+        show("fetched", "MB")(1, 2)
+    logger = logging.getLogger("ups.x")
+    with errors_shown():
+        logger.info("a line")
+    with suppress(OSError):
+        full.close()

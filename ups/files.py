@@ -26,6 +26,10 @@ CHECK = b'{"check": "'
 CHECK_DIGITS = 16
 LOCK_POLL_S = 0.05
 DISK_MARGIN_BYTES = 64 << 20
+# Such as NFS without its lock service; NFS wants a file that is open for writing, too.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+
+_said_without_locks = False
 
 
 @contextmanager
@@ -178,7 +182,7 @@ def lock_now(path: Path) -> int | None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_lock_file(path, os.O_RDWR | os.O_CREAT)
     except FileNotFoundError:  # the folder was removed meanwhile
         return None
     if try_lock(fd) and _is_at(fd, path):
@@ -211,18 +215,35 @@ def open_lock_file(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
             raise
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Take the lock on an open file if it is free at once."""
+    """Take the lock on an open file if it is free at once, or there are no locks there."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        _say_without_locks(os.readlink(f"/proc/self/fd/{fd}"), error.strerror or "")
     return True
+
+
+def _say_without_locks(path: str, reason: str) -> None:
+    """Once in a process: the next lock is as little to be had."""
+    global _said_without_locks
+    if not _said_without_locks:
+        _said_without_locks = True
+        log.warning(
+            "%s cannot be locked (%s): going on without locks; have one run at a time use this "
+            "file system, or move the folder to another",
+            path,
+            reason,
+        )
 
 
 def require_free_space(directory: Path, needed_bytes: int, what: str, remedy: str) -> None:

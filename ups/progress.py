@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,13 +41,19 @@ class Show(Protocol):
 def progress_shown() -> Iterator[Show]:
     """On standard error: bars on a terminal, else lines."""
     if not sys.stderr.isatty():
-        yield partial(sparse_lines, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+        yield partial(sparse_lines, lambda line: say_to_person(f"  {line}"))
         return
     bars = _Bars()
     try:
         yield bars.show
     finally:
         bars.close()
+
+
+def say_to_person(line: str) -> None:
+    """A line on standard error; where nobody reads it any more, the work goes on."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def logged(what: str, unit: str, scale: float = 1) -> Progress:

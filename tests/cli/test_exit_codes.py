@@ -134,3 +134,17 @@ def test_the_help_and_the_page_list_the_codes():
     page = (PROJECT_DIR / "docs" / "commands.md").read_text()
     table = page.partition("## Exit codes")[2]
     assert re.findall(r"^\| (\d+) \|", table, re.M) == list(CODES)
+
+
+def test_what_the_system_refuses_is_one_line_with_a_remedy(tiny_config, ups_on):
+    code, _, errors = ups_on(tiny_config())("train", "CONFIG", "--set", f"name={'a' * 300}")
+    (line,) = errors.splitlines()
+    assert (code, line.endswith("File name too long: take a shorter name")) == (1, True), errors
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "deployments.cli.app", "runs", "list", "--dir", str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith("error: standard output")) == (1, True), line

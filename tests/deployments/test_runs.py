@@ -324,7 +324,8 @@ def test_up_starts_what_is_not_running_and_moves_nothing(live):
 
     live.stack.processes.running("worker").terminate()  # which takes it two seconds
     live.wait(lambda: live.stack.processes.is_ending("worker"))
-    done = live.ups("up")
+    nowhere = "http://127.0.0.1:9"
+    done = live.ups("up", HTTP_PROXY=nowhere, http_proxy=nowhere, ALL_PROXY=nowhere)
     assert done.returncode == 0, done.stderr
     assert {part for part, pid in pids(live).items() if pid != before[part]} == {"worker"}
 

@@ -256,3 +256,15 @@ def test_a_lock_that_is_about_to_be_free_is_waited_for(tiny_config):
     timer.start()
     assert open_run_dir(config, ONE) == folder
     timer.join()
+
+
+def test_a_log_that_cannot_be_written_ends_no_run_and_is_said_once(tiny_config, caplog):
+    folder = open_run_dir(tiny_config(), "a")
+    (folder / "run.log").symlink_to("/dev/full")
+    with recorded(folder):
+        for line in range(3):
+            logging.getLogger("ups.x").info("line %d", line)
+    assert RunInfo.load(folder).state == "completed"
+    assert (
+        caplog.text.count("run.log lacks lines") + caplog.text.count("/dev/full lacks lines") == 1
+    )

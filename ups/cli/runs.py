@@ -1,4 +1,4 @@
-"""`ups runs list | show | compare`: what the runs' folders hold, as tables or as JSON."""
+"""`ups runs list | show | compare | prune`: what the runs' folders hold, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ups.cli.console import errors_shown, print_json, print_table
-from ups.cli.options import RUNS_DIR, JsonOption, OtherRunArgument, RunArgument, RunsDirOption
-from ups.units import format_time
+from ups.cli.options import (
+    RUNS_DIR,
+    JsonOption,
+    OtherRunArgument,
+    RunArgument,
+    RunsDirOption,
+    checked,
+)
+from ups.units import format_size, format_time, parse_age
 
 if TYPE_CHECKING:
     from ups.runs.breakdown import Breakdown
@@ -89,6 +96,55 @@ def compare(
             print_json({**found.model_dump(mode="json"), "config": pairs})
         else:
             _show_comparison(found)
+
+
+@app.command(epilog="Example: ups runs prune --keep 100 --older-than 90d --dry-run")
+def prune(
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="Remove all but the newest 100, say.")
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="Remove what began longer ago than 90d, say.",
+            callback=checked(parse_age),
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+    ] = False,
+    folder: RunsDirOption = RUNS_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove folders of runs by number and age, checkpoints included; never one that goes on.
+
+    Without a limit nothing goes, and the size of all is said: runs are kept until you say so.
+    """
+    with errors_shown():
+        from ups.runs.index import find_runs
+        from ups.runs.prune import plan_prune, remove, size_of
+
+        found = find_runs(folder)
+        sizes = {run.id: size_of(run.folder) for run in found}
+        older_than_s = parse_age(older_than) if older_than else None
+        plan = plan_prune(found, keep=keep, older_than_s=older_than_s)
+        gone = [run for run in plan if dry_run or remove(run.folder)]
+        if as_json:
+            print_json(
+                [
+                    {"folder": str(run.folder), "bytes": sizes[run.id], "removed": not dry_run}
+                    for run in gone
+                ]
+            )
+            return
+        for run in gone:
+            typer.echo(f"{run.folder}  {format_size(sizes[run.id])}")
+        freed, held = sum(sizes[run.id] for run in gone), sum(sizes.values())
+        did = "would remove" if dry_run else "removed"
+        typer.echo(
+            f"{did} {len(gone)} of {len(found)} runs, {format_size(freed)} of {format_size(held)}"
+        )
 
 
 def _rows(found: Iterable[RunSummary], short: dict[str, str]) -> list[dict[str, str]]:

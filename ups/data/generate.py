@@ -45,7 +45,7 @@ def generate(
 
     generator, dt = torch.Generator().manual_seed(seed), t_end / (num_frames - 1)
     t_coordinate = torch.arange(num_frames + 1, dtype=torch.float64) * dt
-    with replacing(path) as aside, h5py.File(aside.name, "w") as file:
+    with replacing(path) as aside, h5py.File(aside.name, "w", locking=False) as file:
         file.attrs[EQUATIONS[equation].attribute] = parameter
         file["x-coordinate"] = cell_centres(grid_points).float().numpy()
         file["t-coordinate"] = t_coordinate.float().numpy()

@@ -34,7 +34,7 @@ def open_hdf5(path: Path) -> Any:
         raise DataError(f"{path}: no such file; stage or generate the data first")
     size = path.stat().st_size
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        return h5py.File(path, "r", locking=False)
     except OSError as error:
         if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
             raise truncated(path, size, int(cut[1])) from None

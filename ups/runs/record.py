@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ups.background import Background
@@ -131,7 +131,7 @@ def _gpu_name() -> str:
 def _logged_to(path: Path) -> Iterator[logging.Handler]:
     """Write the lines of the logger `ups` also to a file, those of INFO at least."""
     logger = logging.getLogger("ups")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     level = logger.level
     if not logger.isEnabledFor(logging.INFO):
@@ -142,4 +142,16 @@ def _logged_to(path: Path) -> Iterator[logging.Handler]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):  # what could not be written before cannot be now
+            handler.close()
+
+
+class _RunLog(logging.FileHandler):
+    """Says once that a line could not be written, such as on a full disk, and goes on."""
+
+    is_said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's own)
+        if not self.is_said:
+            self.is_said = True
+            log.warning("%s lacks lines: %s", self.baseFilename, sys.exc_info()[1])
