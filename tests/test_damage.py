@@ -182,6 +182,18 @@ def test_a_damaged_file_of_a_run_is_left_out_which_is_said(written, tmp_path, ca
         assert (f"{name} is left out" in caplog.text) == (found[name] is None), what
 
 
+def test_a_damaged_stamp_has_the_file_hashed_again(written, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path, dirs_exist_ok=True)
+    data_config = written.config.data.model_copy(update={"root": tmp_path})
+    config = written.config.model_copy(update={"data": data_config})
+    (expected,) = stage(config, "train", None)
+    path = tmp_path / ".burgers1d_train.h5.stamp"
+    for what, data in damages(path.read_bytes(), path.name):
+        path.write_bytes(data)
+        (found,) = stage(config, "train", None)
+        assert (found.sha256, found.num_bytes) == (expected.sha256, expected.num_bytes), what
+
+
 def test_a_damaged_note_of_what_was_overwritten_has_it_built_again(written, tmp_path):
     path = Path(shutil.copy(written.run_dir / "overwritten.json", tmp_path))
     whole = path.read_bytes()
