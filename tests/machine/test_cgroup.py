@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from ups.cgroup import num_cores
 from ups.machine import devices
+from ups.machine.cgroup import num_cores
 
 MACHINE = len(os.sched_getaffinity(0))
 
