@@ -17,6 +17,7 @@ import pytest
 from deployments.layout import BIN_DIR
 from tests.live import wait_until
 from ups.config import SPLITS
+from ups.files import read_json
 from ups.latents.store import list_entries
 from ups.runs.folder import find_run_dir
 from ups.runs.metrics import read_metrics
@@ -101,7 +102,7 @@ def complete(live, run_id):
     """The breakdown of a run that has to come to its end."""
     run = live.wait_for_state(run_id)
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
-    return json.loads((run_folder(live, run_id) / "breakdown.json").read_text())
+    return read_json(run_folder(live, run_id) / "breakdown.json")
 
 
 def tasks(live, run_id):
