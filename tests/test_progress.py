@@ -88,7 +88,7 @@ def test_a_terminal_gets_bars_and_log_lines_above_them():
 
 
 def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
-    full = open("/dev/full", "w", buffering=1)
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (its close fails, too)
     monkeypatch.setattr(sys, "stderr", full)
     monkeypatch.setenv("UPS_PROGRESS_S", "1e-9")
     with progress_shown() as show:
