@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 from abc import ABC
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -55,7 +56,7 @@ class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.under_way: set[UUID] = set()
+        self.under_way: Counter[UUID] = Counter()  # a retry may begin before its first attempt left
 
     async def run(
         self,
@@ -64,18 +65,21 @@ class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its
         task_status: TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
         """Run it in a process; a cancel that came before that process could know is heard here."""
-        self.under_way.add(flow_run.id)
+        self.under_way[flow_run.id] += 1
         try:
-            return await super().run(flow_run, configuration, task_status)
+            result = await super().run(flow_run, configuration, task_status)
         finally:
-            self.under_way.discard(flow_run.id)
+            self.under_way[flow_run.id] -= 1
             await self.end_cancelling(flow_run.id)
+        # How it ended was reported as it did. Prefect would report a code other than 0 once more
+        # by now, and so mark a retry as Crashed that has begun since.
+        return result.model_copy(update={"status_code": 0})
 
     async def end_cancelling(self, run_id: UUID) -> None:
         """Mark a run as Cancelled if it is Cancelling, and has no process of this worker's."""
         try:
             run = await self.client.read_flow_run(run_id)
-            if run.state and run.state.is_cancelling() and run_id not in self.under_way:
+            if run.state and run.state.is_cancelling() and not self.under_way[run_id]:
                 ended = Cancelled(message="It was cancelled before it began.")
                 await self.client.set_flow_run_state(run_id, ended, force=True)
         except Exception as error:  # noqa: BLE001 (the server's own clean-up ends it, later)
