@@ -118,7 +118,7 @@ def bucket_sources(bucket: str) -> dict[str, list[dict[str, str]]]:
 
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
-os.environ["TZ"] = "XXX-5:30"  # what shows local time is seen: all times are UTC
+os.environ["TZ"] = "TEST-5:30"  # what shows local time is seen: all times are UTC
 time.tzset()
 
 MIXED = {

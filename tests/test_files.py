@@ -35,7 +35,7 @@ def python(*arguments, before=(), **env):
 def without_locks(tmp_path_factory):
     """A library to preload, with which no file can be locked."""
     if not shutil.which("gcc"):
-        pytest.skip("no gcc")
+        pytest.skip("needs gcc, to make a file system without locks")
     folder = tmp_path_factory.mktemp("noflock")
     (folder / "noflock.c").write_text(WITHOUT_LOCKS)
     library = folder / "noflock.so"
@@ -65,7 +65,7 @@ def test_a_lock_is_had_on_a_disk_that_can_only_be_read(tmp_path):
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && ! touch "$0/x" && exec "$@"'
     before = ["unshare", "-rm", "sh", "-c", mount, tmp_path]
     if subprocess.run([*before, "true"], capture_output=True).returncode:
-        pytest.skip("this process may not mount")
+        pytest.skip("needs the right to mount, to make a disk read-only")
     output, _ = python(LOCK_TWICE, tmp_path, before=before)
     assert output.split() == ["True", "True"]
 

@@ -134,7 +134,7 @@ class ObjectStore:
             start, end = covered(found, info.num_bytes, info.uri)
         except ConnectionError:
             start, end = 0, 0
-        except BaseException:
+        except BaseException:  # whatever it is, and a stop, too: nobody else has the body to close
             body.close()
             raise
         if start == 0 and end in (min(num_bytes, info.num_bytes), info.num_bytes):
@@ -225,7 +225,7 @@ class ObjectStore:
         body = found["Body"]
         try:
             self._skip_to(info, found, start, end)
-        except BaseException:
+        except BaseException:  # whatever it is, and a stop, too: nobody else has the body to close
             body.close()
             raise
         return body

@@ -70,7 +70,7 @@ def _recorded(
     with _logged_to(run_dir / RUN_LOG) as handler:
         try:
             yield
-        except BaseException as raised:
+        except BaseException as raised:  # Ctrl-C and a cancel are ends, too; raised again
             state = how_it_ended(raised)
             error = describe_error(raised)
             # Only to the file: elsewhere, whoever called says it in their own way.

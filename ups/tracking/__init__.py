@@ -39,7 +39,7 @@ def tracked(config: RunConfig, run_dir: Path) -> Iterator[Trackers]:
     ended: Ended = "completed"
     try:
         yield trackers
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C and a cancel are ends, too; raised again
         ended = how_it_ended(error)
         raise
     finally:

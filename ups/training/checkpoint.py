@@ -97,7 +97,7 @@ def _read(path: Path, device: str, mmap: bool) -> dict[str, Any]:
         )
     try:
         record: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-    except Exception as error:
+    except Exception as error:  # torch promises no kind: what the unpickler meets, it raises
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is not a checkpoint that can be read: {reason}") from error
     version = record.get("format") if isinstance(record, dict) else None
