@@ -3,10 +3,13 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from deployments.worker import Waker
+from deployments.worker import Waker, Worker
 
 
 class CountingWorker:
@@ -69,3 +72,28 @@ def test_a_run_scheduled_for_later_is_looked_for_when_it_is_due():
 @pytest.mark.parametrize("failures", [1, 2])
 def test_a_server_that_fails_does_not_end_the_waker(failures):
     assert looks_after(CountingWorker(failures=failures), 0.5, wakes=[0.02, 0.2, 0.4]) >= 3
+
+
+@pytest.mark.parametrize("kind", ["CRASHED", "CANCELLING"])
+def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carried_out(
+    monkeypatch, kind
+):
+    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind)), []
+
+    async def process(self, *_):
+        return ProcessWorkerResult(identifier="1", status_code=-9)
+
+    async def read_flow_run(run_id):
+        return run
+
+    async def set_flow_run_state(run_id, state, force):
+        made.append((run_id, state.name))
+
+    monkeypatch.setattr(ProcessWorker, "run", process)
+    worker = Worker(work_pool_name="pool")
+    worker._client = SimpleNamespace(
+        read_flow_run=read_flow_run, set_flow_run_state=set_flow_run_state
+    )
+    # Prefect would report another code once more, by when a retry may have begun.
+    assert asyncio.run(worker.run(run, None)).status_code == 0
+    assert made == ([(run.id, "Cancelled")] if kind == "CANCELLING" else [])
