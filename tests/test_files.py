@@ -3,10 +3,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
-from ups.files import start_writeback
+from ups.files import LEFTOVER_AGE_S, start_writeback, write_atomically
 
 WITHOUT_LOCKS = """
 #include <errno.h>
@@ -84,3 +85,15 @@ def test_what_cannot_be_written_back_is_no_error():
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def test_what_killed_writers_left_aside_goes_with_the_next_write_of_the_same_file(tmp_path):
+    old, young, others = (
+        tmp_path / name for name in (".[1].json.1234-5", ".[1].json.99-5", ".[1].json.bak.12-3")
+    )
+    for path in (old, young, others):
+        path.touch()
+    for path in (old, others):
+        os.utime(path, (time.time() - 2 * LEFTOVER_AGE_S,) * 2)
+    write_atomically(tmp_path / "[1].json", b"{}")
+    assert set(tmp_path.iterdir()) == {tmp_path / "[1].json", young, others}

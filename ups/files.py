@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -28,13 +29,16 @@ LOCK_POLL_S = 0.05
 DISK_MARGIN_BYTES = 64 << 20
 # Such as NFS without its lock service; NFS wants a file that is open for writing, too.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+LEFTOVER_AGE_S = 3600
 
 _said_without_locks = False
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write a file aside and put it into the place of `path`: a reader sees the old one or the new.
+
+    What a killed writer of the same file left aside, an hour ago or earlier, goes.
 
     Args:
         durable: also after a power cut; costs a wait for the disk.
@@ -50,11 +54,21 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
             if durable:
                 os.fsync(file.fileno())
         aside.replace(path)
+        _remove_leftovers(path)
     finally:
         aside.unlink(missing_ok=True)
     if durable:
         for folder in (path.parent, *(folder.parent for folder in new)):
             sync_directory(folder)
+
+
+def _remove_leftovers(path: Path) -> None:
+    oldest = time.time() - LEFTOVER_AGE_S
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+")
+    with contextlib.suppress(OSError):  # the folder cannot be listed, or another writer was faster
+        for aside in path.parent.iterdir():
+            if ours.fullmatch(aside.name) and aside.stat().st_mtime < oldest:
+                aside.unlink()
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
@@ -154,7 +168,7 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _SYNC_FILE_RANGE = _sync_file_range()
 
 
-@contextmanager
+@contextlib.contextmanager
 def exclusive_lock(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
     """Hold an OS lock on `path`; the kernel frees it when its holder dies. Waits for others.
 

@@ -67,6 +67,16 @@ def test_a_damaged_entry_is_listed_as_such_set_aside_said_once_and_built_anew(
     assert sorted(states(config)) == ["complete", *["damaged"] * is_kept]
 
 
+def test_of_what_was_set_aside_the_newest_is_kept(built):
+    config, sources, entry = built
+    generations = []
+    for _ in range(3):
+        generations.append(store.current_generation(entry))
+        cut(entry / generations[-1] / "val_000.safetensors")
+        ensure(config, sources)
+    assert [path.name for path in entry.glob("damaged-*")] == [f"damaged-{generations[-1]}"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -18,7 +18,7 @@ from ups.errors import CacheError
 from ups.files import lock_now
 from ups.latents import store
 from ups.latents.entries import Entry, State, entries
-from ups.latents.store import LOCK_NAME, POINTER_NAME
+from ups.latents.store import LOCK_NAME
 from ups.units import format_age, format_size
 
 log = logging.getLogger(__name__)
@@ -119,9 +119,9 @@ def remove(entry: Entry) -> bool:
             return False
         try:
             removed = store.remove_unused(entry.directory)
-            if {path.name for path in entry_dir.iterdir()} <= {LOCK_NAME, POINTER_NAME}:
-                (entry_dir / POINTER_NAME).unlink(missing_ok=True)
-                (entry_dir / LOCK_NAME).unlink()
+            if not any(path.is_dir() for path in entry_dir.iterdir()):
+                for file in entry_dir.iterdir():
+                    file.unlink()
                 with contextlib.suppress(OSError):  # somebody who waits for the lock made a new one
                     entry_dir.rmdir()
         finally:

@@ -10,7 +10,7 @@
                                  its time is the last use
         train_000.safetensors    one tensor `latents` (N, T, K, D) per source
     building-<generation>/       private to the builder, resumed after a kill
-    damaged-<generation>/        set aside: read by nobody, kept to be looked at
+    damaged-<generation>/        set aside: read by nobody, the newest is kept to be looked at
 """
 
 from __future__ import annotations
@@ -220,12 +220,17 @@ def estimate_cache_size_mb(config: RunConfig, num_samples: int, num_frames: int 
 
 
 def publish(cache_dir: Path, manifest: Manifest) -> None:
-    """Make a generation the one that readers use, and drop older ones that nobody reads."""
+    """Make a generation the one that readers use, and drop older ones that nobody reads.
+
+    Of those that were set aside the newest stays.
+    """
     entry, name = entry_dir(cache_dir, manifest.config_hash), manifest.generation
     pointer = f"{name} {xxhash.xxh3_64_hexdigest(name.encode())}\n"
     write_atomically(entry / POINTER_NAME, pointer.encode())
+    damaged = entry.glob(f"{DAMAGED}*")
+    last_damaged = max(damaged, key=lambda path: path.stat().st_ctime_ns, default=None)
     for old in entry.iterdir():
-        if old.is_dir() and old.name != name and not old.name.startswith(DAMAGED):
+        if old.is_dir() and old.name != name and old != last_damaged:
             remove_unused(old)
 
 
