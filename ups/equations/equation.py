@@ -26,7 +26,7 @@ class Solve(Protocol):
         """Random trajectories at the cell centres and the times t_T.
 
         Args:
-            draws: (N, 11), of `initial_conditions.draw`: they determine u0.
+            draws: (N, 15), of `initial_conditions.draw`: they determine u0.
             parameter: of the equation, the same for all.
             t_T: (T,), increasing.
             device: to compute on, if that pays.

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-NUM_DRAWS = 11  # random numbers that make one initial condition
+NUM_DRAWS = 15  # random numbers that make one initial condition
 NUM_MODES = 4
 WINDOW_EDGE = 0.01  # width of the tanh at either end of a window, in units of the domain
 
@@ -26,7 +26,7 @@ def initial_conditions(num: int, grid_points: int, generator: torch.Generator) -
 
 
 def draw(num: int, generator: torch.Generator) -> Tensor:
-    """What determines `num` initial conditions, (N, 11) uniform on [0, 1).
+    """What determines `num` initial conditions, (N, 15) uniform on [0, 1).
 
     Args:
         generator: on the CPU. Each trajectory takes the same number of draws, so that two calls
@@ -38,24 +38,26 @@ def draw(num: int, generator: torch.Generator) -> Tensor:
 def evaluate(draws: Tensor, x: Tensor) -> Tensor:
     """Random initial conditions, as PDEBench describes them.
 
-    u0 = Σ A_i sin(2π k_i x + φ_i), two modes: k_i from 1..4 independently, A_i ~ U(0, 1),
-    φ_i ~ U(0, 2π). One in ten becomes ±|u0|; independently, one in ten is multiplied by a smooth
-    window whose ends are drawn from (0.1, 0.45) and (0.55, 0.9).
+    u0 = Σ A_k sin(2π k n_k x + φ_k), k from 1 to 4, A_k ~ U(0, 1), φ_k ~ U(0, 2π), where n_k says
+    how often k was drawn, with two draws: a mode that was not drawn adds a constant, so that each
+    trajectory has a mean of its own, and one that was drawn twice has wave number 2k. One in ten
+    becomes |u0|; then each has its sign flipped or not; then one in ten is multiplied by a smooth
+    window whose ends are drawn from (0.1, 0.135) and (0.55, 0.585).
 
     Args:
-        draws: (N, 11), of `draw`.
+        draws: (N, 15), of `draw`.
         x: (X,) float64 in [0, 1).
     Returns:
         (N, X) float64.
     """
     u = torch.zeros(len(draws), len(x), dtype=torch.float64)
-    for i in range(2):
-        mode = (NUM_MODES * draws[:, i : i + 1]).floor() + 1
-        amplitude, turns = draws[:, 2 + i : 3 + i], draws[:, 4 + i : 5 + i]
+    drawn = (NUM_MODES * draws[:, :2]).floor() + 1
+    for k in range(1, NUM_MODES + 1):
+        mode = k * (drawn == k).sum(1, keepdim=True)
+        amplitude, turns = draws[:, 1 + k : 2 + k], draws[:, 5 + k : 6 + k]
         u += amplitude * torch.sin(2 * math.pi * (mode * x + turns))
-    is_absolute, is_negative, is_windowed = (draws[:, i : i + 1] for i in (6, 7, 8))
-    sign = 1.0 - 2.0 * (is_negative < 0.5)
-    u = torch.where(is_absolute < 0.1, sign * u.abs(), u)
-    left, right = 0.1 + 0.35 * draws[:, 9:10], 0.55 + 0.35 * draws[:, 10:11]
+    is_absolute, is_negative, is_windowed = (draws[:, i : i + 1] for i in (10, 11, 12))
+    u = torch.where(is_absolute < 0.1, u.abs(), u) * (1.0 - 2.0 * (is_negative < 0.5))
+    left, right = 0.1 + 0.035 * draws[:, 13:14], 0.55 + 0.035 * draws[:, 14:15]
     window = (torch.tanh((x - left) / WINDOW_EDGE) - torch.tanh((x - right) / WINDOW_EDGE)) / 2
     return torch.where(is_windowed < 0.1, window * u, u)
