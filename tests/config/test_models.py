@@ -48,7 +48,7 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"latent.tokens": 15}, "tokens: found 15, expected a divisor of data.grid_points (1024"),
+        ({"latent.tokens": 15}, "tokens: found 15, expected a divisor of the 1024 points"),
         ({"latent.tokens": 2, "operator.depths": [1] * 5}, "expected a multiple of 4"),
         ({"operator.depths": [1, 1]}, "operator.depths: found [1, 1], expected an odd number"),
         ({"data.sources.test": [{"key": "a.h5", "rows": [5, 5]}]}, "0.rows: found [5, 5]"),

@@ -16,7 +16,7 @@ def draws(num):
 def smooth(num):
     """Draws of initial conditions without an absolute value or a window."""
     found = draws(num)
-    found[:, [6, 8]] = 1.0
+    found[:, [10, 12]] = 1.0
     return found
 
 

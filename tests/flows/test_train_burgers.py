@@ -293,7 +293,7 @@ def missing_bucket():
 def test_a_wrong_config_fails_the_run_with_the_key(flow_config, run):
     state, tasks, _ = run(flow_config(), latent_tokens=7)
     assert state.is_failed()
-    assert "latent.tokens: found 7, expected a divisor of data.grid_points (256)" in state.message
+    assert "latent.tokens: found 7, expected a divisor of the 256 points" in state.message
     assert tasks == {"0 validate-config": "Failed"}
 
 

@@ -44,16 +44,33 @@ def test_encoding_into_a_buffer_gives_the_same_latents_there(fitted, train_file)
     assert torch.equal(buffer, latents)
 
 
-def test_fewer_orthonormal_channels_keep_what_no_other_linear_encoder_could_keep_better(
+def test_fewer_orthonormal_channels_keep_the_mean_and_what_no_others_could_keep_better(
     fitted, train_file
 ):
     encoder = fitted(latent__dim=3, encoder__fit_trajectories=20)
     assert torch.allclose(encoder.weight_PD.T @ encoder.weight_PD, torch.eye(3), atol=1e-5)
     frames = torch.from_numpy(train_file.read(0, 20)[:, ::8])  # what it was fitted on
     patches = ((frames - encoder.mean) / encoder.std).reshape(-1, 32).double()
-    left = torch.linalg.svdvals(patches)[3:].square().sum()
+    left = torch.linalg.svdvals(patches - patches.mean(1, keepdim=True))[2:].square().sum()
     lost = ((encoder.decode(encoder.encode(frames)) - frames) / encoder.std).double().square().sum()
     assert lost.item() == pytest.approx(left.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 32, 40])
+def test_the_first_channel_is_the_mean_of_the_patch(fitted, train_file, dim):
+    encoder = fitted(latent__dim=dim)
+    frames = torch.from_numpy(train_file.read(0, 2))
+    means = (frames.unflatten(-1, (-1, 32)).mean(-1) - encoder.mean) / encoder.std
+    assert torch.allclose(encoder.encode(frames)[..., 0], means * 32**0.5, atol=1e-5)
+
+
+def test_identity_keeps_the_fields_to_the_bit(fitted, train_file):
+    frames = torch.from_numpy(train_file.read(0, 2))
+    for tokens, dim in ((8, 32), (256, 1)):
+        encoder = fitted(encoder__kind="identity", latent__tokens=tokens, latent__dim=dim)
+        latents = encoder.encode(frames)
+        assert torch.equal(latents, frames.unflatten(-1, (tokens, dim)))
+        assert torch.equal(encoder.decode(latents), frames)
 
 
 def test_the_fit_is_the_same_every_time_and_the_manifest_holds_it_to_the_bit(fitted):
@@ -88,4 +105,5 @@ def test_every_shard_of_train_has_its_part_in_the_fit(tiny_config, tiny_data, tr
     with TrajectoryFile(path) as scaled:
         alone = fit_encoder(tiny_config(), [train_file])
         together = fit_encoder(tiny_config(), [train_file, scaled])
-    assert together.std == pytest.approx(math.sqrt(5) * alone.std, rel=1e-3)
+    assert together.mean == pytest.approx(2 * alone.mean, rel=1e-3)
+    assert together.std == pytest.approx(math.sqrt(5 * alone.std**2 + alone.mean**2), rel=1e-3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ups.models.conditioning import conditioning, num_conditions
-from ups.models.operator import LatentOperator
+from ups.models.latent_transformer import Operator
 
 BOTH = ["burgers1d", "advection1d"]
 
@@ -33,5 +33,5 @@ def test_the_number_of_features_is_that_of_the_operator(equations, tiny_config):
     assert config.data.equations == tuple(equations)
     features = conditioning(equations, equations[0], torch.tensor([0.4]), 0.1)
     assert features.shape == (1, num_conditions(equations))
-    z = torch.randn(1, 8, 16)
-    assert LatentOperator(config)(z, features).shape == z.shape
+    z = torch.randn(1, 1, 8, 16)
+    assert Operator(config)(z, features).shape == z[:, -1].shape

@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_average_told_the_parameter_and_the_time_of_its_
     states = [score.encoder.encode(u[:, 0])]
     with torch.no_grad():
         for _ in range(u.shape[1] - 1):
-            states.append(random_state.ema(states[-1], told.expand(len(u), 2)))
+            states.append(random_state.ema(states[-1][:, None], told.expand(len(u), 2)))
     predicted = score.encoder.decode(torch.stack(states[1:], 1))
     expected = ((predicted - u[:, 1:]).norm(dim=-1) / u[:, 1:].norm(dim=-1)).mean().item()
     scores = score(random_state)

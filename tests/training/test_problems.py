@@ -77,9 +77,9 @@ def test_val_is_the_mean_over_problems_of_what_each_has_alone(prepared):
         z = latents.val.batch(rows_of_problem).float()
         with torch.no_grad():
             predicted = rollout(
-                step.ema, z[:, 0], latents.val.condition_NC[rows_of_problem], z.shape[1] - 1
+                step.ema, z[:, :1], latents.val.condition_NC[rows_of_problem], z.shape[1] - 1
             )
-        error = (predicted - z)[:, 1:].flatten(2).norm(dim=-1) / z[:, 1:].flatten(2).norm(dim=-1)
+        error = (predicted - z[:, 1:]).flatten(2).norm(dim=-1) / z[:, 1:].flatten(2).norm(dim=-1)
         assert best[f"val/{name}/nrmse_rollout"] == pytest.approx(error.mean().item(), rel=1e-5)
 
 

@@ -52,7 +52,8 @@ def step_on(tiny_config):
     def make(**overrides):
         step = TrainStep(tiny_config(training__device="cpu", **overrides))
         generator = torch.Generator().manual_seed(0)
-        step.model.head.weight.data = 0.1 * torch.randn(16, 32, generator=generator)
+        weight = step.model.head.weight
+        weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
         z_BTKD = torch.randn(6, 5, 8, 16, generator=generator)
         step.begin(PreloadedCacheDataset(z_BTKD, condition(torch.full((6,), 0.02)), "cpu"), 10)
         step.begin_epoch(torch.arange(6))
@@ -61,20 +62,22 @@ def step_on(tiny_config):
     return make
 
 
-@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize(("horizon", "history"), [(1, 1), (3, 1), (1, 3), (2, 2)])
 def test_loss_and_gradient_are_those_of_every_pair_fed_back_through_the_whole_horizon(
-    step_on, horizon
+    step_on, horizon, history
 ):
-    step, z_BTKD = step_on(training__rollout_horizon=horizon, training__grad_clip=1e9)
+    step, z_BTKD = step_on(
+        training__rollout_horizon=horizon, training__grad_clip=1e9, operator__history=history
+    )
     other, told = copy.deepcopy(step.model), condition(torch.full((1,), 0.02))
     errors = []
     for trajectory in z_BTKD:
-        for start in range(5 - horizon):
-            z = trajectory[start][None]
-            for j in range(1, horizon + 1):
-                z, target = other(z, told), trajectory[start + j]
-                errors.append((z[0] - target).square().sum() / target.square().sum())
-    assert len(errors) == 6 * (5 - horizon) * horizon
+        for last in range(history - 1, 5 - horizon):
+            frames = list(trajectory[: last + 1])
+            for target in trajectory[last + 1 : last + 1 + horizon]:
+                frames.append(other(torch.stack(frames[-history:])[None], told)[0])
+                errors.append((frames[-1] - target).square().sum() / target.square().sum())
+    assert len(errors) == 6 * (6 - history - horizon) * horizon
     expected = torch.stack(errors).mean()
     expected.backward()
     step()

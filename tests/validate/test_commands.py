@@ -100,7 +100,7 @@ def test_faults_of_the_config_are_shown_at_once_and_the_other_groups_skipped(ups
     why = "not checked: the config has faults: correct them first"
     assert skipped == dict.fromkeys(GROUPS[1:], why)
     _, output, _ = ups("CONFIG", "--set", "latent.tokens=24")
-    assert "found 24, expected a divisor of data.grid_points (256)" in output
+    assert "found 24, expected a divisor of the 256 points" in output
 
 
 def test_a_full_disk_is_a_fault_and_a_config_that_is_not_there_is_one_fault(ups, monkeypatch):

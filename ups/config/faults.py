@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ups.config.models import RunConfig
+from ups.config.operators import OPERATORS
 from ups.config.text import shortened
 
 WORDS = ("literal_error", "string_type", "invalid_key")  # where a word is wanted
@@ -23,7 +24,11 @@ def _lines(fault: ErrorDetails) -> list[str]:
     location = list(fault["loc"])
     if location[:2] == ["data", "task"]:
         del location[2:3]  # pydantic's name for either form of it: `name`, `list`
-    key, kind = ".".join(map(str, location)), fault["type"]
+    named = [part for i, part in enumerate(location) if not (i == 1 and part in OPERATORS)]
+    key, kind = ".".join(map(str, named)), fault["type"]
+    if kind == "union_tag_invalid" and key == "operator":
+        found, expected = shortened(fault["ctx"]["tag"]), ", ".join(OPERATORS)
+        return [f"operator.kind: found {found}; expected {expected}"]
     if kind == "value_error":
         lines = str(fault["ctx"]["error"]).splitlines()
         return [f"{key}: {line}" if key else line for line in lines]
@@ -44,7 +49,9 @@ def _keys_beside(location: list[int | str]) -> list[str]:
     """The keys of the section of a key; list positions and dict keys are stepped over."""
     model: type[BaseModel] = RunConfig
     for key in location[:-1]:
-        if field := model.model_fields.get(str(key)):
+        if key in OPERATORS:
+            model = OPERATORS[key]
+        elif field := model.model_fields.get(str(key)):
             model = _model_in(field.annotation) or model
     return list(model.model_fields)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from ups.config.data import Data, Model, Positive, Problem
+from ups.config.operators import LatentTransformer, Operator
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -21,30 +22,22 @@ class Latent(Model):
 
 
 class Encoder(Model):
-    kind: Literal["patch_subspace"] = "patch_subspace"
+    """How a frame becomes latents, and which of the data's points and frames are encoded."""
+
+    kind: Literal["patch_subspace", "identity"] = Field(
+        "patch_subspace", description="identity: the field's own values, tokens × dim of them"
+    )
+    x_stride: Positive = Field(1, description="of the grid's points every x_stride-th is encoded")
+    t_stride: Positive = Field(1, description="of the saved frames every t_stride-th is encoded")
     fit_trajectories: Positive = 64
     fit_seed: Annotated[int, Field(ge=0)] = 0
     normalise: bool = True
 
 
-class Operator(Model):
-    hidden_dim: Positive = 128
-    num_heads: Positive = 4
-    mlp_ratio: FiniteFloat = Field(4.0, gt=0)
-    depths: Annotated[list[Positive], Field(min_length=1)] = Field(
-        [2, 2, 2], description="blocks per stage of the U: odd length, tokens halve per stage"
-    )
-
-    @property
-    def num_levels(self) -> int:
-        """Resolutions of the U: 2 for depths of length 3."""
-        return len(self.depths) // 2 + 1
-
-
 class Training(Model):
     batch_size: Positive = Field(12, description="trajectories per step")
     accumulation_steps: Positive = 1
-    time_stride: Positive = Field(2, description="s, saved frames per operator step")
+    time_stride: Positive = Field(2, description="s, encoded frames per operator step")
     rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")
     latent_cache_dir: Path = Path("data/latent_cache")
     latent_cache_max_gb: FiniteFloat | None = Field(
@@ -88,6 +81,9 @@ class Checkpoint(Model):
 
 
 class Evaluation(Model):
+    given_frames: Positive | None = Field(
+        None, description="frames before a rollout, not scored; default: operator.history"
+    )
     batch_size: Positive = Field(32, description="trajectories per rollout batch")
     num_examples: Positive = Field(3, description="trajectories drawn in the picture")
 
@@ -153,7 +149,7 @@ class RunConfig(Model):
     data: Data = Data()
     latent: Latent = Latent()
     encoder: Encoder = Encoder()
-    operator: Operator = Operator()
+    operator: Operator = LatentTransformer()
     training: Training = Training()
     stages: Stages = Stages()
     checkpoint: Checkpoint = Checkpoint()
@@ -163,9 +159,19 @@ class RunConfig(Model):
     startup: Startup = Startup()
 
     @property
+    def encoded_points(self) -> int:
+        """X, grid points of an encoded frame."""
+        return self.data.grid_points // self.encoder.x_stride
+
+    @property
     def patch_points(self) -> int:
         """P, grid points of a patch."""
-        return self.data.grid_points // self.latent.tokens
+        return self.encoded_points // self.latent.tokens
+
+    @property
+    def given_frames(self) -> int:
+        """Frames, one operator step apart, that a rollout is given and that are not scored."""
+        return self.evaluation.given_frames or self.operator.history
 
     @property
     def data_root(self) -> Path:
@@ -190,22 +196,27 @@ class RunConfig(Model):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         faults = self.data.disagreements()
-        grid, tokens, op = self.data.grid_points, self.latent.tokens, self.operator
-        if grid % tokens:
+        latent, encoder, operator = self.latent, self.encoder, self.operator
+        if self.data.grid_points % encoder.x_stride:
             faults.append(
-                f"latent.tokens: found {tokens}, expected a divisor of data.grid_points ({grid})"
+                f"encoder.x_stride: found {encoder.x_stride}, expected a divisor of "
+                f"data.grid_points ({self.data.grid_points})"
             )
-        if len(op.depths) % 2 == 0:
-            faults.append(f"operator.depths: found {op.depths}, expected an odd number of stages")
-        elif tokens % 2 ** (op.num_levels - 1):
+        elif self.encoded_points % latent.tokens:
             faults.append(
-                f"latent.tokens: found {tokens}, expected a multiple of "
-                f"{2 ** (op.num_levels - 1)}, which operator.depths {op.depths} halves down to"
+                f"latent.tokens: found {latent.tokens}, expected a divisor of the "
+                f"{self.encoded_points} points of an encoded frame"
             )
-        if op.hidden_dim % (2 * op.num_heads):
+        elif encoder.kind == "identity" and latent.tokens * latent.dim != self.encoded_points:
             faults.append(
-                f"operator.hidden_dim: found {op.hidden_dim}, expected a multiple of "
-                f"2 * operator.num_heads ({2 * op.num_heads})"
+                f"latent.dim: found {latent.dim}, expected {self.patch_points}: with encoder.kind "
+                f"identity, tokens × dim are the {self.encoded_points} points of an encoded frame"
+            )
+        faults += operator.faults(latent.tokens, latent.dim)
+        if self.given_frames < operator.history:
+            faults.append(
+                f"evaluation.given_frames: found {self.given_frames}, expected at least "
+                f"operator.history ({operator.history})"
             )
         training = self.training
         if training.compile == "graph" and training.accumulation_steps > 1:

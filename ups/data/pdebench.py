@@ -37,9 +37,10 @@ class TrajectoryFile:
         rows: [first, end) of the file's trajectories; default all. Row 0 of `read` is `first`.
         grid_points: what X must be.
         equation: that the trajectories are of.
+        strides: of time and of space; of the frames every so many-th is read, of the points, too.
     Attributes:
-        num_trajectories, num_frames, grid_points: N (of `rows`), T, X.
-        dt: time between saved frames.
+        num_trajectories, num_frames, grid_points: N (of `rows`), T, X, as they are read.
+        dt: time between the frames that are read.
         equation, parameter: what it is called, and its value, ν or β.
         is_named: whether the file's name alone tells that value.
         num_bytes: of all of `rows`, as `read` returns them.
@@ -56,8 +57,10 @@ class TrajectoryFile:
         *,
         grid_points: int | None = None,
         equation: EquationName = "burgers1d",
+        strides: tuple[int, int] = (1, 1),
     ) -> None:
         self.path, self.equation = Path(path), EQUATIONS[equation]
+        self._t_stride, self._x_stride = strides
         self._fd: int | None = None
         self._file = header.open_hdf5(self.path)
         try:
@@ -74,8 +77,8 @@ class TrajectoryFile:
     def _read_header(self, rows: tuple[int, int] | None, grid_points: int | None) -> None:
         file, path = self._file, self.path
         self._data = data = header.find_data(file, path)
-        total, self.num_frames, self.grid_points = header.check_shape(data, path, grid_points)
-        header.check_axes(file, self.grid_points, path)
+        total, saved_frames, saved_points = header.check_shape(data, path, grid_points)
+        header.check_axes(file, saved_points, path)
         self._first, end = rows or (0, total)
         if not 0 <= self._first < end <= total:
             raise DataError(
@@ -83,10 +86,13 @@ class TrajectoryFile:
                 "trajectories; correct the row range of this source"
             )
         self.num_trajectories = end - self._first
-        self._row_bytes = 4 * self.num_frames * self.grid_points
-        self.num_bytes = self.num_trajectories * self._row_bytes
+        self.num_frames = -(-saved_frames // self._t_stride)
+        self.grid_points = -(-saved_points // self._x_stride)
+        self._saved_points = saved_points
+        self._row_bytes = 4 * saved_frames * saved_points
+        self.num_bytes = 4 * self.num_trajectories * self.num_frames * self.grid_points
         self.parameter, self.is_named = attributes.find_parameter(file, data, path, self.equation)
-        self.dt = attributes.find_dt(file, data, self.num_frames, path)
+        self.dt = attributes.find_dt(file, data, saved_frames, path) * self._t_stride
         self._no_values, self._fill = header.no_values(data), header.fill_value(data)
         header.check_written(data, (self._first, end), path)
         self._filters = header.missing_filters(data)
@@ -95,7 +101,7 @@ class TrajectoryFile:
             self._fd = os.open(path, os.O_RDONLY)
             file.close()
         elif self._filters:
-            self.read_frames(0, self.num_frames)  # a chunk may have been written without it
+            self.read_frames(0, saved_frames)  # a chunk may have been written without it
 
     def read(self, lo: int, hi: int, out: Frames | None = None) -> Frames:
         """Trajectories [lo, hi), counted from the first of `rows`.
@@ -118,7 +124,10 @@ class TrajectoryFile:
             raise ShapeError(
                 f"out: found {out.dtype} {out.shape}, expected contiguous float32 {shape}"
             )
-        if self._fd is None:
+        if (self._t_stride, self._x_stride) != (1, 1):
+            for row, frames in enumerate(out, lo):
+                self._read_frames(row, self._t_stride, frames)
+        elif self._fd is None:
             rows = slice(self._first + lo, self._first + hi)
             try:
                 self._data.read_direct(out.reshape(hi - lo, *self._data.shape[1:]), rows)
@@ -133,20 +142,28 @@ class TrajectoryFile:
 
     def read_frames(self, row: int, stride: int) -> Frames:
         """Every `stride`-th frame of one trajectory, (ceil(T / stride), X), and no other byte."""
-        times = range(0, self.num_frames, stride)
-        out = np.empty((len(times), self.grid_points), np.float32)
-        if self._fd is None or self._offset is None:
-            try:
-                out[:] = self._data[self._first + row, ::stride].reshape(out.shape)
-            except (OSError, RuntimeError) as error:
-                raise self._unreadable(row, row + 1, error) from error
-        else:
-            start = self._offset + (self._first + row) * self._row_bytes
-            for frame, time in zip(out, times, strict=True):
-                self._read_raw(self._fd, start + time * frame.nbytes, frame)
+        out = np.empty((-(-self.num_frames // stride), self.grid_points), np.float32)
+        self._read_frames(row, stride * self._t_stride, out)
         if self._no_values or self._fill is not None:
             self.check_finite(out[None], row)
         return out
+
+    def _read_frames(self, row: int, stride: int, out: Frames) -> None:
+        """Every `stride`-th saved frame of one trajectory into (frames, X)."""
+        if self._fd is None or self._offset is None:
+            try:
+                read = self._data[self._first + row, ::stride]
+            except (OSError, RuntimeError) as error:
+                raise self._unreadable(row, row + 1, error) from error
+            out[:] = read.reshape(len(out), -1)[:, :: self._x_stride]
+            return
+        start = self._offset + (self._first + row) * self._row_bytes
+        whole = out[0] if self._x_stride == 1 else np.empty(self._saved_points, np.float32)
+        for number, frame in enumerate(out):
+            into = frame if self._x_stride == 1 else whole
+            self._read_raw(self._fd, start + number * stride * whole.nbytes, into)
+            if into is whole:
+                frame[:] = whole[:: self._x_stride]
 
     def check_finite(self, frames: Frames, lo: int) -> None:
         """Refuse what is no field value in what `read(lo, …)` gave: NaN, infinity, a fill value.

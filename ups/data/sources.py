@@ -81,15 +81,20 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
 
 
 def open_file(config: ProblemConfig, path: Path, rows: tuple[int, int] | None) -> TrajectoryFile:
-    """A file of the problem of this config, or rows of it, checked for the config's grid.
+    """A file of the problem of this config, or rows of it, as far as it is encoded.
 
     Raises:
         DataError: see `TrajectoryFile`.
     """
     from ups.data.pdebench import TrajectoryFile
 
-    grid_points, equation = config.data.grid_points, config.problem.equation
-    return TrajectoryFile(path, rows, grid_points=grid_points, equation=equation)
+    return TrajectoryFile(
+        path,
+        rows,
+        grid_points=config.data.grid_points,
+        equation=config.problem.equation,
+        strides=(config.encoder.t_stride, config.encoder.x_stride),
+    )
 
 
 def open_files(config: ProblemConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
@@ -173,17 +178,20 @@ def stage(
 
 
 def check_frames(config: RunConfig, num_frames: int) -> None:
-    """Refuse trajectories without a single training pair.
+    """Refuse trajectories without a single training pair, or a frame to score.
 
     Raises:
-        DataError: a trajectory is too short for one training pair.
+        DataError: a trajectory is too short.
     """
-    training = config.training
-    needed = training.time_stride * training.rollout_horizon + 1
+    training, history, given = config.training, config.operator.history, config.given_frames
+    steps = max(history + training.rollout_horizon, given + 1) - 1
+    needed = training.time_stride * steps + 1
     if num_frames < needed:
+        more = f", operator.history {history}" if history > 1 else ""
+        more += f", evaluation.given_frames {given}" if given > history else ""
         raise DataError(
             f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
-            f"and rollout_horizon {training.rollout_horizon} need {needed}: lower one of them"
+            f"and rollout_horizon {training.rollout_horizon}{more} need {needed}: lower one of them"
         )
 
 

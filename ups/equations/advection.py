@@ -50,6 +50,7 @@ ADVECTION = Equation(
     parameter="beta",
     symbol="β",
     attribute="beta",
+    conserves_mean=True,
     scale=scale,
     solve=solve,
 )

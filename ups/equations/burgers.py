@@ -210,6 +210,7 @@ BURGERS = Equation(
     parameter="nu",
     symbol="ν",
     attribute="Nu",
+    conserves_mean=True,
     scale=scale,
     solve=solve_draws,
 )

@@ -44,6 +44,7 @@ class Equation:
         name: in configs, and what the names of its problems begin with.
         parameter: its key in configs and manifests; `symbol`, the same for people.
         attribute: what PDEBench's files call it, as an attribute and before its value in names.
+        conserves_mean: whether the mean of u over space never changes.
         scale: parameters → a feature of order one, by which the operator is conditioned.
     """
 
@@ -52,6 +53,7 @@ class Equation:
     parameter: str
     symbol: str
     attribute: str
+    conserves_mean: bool
     scale: Callable[[Tensor], Tensor]
     solve: Solve
 

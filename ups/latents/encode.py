@@ -1,9 +1,12 @@
 """The encoder: patches of a frame projected on an orthonormal basis, one matrix product.
 
 A frame of X grid points is cut into K patches of P = X / K points, and each patch is projected to
-D channels. D < P: the principal subspace of the training patches, the best any linear encoder can
-do. D = P: the whole orthogonal basis. D > P: the basis seen through orthonormal columns. From
-D = P on nothing is lost; decoding is the transpose in all three cases.
+D channels. The first is the patch's mean, times √P: so a mean over space that an equation conserves
+is one channel's mean over the tokens, whatever the data. D ≤ P: the others are the principal
+subspace of what is left of the training patches. D > P: they are the rest of the basis, seen
+through orthonormal columns. From D = P on nothing is lost; decoding is the transpose in all cases.
+
+The kind `identity` is the field's own values, D = P of each patch.
 """
 
 from __future__ import annotations
@@ -107,11 +110,14 @@ def fit_encoder(config: ProblemConfig, train: Sequence[TrajectoryFile]) -> Patch
         DataError: a trajectory of the subset is not finite.
     """
     num_points, dim = config.patch_points, config.latent.dim
+    if config.encoder.kind == "identity":
+        return PatchEncoder(torch.eye(num_points), 0.0, 1.0)
     rng = np.random.default_rng(config.encoder.fit_seed)
     ends = np.cumsum([file.num_trajectories for file in train])
     num_fit = min(config.encoder.fit_trajectories, int(ends[-1]))
     chosen = np.sort(rng.choice(int(ends[-1]), num_fit, replace=False))
-    fields = np.stack([_read_for_fit(train, ends, index) for index in chosen.tolist()])
+    stride = max(1, FIT_FRAME_STRIDE // config.encoder.t_stride)
+    fields = np.stack([_read_for_fit(train, ends, index, stride) for index in chosen.tolist()])
     patches = fields.reshape(-1, num_points).astype(np.float64)
     # Mean, deviation and covariance come from one product: each further pass over the patches
     # takes as long as reading them.
@@ -123,19 +129,36 @@ def fit_encoder(config: ProblemConfig, train: Sequence[TrajectoryFile]) -> Patch
         std = math.sqrt(max(0.0, np.trace(products) / patches.size - mean**2)) or 1.0
     shared = mean * (sums[:, None] + sums[None, :])
     covariance = (products - shared + num * mean**2) / (num * std**2)
-    _, vectors = np.linalg.eigh(covariance)
-    basis = vectors[:, ::-1][:, : min(dim, num_points)]
-    basis = basis * np.where(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])] < 0, -1, 1)
-    if dim > num_points:
-        lift, _ = np.linalg.qr(rng.standard_normal((dim, num_points)))
-        basis = basis @ lift.T
-    weight = torch.from_numpy(np.ascontiguousarray(basis, dtype=np.float32))
+    weight = torch.from_numpy(_basis(covariance, dim, rng).astype(np.float32))
     return PatchEncoder(weight, mean, std)
 
 
-def _read_for_fit(files: Sequence[TrajectoryFile], ends: NDArray[np.int64], index: int) -> Frames:
-    """Every 8th frame of trajectory `index` of all the files' rows."""
+def _basis(
+    covariance: NDArray[np.float64], dim: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """(P, P) of patches → (P, D): the constant vector, then the principal ones of the rest."""
+    num_points = len(covariance)
+    constant = np.full((num_points, 1), num_points**-0.5)
+    if dim == 1:
+        return constant
+    others = np.linalg.qr(np.hstack([constant, np.eye(num_points)[:, 1:]]))[0][:, 1:]
+    _, vectors = np.linalg.eigh(others.T @ covariance @ others)
+    principal = (others @ vectors)[:, ::-1][:, : dim - 1]
+    largest = principal[np.abs(principal).argmax(0), np.arange(principal.shape[1])]
+    principal = principal * np.where(largest < 0, -1, 1)
+    if dim > num_points > 1:
+        lift, _ = np.linalg.qr(rng.standard_normal((dim - 1, num_points - 1)))
+        principal = principal @ lift.T
+    elif dim > num_points:
+        principal = np.zeros((1, dim - 1))
+    return np.ascontiguousarray(np.hstack([constant, principal]))
+
+
+def _read_for_fit(
+    files: Sequence[TrajectoryFile], ends: NDArray[np.int64], index: int, stride: int
+) -> Frames:
+    """Every so many-th frame of trajectory `index` of all the files' rows."""
     which, row = locate(ends, index)
-    frames = files[which].read_frames(row, FIT_FRAME_STRIDE)
+    frames = files[which].read_frames(row, stride)
     files[which].check_finite(frames[None], row)
     return frames

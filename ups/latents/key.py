@@ -44,7 +44,7 @@ def key_fields(
         },
         "grid_points": config.data.grid_points,
         "latent": config.latent.model_dump(),
-        "encoder": {"algorithm": 1, **config.encoder.model_dump()},
+        "encoder": {"algorithm": 2, **config.encoder.model_dump()},
         "dtype": config.training.latent_cache_dtype,
     }
 

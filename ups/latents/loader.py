@@ -51,6 +51,7 @@ class Latents:
     Attributes:
         encoders: problem → the encoder of its latents.
         key_fields: problem → what its cache key is made of.
+        train_rows: the trajectories of train, file by file.
         val_ranges: problem → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
         num_bytes: read to get there.
@@ -60,6 +61,7 @@ class Latents:
     val: LatentDataset
     encoders: dict[str, PatchEncoder]
     key_fields: dict[str, dict[str, Any]]
+    train_rows: Sequence[Rows]
     val_ranges: dict[str, range]
     tier: str
     num_bytes: int
@@ -164,7 +166,7 @@ def assemble(
     train, val = (open_split(split, condition_of(config, rows[split])) for split in ENCODED_SPLITS)
     seconds = time.monotonic() - started
     ranges = ranges_of(rows["val"])
-    return Latents(train, val, encoders, fields, ranges, tier, num_bytes, seconds)
+    return Latents(train, val, encoders, fields, rows["train"], ranges, tier, num_bytes, seconds)
 
 
 def load_on_demand(

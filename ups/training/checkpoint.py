@@ -1,7 +1,8 @@
 """Checkpoints: written aside and renamed, with config, position and random state inside.
 
 Behind what `torch.save` writes stands a checksum of it, which torch passes over. A checkpoint also
-says what it was trained on: the content of the sources, and the encoder of each problem.
+says what it was trained on, and what it takes to use it where neither data nor cache are: of each
+problem the encoder, the equation, its parameters and the time of a step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ from ups.latents.key import explain_difference
 from ups.latents.loader import Latents
 from ups.runs.folder import BEST, LAST
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OF_FORMAT_1 = {  # what was added since to a config, as it then was
+    "encoder": {"x_stride": 1, "t_stride": 1},
+    "operator": {
+        "kind": "latent_transformer",
+        "history": 1,
+        "token_kernel": 1,
+        "amplitude_scaling": False,
+        "conserve_mean": False,
+    },
+}
 FIXED_SECTIONS = ("latent", "encoder", "operator")
 ENCODER_TOLERANCE = 1e-3  # float16 latents are rounded by as much
 CHECK = b"ups-xxh3:"
@@ -101,9 +112,14 @@ def _read(path: Path, device: str, mmap: bool) -> dict[str, Any]:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is not a checkpoint that can be read: {reason}") from error
     version = record.get("format") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
+    if version == 1:
+        config = json.loads(record["config"])
+        for section, then in OF_FORMAT_1.items():
+            config[section] |= then
+        record |= {"format": FORMAT_VERSION, "config": json.dumps(config)}
+    elif version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {version}, expected {FORMAT_VERSION}: "
+            f"{path} has format {version}, expected 1 to {FORMAT_VERSION}: "
             "it is of another version of this project"
         )
     return record
@@ -126,12 +142,23 @@ def _remedy(path: Path) -> str:
     return "delete it, or start anew"
 
 
-def trained_on(latents: Latents) -> dict[str, Any]:
-    """Problem → what a checkpoint says of its data: the content of the sources, and the encoder."""
-    return {
-        name: {"sources": fields["sources"], "encoder": latents.encoders[name].to_manifest()}
-        for name, fields in latents.key_fields.items()
-    }
+def trained_on(config: RunConfig, latents: Latents) -> dict[str, Any]:
+    """Problem → what a checkpoint says of its data.
+
+    `sources`, their content; `encoder`; `equation`; `parameters`, the values that were trained on;
+    `step_dt`, the time of an operator step.
+    """
+    found = {}
+    for name, fields in latents.key_fields.items():
+        rows = [rows for rows in latents.train_rows if rows.problem == name]
+        found[name] = {
+            "sources": fields["sources"],
+            "encoder": latents.encoders[name].to_manifest(),
+            "equation": rows[0].equation,
+            "parameters": sorted({r.parameter for r in rows}),
+            "step_dt": rows[0].dt * config.training.time_stride,
+        }
+    return found
 
 
 def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:

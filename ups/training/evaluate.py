@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -18,17 +19,18 @@ from ups.errors import TrainingDiverged
 from ups.files import write_json
 from ups.latents.encode import PatchEncoder
 from ups.machine.devices import training_device
+from ups.models.build import build_operator
 from ups.models.conditioning import conditioning
-from ups.models.operator import LatentOperator
 from ups.runs.metrics import add_to_summary
 from ups.training import checkpoint
 from ups.training.metrics import Metrics, is_zero, note_zeros, nrmse_over_time
-from ups.training.step import rollout
+from ups.training.step import rollout, windows
 
 log = logging.getLogger(__name__)
 
 Places = list[tuple[Path, int]]  # of each trajectory: its file, and its row there
 KINDS = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
+PERCENTILES = {"median": 0.5, "p90": 0.9}
 SUMMARY = (
     "rollout nRMSE {rollout:.4f} (persistence {persistence_rollout:.4f}), "
     "one step {one_step:.5f} (persistence {persistence_one_step:.5f})"
@@ -36,12 +38,18 @@ SUMMARY = (
 
 
 class Scores(Model):
-    """Errors over the test trajectories; the start frame, which is given, is not counted.
+    """Errors over the test trajectories; the frames that are given are not counted.
 
     Persistence says that u stays as it is: one step ahead, the frame before; in the rollout, the
-    first frame. Reconstruction is the encoder's own error, the floor of what the operator can do.
+    last given frame. Reconstruction is the encoder's own error, the floor of what the operator can
+    do.
 
     Attributes:
+        rollout_spread: `median` and `p90` over the trajectories of each one's mean over time.
+        rollout_over_time: `time`, and `mean`, `p10`, `median`, `p90` over the trajectories, of the
+            rollout's nRMSE at each predicted frame.
+        pdebench: the rollout's errors as PDEBench averages them: over all frames, those that are
+            given, and right, among them; for each batch, and then over the batches.
         step_dt, picture: None of several problems together.
         problems: name → its own scores, where there are several; the figures here are their means.
     """
@@ -54,6 +62,9 @@ class Scores(Model):
     persistence_rollout: dict[str, float]
     reconstruction_nrmse: float
     picture: Path | None
+    rollout_spread: dict[str, float] = Field(default_factory=dict)
+    rollout_over_time: dict[str, list[float]] = Field(default_factory=dict)
+    pdebench: dict[str, float] = Field(default_factory=dict)
     problems: dict[str, Scores] = Field(default_factory=dict, alias="tasks")
 
     @property
@@ -73,6 +84,10 @@ class Scores(Model):
             for name, value in getattr(self, kind).items()
         }
         found[f"{prefix}/nrmse_reconstruction"] = self.reconstruction_nrmse
+        for name, value in self.rollout_spread.items():
+            found[f"{prefix}/nrmse_rollout_{name}"] = value
+        for name, value in self.pdebench.items():
+            found[f"{prefix}/pdebench_{name.lower()}"] = value
         for name, scores in self.problems.items():
             found |= scores.metrics(f"{prefix}/{name}")
         return found
@@ -88,7 +103,7 @@ class Scores(Model):
                 name: sum(getattr(s, kind)[name] for s in each) / len(each)
                 for name in getattr(each[0], kind)
             }
-            for kind in KINDS
+            for kind in (*KINDS, "rollout_spread", "pdebench")
         }
         return cls(
             num_trajectories=sum(s.num_trajectories for s in each),
@@ -121,7 +136,7 @@ def evaluate(
     """
     device = training_device(config)
     record = checkpoint.load(checkpoint_path, device)
-    model = LatentOperator(config).to(device)
+    model = build_operator(config).to(device)
     model.load_state_dict(record["ema"])
     model.eval()
     of_problems, by_problem = {}, config.by_problem()
@@ -149,7 +164,7 @@ def evaluate(
 def _score(
     config: ProblemConfig,
     equations: Sequence[str],
-    model: LatentOperator,
+    model: Any,
     test: Sequence[Staged],
     encoder: PatchEncoder,
     picture: Path,
@@ -159,12 +174,13 @@ def _score(
     Args:
         equations: of the whole run, which the model is told apart by.
     """
-    stride, device = config.training.time_stride, encoder.device
+    stride, given, device = config.training.time_stride, config.given_frames, encoder.device
     totals: dict[str, Metrics] = defaultdict(Metrics)
     errors: list[Tensor] = []
     zeros: list[Tensor] = []
     places: Places = []
     examples: list[tuple[Tensor, Tensor]] = []
+    of_batches: list[dict[str, float]] = []
     step_dt = 0.0
     for source in test:
         with open_file(config, source.path, source.rows) as reader:
@@ -176,10 +192,13 @@ def _score(
                 u_BTX = torch.from_numpy(frames[:, ::stride]).to(device)
                 parameter_B = torch.full((len(u_BTX),), reader.parameter, device=device)
                 condition_BC = conditioning(equations, reader.equation.name, parameter_B, step_dt)
-                predicted = _predict(model, encoder, u_BTX, condition_BC)
+                predicted = _predict(config, model, encoder, u_BTX, condition_BC)
                 for name, (pred, target) in predicted.items():
                     totals[name].update(pred, target)
                 pred, target = predicted["rollout"]
+                of_batch = Metrics()
+                of_batch.update(torch.cat([u_BTX[:, :given], pred], 1), u_BTX)
+                of_batches.append(of_batch.result())
                 errors.append(nrmse_over_time(pred, target).cpu())
                 zeros.append(is_zero(target).sum(1).cpu())
                 wanted = config.evaluation.num_examples - len(examples)
@@ -192,16 +211,42 @@ def _score(
     means = {name: metrics.result() for name, metrics in totals.items()}
     for name, metrics in totals.items():
         _check_finite(where, name, means[name], metrics.first_not_finite(), places)
+    errors_NT = torch.cat(errors)
     from ups.training.pictures import draw_prediction
 
-    draw_prediction(picture, examples, torch.cat(errors).numpy(), step_dt)
+    draw_prediction(picture, examples, errors_NT.numpy(), step_dt, given)
     return Scores(
         num_trajectories=len(places),
         step_dt=step_dt,
         **{kind: means[kind] for kind in KINDS},
         reconstruction_nrmse=means["reconstruction"]["nRMSE"],
         picture=picture,
+        rollout_spread=_spread(errors_NT.nanmean(1)),
+        rollout_over_time=_over_time(errors_NT, step_dt, given),
+        pdebench={
+            name: sum(found[name] for found in of_batches) / len(of_batches)
+            for name in of_batches[0]
+        },
     )
+
+
+def _spread(errors_N: Tensor) -> dict[str, float]:
+    """Of trajectories that have an error."""
+    found_N = errors_N[~errors_N.isnan()]
+    return {name: found_N.quantile(share).item() for name, share in PERCENTILES.items()}
+
+
+def _over_time(errors_NT: Tensor, step_dt: float, given: int) -> dict[str, list[float]]:
+    """Of the frames in which a trajectory has an error."""
+    is_scored_T = ~errors_NT.isnan().all(0)
+    found_NT = errors_NT[:, is_scored_T]
+    frames = torch.arange(given, given + errors_NT.shape[1])[is_scored_T]
+    shares = {"p10": 0.1, **PERCENTILES}
+    return {
+        "time": (frames * step_dt).tolist(),
+        "mean": found_NT.nanmean(0).tolist(),
+        **{name: found_NT.nanquantile(share, 0).tolist() for name, share in shares.items()},
+    }
 
 
 def _check_finite(
@@ -227,18 +272,20 @@ def _place(place: tuple[Path, int]) -> str:
 
 
 def _predict(
-    model: LatentOperator, encoder: PatchEncoder, u_BTX: Tensor, condition_BC: Tensor
+    config: RunConfig, model: Any, encoder: PatchEncoder, u_BTX: Tensor, condition_BC: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """(prediction, target) pairs, each (B, T - 1, X), frames 1 … T - 1."""
+    """(prediction, target) pairs, each (B, T - given, X), of the frames after the given ones."""
+    history, given = config.operator.history, config.given_frames
     z_BTKD = encoder.encode(u_BTX)
-    target = u_BTX[:, 1:]
-    rolled = rollout(model, z_BTKD[:, 0], condition_BC, target.shape[1])[:, 1:]
-    flat = z_BTKD[:, :-1].flatten(0, 1)
-    stepped = model(flat, condition_BC.repeat_interleave(target.shape[1], 0))
+    target = u_BTX[:, given:]
+    num_steps = target.shape[1]
+    rolled = rollout(model, z_BTKD[:, given - history : given], condition_BC, num_steps)
+    before = windows(z_BTKD[:, given - history : -1], history)
+    stepped = model(before, condition_BC.repeat_interleave(num_steps, 0))
     return {
         "rollout": (encoder.decode(rolled), target),
         "one_step": (encoder.decode(stepped).view_as(target), target),
-        "persistence_rollout": (u_BTX[:, :1].expand_as(target), target),
-        "persistence_one_step": (u_BTX[:, :-1], target),
-        "reconstruction": (encoder.decode(z_BTKD[:, 1:]), target),
+        "persistence_rollout": (u_BTX[:, given - 1 : given].expand_as(target), target),
+        "persistence_one_step": (u_BTX[:, given - 1 : -1], target),
+        "reconstruction": (encoder.decode(z_BTKD[:, given:]), target),
     }

@@ -245,7 +245,10 @@ class _Loop:
 
     def save(self, name: str) -> None:
         self._check_loss()
-        position, trained_on = asdict(self.position), checkpoint.trained_on(self.latents)
+        position, trained_on = (
+            asdict(self.position),
+            checkpoint.trained_on(self.config, self.latents),
+        )
         state = {**self.step.state_dict(), "position": position, "trained_on": trained_on}
         checkpoint.save(self.run_dir / CHECKPOINTS / name, self.config, state)
 

@@ -17,6 +17,7 @@ def draw_prediction(
     examples: Sequence[tuple[Tensor, Tensor]],
     errors_NT: NDArray[np.floating],
     step_dt: float,
+    given_frames: int,
 ) -> None:
     """Truth, prediction and error of some trajectories, and the error of all of them over time.
 
@@ -24,8 +25,10 @@ def draw_prediction(
         examples: (target, prediction), each (T, X), field units.
         errors_NT: nRMSE of every test trajectory at every step, dimensionless, NaN for none.
         step_dt: time of a step.
+        given_frames: that come before those, the first of them at time 0.
     """
-    rows, end = len(examples), errors_NT.shape[1] * step_dt
+    time = step_dt * np.arange(given_frames, given_frames + errors_NT.shape[1])
+    rows, edges = len(examples), (time[0] - step_dt / 2, time[-1] + step_dt / 2)
     figure = Figure(figsize=(9, 1.7 * rows + 2.5), layout="constrained")
     grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.0] * rows + [1.15])
     for row, (target, prediction) in enumerate(examples):
@@ -37,7 +40,7 @@ def draw_prediction(
                 field.T.numpy(),
                 origin="lower",
                 aspect="auto",
-                extent=(step_dt / 2, end + step_dt / 2, 0, 1),  # a column is centred on its time
+                extent=(*edges, 0, 1),  # a column is centred on its time
                 cmap="RdBu_r",
                 vmin=-scale,
                 vmax=scale,
@@ -52,7 +55,6 @@ def draw_prediction(
             if column == 0:
                 axes.set_ylabel(f"trajectory {row}\nx")
     axes = figure.add_subplot(grid[rows, :])
-    time = step_dt * np.arange(1, errors_NT.shape[1] + 1)
     scored_T = ~np.isnan(errors_NT).all(0)
     time, errors_NT = time[scored_T], errors_NT[:, scored_T]
     low, middle, high = np.nanpercentile(errors_NT, [10, 50, 90], axis=0)
@@ -61,7 +63,7 @@ def draw_prediction(
     axes.set_xlabel("t")
     axes.set_ylabel("rollout nRMSE")
     axes.set_title(f"error over time, {len(errors_NT)} test trajectories")
-    axes.set_xlim(0, end + step_dt / 2)
+    axes.set_xlim(edges[0] - step_dt / 2, edges[1])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")

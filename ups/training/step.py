@@ -13,8 +13,8 @@ from torch import Tensor
 from ups.config import RunConfig
 from ups.latents.datasets import LatentDataset
 from ups.machine.devices import check_compile, training_device
+from ups.models.build import build_operator
 from ups.models.conditioning import num_conditions
-from ups.models.operator import LatentOperator
 from ups.training.optimizer import AdamW, Schedule
 
 WARM_UP_FRAMES = 201
@@ -36,7 +36,7 @@ class TrainStep:
         check_compile(config)
         self.config, self.device = config, training_device(config)
         torch.manual_seed(config.training.seed)
-        self.model = LatentOperator(config).to(self.device)
+        self.model = build_operator(config).to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self._averages: list[Tensor] = list(self.ema.parameters())
         self.loss_sum = torch.zeros((), device=self.device)
@@ -101,7 +101,7 @@ class TrainStep:
         """Take a step on noise, and undo it."""
         before = copy.deepcopy(self.state_dict())
         training, latent = self.config.training, self.config.latent
-        frames = -(-WARM_UP_FRAMES // training.time_stride)
+        frames = -(-WARM_UP_FRAMES // (self.config.encoder.t_stride * training.time_stride))
         shape = (training.batch_size, frames, latent.tokens, latent.dim)
         dtype = getattr(torch, training.latent_cache_dtype)
         with self.on_stream():
@@ -157,16 +157,17 @@ class TrainStep:
 
     def _loss(self, z_BTKD: Tensor, condition_BC: Tensor) -> Tensor:
         """Squared error relative to the target's square, averaged over pairs and horizon."""
-        horizon = self.config.training.rollout_horizon
-        starts = z_BTKD.shape[1] - horizon
+        horizon, history = self.config.training.rollout_horizon, self.config.operator.history
+        starts = z_BTKD.shape[1] - history - horizon + 1
         condition = condition_BC.repeat_interleave(starts, 0)
-        z = z_BTKD[:, :starts].flatten(0, 1).float()
-        loss = z.new_zeros(())
-        for j in range(1, horizon + 1):
-            z = self.operator(z, condition)
+        window = windows(z_BTKD[:, : starts + history - 1], history).float()
+        loss = window.new_zeros(())
+        for j in range(history, history + horizon):
+            z = self.operator(window, condition)
             target = z_BTKD[:, j : j + starts].flatten(0, 1).float()
             error_B = (z - target).square().sum((1, 2)) / (target.square().sum((1, 2)) + EPS)
             loss = loss + error_B.mean()
+            window = torch.cat([window[:, 1:], z.unsqueeze(1)], 1)
         return loss / horizon
 
     def _update(self) -> None:
@@ -247,9 +248,17 @@ class _Graph:
             buffer.copy_(tensor)
 
 
-def rollout(operator: Any, z0_BKD: Tensor, condition_BC: Tensor, num_steps: int) -> Tensor:
-    """Feed predictions back: (B, K, D) → (B, num_steps + 1, K, D), the start included."""
-    states = [z0_BKD]
+def windows(z_BTKD: Tensor, history: int) -> Tensor:
+    """Every `history` frames in a row: (B, T, K, D) → (B · (T - H + 1), H, K, D)."""
+    starts = z_BTKD.shape[1] - history + 1
+    return torch.stack([z_BTKD[:, i : i + starts] for i in range(history)], 2).flatten(0, 1)
+
+
+def rollout(operator: Any, given_BHKD: Tensor, condition_BC: Tensor, num_steps: int) -> Tensor:
+    """Feed predictions back: H given frames, (B, H, K, D) → (B, num_steps, K, D) after them."""
+    window, predicted = given_BHKD, []
     for _ in range(num_steps):
-        states.append(operator(states[-1], condition_BC))
-    return torch.stack(states, 1)
+        z = operator(window, condition_BC)
+        predicted.append(z)
+        window = torch.cat([window[:, 1:], z.unsqueeze(1)], 1)
+    return torch.stack(predicted, 1)

@@ -38,12 +38,12 @@ class Val:
 def validate(
     step: TrainStep, latents: Latents, config: RunConfig, is_stopped: Callable[[], bool]
 ) -> Val | None:
-    """Roll out the averaged model from the first frames; None if stopped between two batches.
+    """Roll out the averaged model from the given frames; None if stopped between two batches.
 
     Raises:
         DataError: a problem's part of val holds nothing but zeros.
     """
-    data, val = latents.val, Val()
+    data, val, given = latents.val, Val(), config.given_frames
     for problem, places in latents.val_ranges.items():
         total, zeros, errors = torch.zeros((), device=step.device), [], []
         every_N = torch.arange(places.start, places.stop, device=data.index_device)
@@ -53,9 +53,11 @@ def validate(
             z_BTKD = data.batch(index_B).float()
             condition_BC = data.condition_NC[index_B].to(step.device)
             with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
-                predicted = rollout(step.ema, z_BTKD[:, 0], condition_BC, z_BTKD.shape[1] - 1)
-            error = (predicted - z_BTKD)[:, 1:].flatten(2).norm(dim=-1)
-            target = z_BTKD[:, 1:].flatten(2)
+                start_BHKD = z_BTKD[:, given - config.operator.history : given]
+                num_steps = z_BTKD.shape[1] - given
+                predicted = rollout(step.ema, start_BHKD, condition_BC, num_steps)
+            target = z_BTKD[:, given:].flatten(2)
+            error = (predicted.flatten(2) - target).norm(dim=-1)
             zero_BT = is_zero(target, LEAST * target.shape[-1] ** 0.5)
             error_B = (error / target.norm(dim=-1)).masked_fill(zero_BT, 0).mean(1)
             total += error_B.sum()

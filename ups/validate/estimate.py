@@ -166,7 +166,7 @@ def _values(
     own = select(sources, ENCODED_SPLITS, problems or None)
     counts = [count_trajectories(config, known) for known in own]
     frames = total_of(n and n * known.num_frames for n, known in zip(counts, own, strict=True))
-    return None if frames is None else frames * config.data.grid_points
+    return None if frames is None else frames * config.encoded_points
 
 
 def _scaled(seconds: float, fixed_s: float, ratio: float | None) -> float:

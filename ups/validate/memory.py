@@ -15,8 +15,7 @@ from ups.validate.sources import NUM_FRAMES, Sources, latent_bytes, select
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ups.models.operator import LatentOperator
+    from torch.nn import Module
 
 PLACES = {"gpu": "GPU memory", "ram": "RAM", "disk": "the disk, read batch by batch"}
 STATE_COPIES = 5  # weights, gradients, two moments, moving average; all float32
@@ -85,7 +84,7 @@ def validate_training_memory(
     """Weights, gradients, moments, average and activations of a batch, beside the latents."""
     checks = Checks("memory")
     encoded = select(sources, ENCODED_SPLITS)
-    num_frames = encoded[0].num_frames if encoded else NUM_FRAMES
+    num_frames = encoded[0].num_frames if encoded else -(-NUM_FRAMES // config.encoder.t_stride)
     needed = footprint(config, num_frames, device)
     place, free_mb = "RAM", memory.ram_mb
     if device == "cuda" and memory.gpu_mb is not None:
@@ -144,15 +143,16 @@ def footprint(config: RunConfig, num_frames: int, device: str) -> Footprint:
     """
     import torch
 
-    from ups.models.operator import LatentOperator
+    from ups.models.build import build_operator
 
     training = config.training
     half = training.precision == "bf16" or (training.precision == "auto" and device == "cuda")
-    model = LatentOperator(config).to(torch.bfloat16 if half else torch.float32)
+    model = build_operator(config).to(torch.bfloat16 if half else torch.float32)
     num_parameters = sum(p.numel() for p in model.parameters())
     one, two = (_saved_bytes(model, config, num) for num in (1, 2))
-    # A pair begins at each frame from which `rollout_horizon` steps are left.
-    starts = -(-num_frames // training.time_stride) - training.rollout_horizon
+    # A pair ends its history at each frame from which `rollout_horizon` steps are left.
+    around = config.operator.history - 1 + training.rollout_horizon
+    starts = -(-num_frames // training.time_stride) - around
     num_pairs = max(1, training.batch_size * starts)
     return Footprint(
         num_parameters=num_parameters,
@@ -161,7 +161,7 @@ def footprint(config: RunConfig, num_frames: int, device: str) -> Footprint:
     )
 
 
-def _saved_bytes(model: LatentOperator, config: RunConfig, num_pairs: int) -> int:
+def _saved_bytes(model: Module, config: RunConfig, num_pairs: int) -> int:
     """What one application of the operator keeps for the backward pass, without its weights."""
     import torch
 
@@ -176,11 +176,12 @@ def _saved_bytes(model: LatentOperator, config: RunConfig, num_pairs: int) -> in
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    dtype = model.embed.weight.dtype
-    z_BKD = torch.zeros(num_pairs, config.latent.tokens, config.latent.dim, dtype=dtype)
+    dtype, latent = next(model.parameters()).dtype, config.latent
+    shape = (num_pairs, config.operator.history, latent.tokens, latent.dim)
+    z_BHKD = torch.zeros(shape, dtype=dtype)
     condition_BC = torch.zeros(num_pairs, num_conditions(config.data.equations), dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = model(z_BKD, condition_BC)
+        out = model(z_BHKD, condition_BC)
     del out  # it holds what was saved until here, so no storage's address is used twice
     return sum(saved.values())
 

@@ -120,7 +120,7 @@ def _planned(config: RunConfig, problem: Problem, split: Split) -> list[Known]:
     total = None if seeded is None else seeded.num_trajectories.get(split)
     found, label = [], config.data.label(problem, split)
     for source in wanted(config.of_problem(problem), split):
-        known = Known(problem, label, source)
+        known = Known(problem, label, source, num_frames=-(-NUM_FRAMES // config.encoder.t_stride))
         if source.rows is not None:
             known = replace(known, num_trajectories=source.rows[1] - source.rows[0])
         if total is not None:
@@ -183,7 +183,7 @@ def count_trajectories(config: RunConfig, known: Known) -> int | None:
     """Of its rows; by the size of the object where nothing better is known."""
     if known.num_trajectories is not None or known.num_bytes is None:
         return known.num_trajectories
-    return known.num_bytes // (known.num_frames * config.data.grid_points * ITEM_BYTES)
+    return known.num_bytes // (NUM_FRAMES * config.data.grid_points * ITEM_BYTES)
 
 
 def fetch_bytes(sources: Sources) -> int | None:
