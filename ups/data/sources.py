@@ -195,8 +195,9 @@ def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> 
     Raises:
         DataError: they differ, or are too few for one training pair.
     """
-    stride, (first, expected) = config.training.time_stride, frames[0]
+    stride = config.training.time_stride
     for name, found in frames:
+        first, expected = frames[0]
         check_frames(config, found)
         if -(-found // stride) != -(-expected // stride):
             raise DataError(
