@@ -69,6 +69,32 @@ def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_w
     assert len(stage(make(), "test", None)) == 2
 
 
+def moved(path, name):
+    """A data set goes into another file, and a virtual one or a link takes its place."""
+    parts = path.with_name("parts.h5")
+    with h5py.File(path, "r+") as file, h5py.File(parts, "a") as other:
+        other[name] = file[name][()]
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        if name == "tensor":
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[...] = h5py.VirtualSource(parts, name, shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            file[name] = h5py.ExternalLink(parts, name)
+
+
+@pytest.mark.parametrize("name", ["tensor", "t-coordinate"])
+def test_a_file_of_other_files_values_is_refused_when_staged_whatever_is_cached_of_it(local, name):
+    make, root = local
+    config = make()
+    for split in ("train", "val", "test"):
+        moved(root / f"burgers1d_{split}.h5", name)
+        (root / "parts.h5").rename(root / f"{split}_parts.h5")
+        with pytest.raises(DataError, match=rf"_{split}\.h5: '{name}' is a .* lie in .*parts\.h5"):
+            stage(config, split, None)
+
+
 def test_a_file_that_changes_between_hashing_and_encoding_makes_no_entry(local, stage_all):
     make, root = local
     config, path = make(), root / "burgers1d_train.h5"

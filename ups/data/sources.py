@@ -122,7 +122,8 @@ def stage(
         progress: called with bytes done and in all, of the object that is being fetched.
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.
-        DataError: a test file is not of the config's grid, or the files' frames differ.
+        DataError: a test file is not of the config's grid, or the files' frames differ; the values
+            of a file lie in others, which its SHA-256 does not tell of.
     """
     staged: list[Staged] = []
     frames: list[tuple[str, int]] = []
@@ -152,6 +153,10 @@ def stage(
             with open_file(config, source.path, source.rows) as file:
                 parameter = file.parameter if file.is_named else None
                 frames.append((source.uri, file.num_frames))
+        else:  # an earlier version may have cached what it holds
+            from ups.data.header import check_own_values
+
+            check_own_values(source.path)
         staged.append(
             Staged(
                 split=split,
