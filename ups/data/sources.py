@@ -212,6 +212,11 @@ def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> 
             )
 
 
+def is_untouched(source: Staged) -> bool:
+    """Whether nobody wrote to the file since its SHA-256 was known, as far as `stat` tells."""
+    return source.state in (None, _state(source.path.stat()))
+
+
 def check_unchanged(sources: Iterable[Staged]) -> None:
     """Refuse sources whose bytes are not any more those that were hashed.
 
@@ -223,7 +228,7 @@ def check_unchanged(sources: Iterable[Staged]) -> None:
     from ups.data.stamps import hash_file
 
     for source in sources:
-        if source.state in (None, _state(source.path.stat())):
+        if is_untouched(source):
             continue
         if (found := hash_file(source.path)) != source.sha256:
             raise DataError(
