@@ -178,9 +178,10 @@ class TrajectoryFile:
         rows = f"{self.path}: rows [{self._first + lo}, {self._first + hi}) cannot be read"
         if self._filters:
             return DataError(
-                f"{rows}, they are compressed by {header.listed(self._filters)}, which is not "
-                "installed: install hdf5plugin and set HDF5_PLUGIN_PATH to its folder `plugins`, "
-                "or repack the file where the filter is there (h5repack -f GZIP=4)"
+                f"{rows}, they are compressed by {header.listed(self._filters)}, which HDF5 does "
+                "not find: install hdf5plugin and set HDF5_PLUGIN_PATH to what `python -c 'import "
+                "hdf5plugin; print(hdf5plugin.PLUGIN_PATH)'` prints, or repack the file where the "
+                "filter is there (h5repack -f GZIP=4)"
             )
         return DataError(f"{rows}, the file is damaged ({error}); {header.FETCH_AGAIN}")
 
