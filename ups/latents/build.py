@@ -19,7 +19,7 @@ import xxhash
 
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged, check_unchanged, open_file
+from ups.data.sources import Staged, check_unchanged, is_untouched, open_file
 from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
 from ups.files import (
     exclusive_lock,
@@ -160,7 +160,8 @@ class _Build:
                 checksum = xxhash.xxh3_64_hexdigest(data)
                 with lock:
                     done[job] = checksum
-                    notes.write(journal.line(job, checksum))
+                    if is_untouched(self.sources[index]):  # else another build must not trust it
+                        notes.write(journal.line(job, checksum))
                     finished += len(rows)
                     progress(finished, total)
 
@@ -197,6 +198,7 @@ class _Build:
         require_free_space(self.entry, needed, what, CACHE_REMEDY)
         planned = zip(self.readers, self.files, strict=True)
         encoder = fit_encoder(self.config, [r for r, file in planned if file.split == "train"])
+        check_unchanged(self.sources)  # a build that is killed leaves the encoder to the next one
         generation = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         directory = self.entry / f"{BUILDING}{generation}"
         directory.mkdir()
