@@ -137,6 +137,7 @@ TINY_OVERRIDES = {
     "training.time_stride": 4,
     "stages.operator.epochs": 3,
     "evaluation.batch_size": 4,
+    "evaluation.num_examples": 1,  # a picture takes a while
 }
 
 
@@ -228,8 +229,7 @@ def mixed_config(mixed_data: Path, tiny_config) -> Callable[..., RunConfig]:
 
     def make(**overrides: object) -> RunConfig:
         given = {"data__root": str(mixed_data), "data__task": list(MIXED)}
-        given |= {"evaluation__num_examples": 1, **overrides}  # a picture takes a while
-        return tiny_config(**given)
+        return tiny_config(**{**given, **overrides})
 
     return make
 
