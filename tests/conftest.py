@@ -22,6 +22,13 @@ from ups.data.sources import Staged, stage
 pytest_plugins = ("tests.live", "tests.stand_ins")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a server come first: of two workers one has the stack, the other the rest."""
+    servers = {"prefect_server", "new_stack"}
+    with_server = {item.path for item in items if servers & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in with_server)
+
+
 @dataclass(frozen=True)
 class S3Server:
     endpoint_url: str
