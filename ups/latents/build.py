@@ -28,13 +28,14 @@ from ups.files import (
     sync_directory,
     write_fully,
 )
-from ups.latents import journal, store
+from ups.latents import journal, latent_file, store
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
+from ups.latents.latent_file import LatentFile
 from ups.latents.prune import keep_budget
-from ups.latents.store import BUILDING, DAMAGED, LatentFile, Manifest
+from ups.latents.store import BUILDING, DAMAGED, Manifest
 from ups.progress import Progress
 from ups.units import format_size
 
@@ -238,11 +239,11 @@ class _Build:
         done: dict[Job, str] = {}
         for index, file in enumerate(self.files):
             path = directory / file.name
-            store.check_size(path, file)
-            with store.open_latents(path, file) as handle:
+            latent_file.check_size(path, file)
+            with latent_file.open_latents(path, file) as handle:
                 for chunk in range(file.num_chunks):
                     checksum = noted.get((index, chunk))
-                    if checksum and store.read_checksum(handle, file, chunk) == checksum:
+                    if checksum and latent_file.read_checksum(handle, file, chunk) == checksum:
                         done[index, chunk] = checksum
         return done
 
