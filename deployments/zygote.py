@@ -12,6 +12,7 @@ and this process replaces itself. CUDA is never touched here: a fork could not u
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import importlib
 import json
@@ -53,6 +54,7 @@ PROJECT_MODULES = (
 )
 OTHERS = ("boto3", "botocore.httpsession", "matplotlib.figure", "matplotlib.backends.backend_agg")
 STDIN = 0
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def main() -> None:
@@ -137,9 +139,10 @@ def _keep(connection: socket.socket, stale: bool) -> None:
     for _, _, data in ancillary:
         streams.frombytes(data)
     request = json.loads(receive(connection, LENGTH.unpack(header)[0]))
-    pid = os.fork()
+    keeper, pid = os.getpid(), os.fork()
     if pid == 0:
         connection.close()
+        _end_with(keeper)
         _run(request, list(streams), stale)
     for fd in streams:
         os.close(fd)
@@ -153,6 +156,13 @@ def _keep(connection: socket.socket, stale: bool) -> None:
     _, status = os.waitpid(pid, 0)
     if connection not in readable:
         connection.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
+
+
+def _end_with(parent: int) -> None:
+    """Get SIGTERM once the parent is gone: nobody could say any more how this process ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
 
 
 def _run(request: dict[str, object], streams: list[int], stale: bool) -> None:

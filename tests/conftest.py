@@ -22,6 +22,13 @@ from ups.data.sources import Staged, stage
 pytest_plugins = ("tests.live", "tests.stand_ins")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a server come first: of two workers one has the stack, the other the rest."""
+    servers = {"prefect_server", "new_stack"}
+    with_server = {item.path for item in items if servers & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in with_server)
+
+
 @dataclass(frozen=True)
 class S3Server:
     endpoint_url: str
@@ -137,6 +144,7 @@ TINY_OVERRIDES = {
     "training.time_stride": 4,
     "stages.operator.epochs": 3,
     "evaluation.batch_size": 4,
+    "evaluation.num_examples": 1,  # a picture takes a while
 }
 
 
@@ -228,8 +236,7 @@ def mixed_config(mixed_data: Path, tiny_config) -> Callable[..., RunConfig]:
 
     def make(**overrides: object) -> RunConfig:
         given = {"data__root": str(mixed_data), "data__task": list(MIXED)}
-        given |= {"evaluation__num_examples": 1, **overrides}  # a picture takes a while
-        return tiny_config(**given)
+        return tiny_config(**{**given, **overrides})
 
     return make
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic_core import to_json
-
 from ups import PROJECT_DIR
-from ups.cli.console import print_table
+from ups.cli.console import print_json, print_table
 from ups.errors import HistoryError
 from ups.startup.judge.change import Changes, diff
 from ups.startup.judge.compare import Comparison, compare
@@ -49,11 +47,11 @@ class Report:
         found = [self.history.benchmark(one) for one in ids] or [self.benchmarks[0]]
         if len(found) == 2:
             changes = diff(*found)
-            _print_json(changes) if as_json else show_changes(changes)
+            print_json(changes) if as_json else show_changes(changes)
             return
         comparison = compare(found[0], self.benchmarks)
         if as_json:
-            _print_json(comparison)
+            print_json(comparison)
             return
         show_comparison(comparison)
         pictures = self.folder / "reports" / found[0].id
@@ -64,7 +62,7 @@ class Report:
         """Print the latest, a row each."""
         latest = self.benchmarks[:LISTED]
         if as_json:
-            _print_json([b.model_dump(exclude={"runs", "verdicts"}) for b in latest])
+            print_json([b.model_dump(exclude={"runs", "verdicts"}) for b in latest])
         else:
             print_table([_row(benchmark) for benchmark in latest], right=("runs",))
 
@@ -124,7 +122,3 @@ def _print_rows(title: str, rows: Sequence[tables.Row]) -> None:
     if rows:
         print()
         print_table(rows, right=tables.FIGURES, title=title)
-
-
-def _print_json(value: object) -> None:
-    print(to_json(value, indent=1, inf_nan_mode="null").decode())

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -16,7 +15,8 @@ import typer
 from deployments.cli.stack import Host, PartLines, PrefectPort, S3Port, bring_up
 from ups.cli import completion
 from ups.cli.console import CANCELLED, FAILED, INTERRUPTED, TIMED_OUT, errors_shown, print_json
-from ups.cli.options import CONFIG_HELP, JsonOption, ParamOption, TimeoutOption, key_value
+from ups.cli.options import CONFIG_HELP, JsonOption, ParamOption, TimeoutOption, key_value, once
+from ups.errors import ConfigError
 from ups.progress import Show, progress_shown
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train once through the deployment: `up`, data, `prefect deployment run`, live progress."""
-    given = dict(key_value(text) for text in param or [])
+    given = dict(map(key_value, param or []))
     if "config" in given:
         raise typer.BadParameter("give the config with --config, not with -p")
     overrides = _overrides(given.get("overrides"))
@@ -96,7 +96,7 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the startup in scenarios and compare: `up`, `prefect deployment run`, `report`."""
-    given = dict(key_value(text) for text in param or [])
+    given = dict(map(key_value, param or []))
     with errors_shown():
         from deployments import follow as runs
         from deployments.cli.report import show_of_run
@@ -243,7 +243,6 @@ def _say_url(stack: Stack, run_id: str, as_error: bool) -> None:
 def _runs_dir_of(flow_run: dict[str, Any]) -> Path | None:
     """Where a run has its folder, by its parameters; None if its config is faulty."""
     from ups.config import load_config
-    from ups.errors import ConfigError
 
     parameters = flow_run["parameters"]
     try:
@@ -257,10 +256,12 @@ def _overrides(text: str | None) -> dict[str, Any] | None:
     """The flow's parameter `overrides`, which may also change where the data lies."""
     if text is None:
         return None
-    with suppress(ValueError):
-        if isinstance(found := json.loads(text), dict):
+    fault = f'found {text!r}, expected JSON such as {{"training.batch_size": 24}}'
+    try:
+        if isinstance(found := json.loads(text, object_pairs_hook=once), dict):
             return found
-    raise typer.BadParameter(
-        f'overrides: found {text!r}, expected JSON such as {{"training.batch_size": 24}}',
-        param_hint="--param",
-    )
+    except ConfigError as error:
+        fault = str(error)
+    except ValueError:
+        pass  # no JSON, as `fault` says
+    raise typer.BadParameter(f"overrides: {fault}", param_hint="--param")

@@ -8,7 +8,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ups.cli.options import parse_settings
+from ups.config import load_config
 from ups.errors import ConfigError
+from ups.pipeline.local_run import scores_of_complete_run
 from ups.runs.breakdown import Breakdown
 from ups.runs.metrics import read_metrics
 
@@ -58,6 +60,14 @@ def test_train_ends_with_the_score_and_resumes_by_its_name(ups, tmp_path):
     assert "startup/ttfs_s" not in again["metrics"]  # every step was taken before
     name = "test/nrmse_rollout"
     assert again["metrics"][name] == read_metrics(run_dir).summary[name] == first.summary[name]
+    config = load_config(run_dir / "config.yaml")
+    assert scores_of_complete_run(run_dir, config)[name] == first.summary[name]
+    text = (run_dir / "metrics.jsonl").read_text().splitlines()[-1]
+    for word in ("Infinity", "null"):  # then it is scored anew
+        scored = re.sub(rf'("{name}"): [0-9.e-]+', rf"\1: {word}", text)
+        (run_dir / "metrics.jsonl").write_text(scored)
+        assert read_metrics(run_dir).summary.keys() == first.summary.keys()
+        assert scores_of_complete_run(run_dir, config) == {}
     resume = ("--resume", str(run_dir / "checkpoints" / "last.pt"))
     code, _, errors = ups("train", "CONFIG", "--run-id", "other", *TWO_EPOCHS, *resume)
     assert code == 1

@@ -31,6 +31,7 @@ def invoke(*arguments):
         (["train", "smoke", "--epochs", "3"], "No such option: --epochs"),
         (["train", "smoke", "--set", "latent.dim"], "found 'latent.dim', expected KEY=VALUE"),
         (["train", "smoke", "--set", "latent.dim=[1"], "expected a value in YAML"),
+        (["train", "smoke", "--set", "a.b=1", "--set", "a.b=2"], "a.b: given twice"),
         (["train", "smoke", "--run-id", "a/b"], "expected letters, digits"),
         (["cache", "prune", "--max-size", "50"], "expected a size with a unit"),
         (["cache", "prune", "--older-than", "3 moons"], "expected an age with a unit"),
@@ -40,6 +41,8 @@ def invoke(*arguments):
         (["run", "-p", "epochs"], "found 'epochs', expected KEY=VALUE"),
         (["run", "-p", "config=smoke"], "give the config with --config"),
         (["run", "-p", "overrides=3"], "expected JSON"),
+        (["run", "-p", 'overrides={"a.b": 1, "a.b": 2}'], "overrides: a.b: given twice"),
+        (["run", "-p", "epochs=1", "-p", "epochs=2"], "epochs: given twice"),
     ],
 )
 def test_a_wrong_command_line_is_2_and_starts_nothing(arguments, message, monkeypatch):
@@ -57,6 +60,10 @@ def test_a_wrong_command_line_is_2_and_starts_nothing(arguments, message, monkey
         (["train", "nowhere"], "error: no config 'nowhere'"),
         (["train", "smoke", "--set", "latent.tokens=7"], "latent.tokens: found 7"),
         (["cache", "build", "smoke", "--device", "tpu"], "error: smoke.yaml: training.device"),
+        (
+            ["cache", "build", "smoke", "--device", "cpu", "--set", "training.device=cuda"],
+            "error: training.device: given twice",
+        ),
         (["cache", "show", "3fa9", "--dir", "nowhere"], "error: nowhere is not there"),
         (["runs", "show", "136f", "--dir", "nowhere"], "error: run '136f': nowhere holds no run"),
         (["report", "--folder", "nowhere"], "error: no benchmarks in nowhere"),

@@ -99,6 +99,43 @@ def test_a_run_that_failed_before_its_first_step_is_shown_and_so_are_scores_alon
     assert re.search(r"  a +0\.4000\n  b +0\.6000\n", output)
 
 
+@pytest.mark.parametrize("word", ["Infinity", "NaN", "1e999"])
+def test_a_score_that_is_not_finite_is_no_success_and_null_in_json(tmp_path, word):
+    for name in ("20260101-120000-smoke-aa", "20260101-120001-smoke-bb"):
+        write_run(tmp_path, name, 2.0)
+    folder = tmp_path / "20260101-120000-smoke-aa"
+    scores = {"rollout": {"nRMSE": 1e9}, "tasks": {"a": {"rollout": {"nRMSE": 1e9}}}}
+    text = Breakdown.load(folder).model_copy(update={"nrmse_rollout": 1e9}).model_dump_json()
+    metrics = {"test/nrmse_rollout": 1e9}
+    for file, content in (
+        ("scores.json", json.dumps(scores)),
+        ("breakdown.json", text),
+        ("metrics.jsonl", json.dumps({"epoch": 1, "val": 1e9}) + "\n" + json.dumps(metrics)),
+    ):
+        assert "1000000000.0" in content
+        (folder / file).write_text(content.replace("1000000000.0", word))
+
+    def strictly(*arguments):
+        code, output = ups("runs", *arguments, "--dir", str(tmp_path), "--json")
+        assert code == 0, output
+        return json.loads(output, parse_constant=lambda name: pytest.fail(name))
+
+    listed = {run["id"]: (run["state"], run["nrmse_rollout"]) for run in strictly("list")}
+    assert listed == {"aa": ("failed", None), "bb": ("completed", 0.25)}
+    shown = strictly("show", "aa")
+    assert shown["summary"]["state"] == "failed"
+    assert shown["scores"]["tasks"]["a"]["rollout"]["nRMSE"] is None
+    assert shown["breakdown"]["nrmse_rollout"] is shown["metrics"]["test/nrmse_rollout"] is None
+    assert shown["epochs"] == [{"epoch": 1, "val": None}]
+    change = {"before": None, "after": 0.25, "difference": None}
+    assert strictly("compare", "aa", "bb")["nrmse"] == change
+    _, output = ups("runs", "show", "aa", "--dir", str(tmp_path))
+    assert re.search(r"state +failed: its test score is not finite\n", output)
+    assert re.search(r"test nRMSE +not finite over the full rollout\n", output)
+    (folder / "scores.json").unlink()  # then by the breakdown
+    assert strictly("show", "aa")["summary"]["state"] == "failed"
+
+
 def test_the_startup_is_shown_and_compared_by_phase_where_there_is_a_breakdown(tmp_path):
     write_run(tmp_path, "20260101-120000-smoke-aa", 2.0, note="no GPU here (why)")
     write_run(tmp_path, "20260101-120001-smoke-bb", 1.5, failed="ValueError: no")

@@ -2,15 +2,20 @@
 
 import os
 import shutil
+import threading
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ups.data.sources import check_unchanged, stage
-from ups.errors import DataError
+from ups.errors import DataError, Interrupted
 from ups.latents.build import ensure
+from ups.latents.encode import PatchEncoder
 from ups.latents.key import compute_cache_hash
+from ups.latents.store import generation_dir, open_current
 
 
 @pytest.fixture
@@ -69,15 +74,68 @@ def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_w
     assert len(stage(make(), "test", None)) == 2
 
 
+def moved(path, name):
+    """A data set goes into another file, and a virtual one or a link takes its place."""
+    parts = path.with_name("parts.h5")
+    with h5py.File(path, "r+") as file, h5py.File(parts, "a") as other:
+        other[name] = file[name][()]
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        if name == "tensor":
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[...] = h5py.VirtualSource(parts, name, shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            file[name] = h5py.ExternalLink(parts, name)
+
+
+@pytest.mark.parametrize("name", ["tensor", "t-coordinate"])
+def test_a_file_of_other_files_values_is_refused_when_staged_whatever_is_cached_of_it(local, name):
+    make, root = local
+    config = make()
+    for split in ("train", "val", "test"):
+        moved(root / f"burgers1d_{split}.h5", name)
+        (root / "parts.h5").rename(root / f"{split}_parts.h5")
+        with pytest.raises(DataError, match=rf"_{split}\.h5: '{name}' is a .* lie in .*parts\.h5"):
+            stage(config, split, None)
+
+
 def test_a_file_that_changes_between_hashing_and_encoding_makes_no_entry(local, stage_all):
     make, root = local
     config, path = make(), root / "burgers1d_train.h5"
     staged = stage_all(config)
     change_in_place(path)
     wanted = r"burgers1d_train\.h5 was changed while it was read: found SHA-256 .*run again"
-    with pytest.raises(DataError, match=wanted):
-        ensure(config, staged)
+    stop = threading.Event()
+    with pytest.raises(DataError, match=wanted):  # though it was to stop before its first chunk
+        ensure(config, staged, stop=stop, progress=lambda *_: stop.set())
     cache_dir = config.training.latent_cache_dir
     assert not [*cache_dir.glob("*/CURRENT"), *cache_dir.glob("*/building-*")]
     (root / "burgers1d_val.h5").touch()
     check_unchanged(staged["val"])
+
+
+def test_what_a_stopped_build_read_of_a_changed_file_is_not_gone_on_with(local, stage_all):
+    make, root = local
+    config, path = make(features__parallel_encode=False), root / "burgers1d_train.h5"
+    shutil.copy(path, root / "as_it_was")
+    staged, stop, done = stage_all(config), threading.Event(), []
+
+    def change_then_stop(num, _total):
+        if num == 8:  # two chunks of 4 are encoded
+            with h5py.File(path, "r+") as file:
+                file["tensor"][8:12] += 1
+        if num == 12:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        ensure(config, staged, stop=stop, progress=change_then_stop)
+    shutil.copy(root / "as_it_was", path)
+    entry = ensure(config, stage_all(config), progress=lambda num, _: done.append(num))
+    assert done[0] == 8
+    manifest = open_current(config.training.latent_cache_dir, entry.config_hash)
+    folder = generation_dir(config.training.latent_cache_dir, manifest)
+    found = load_file(folder / "train_000.safetensors")["latents"]
+    with h5py.File(path) as file:
+        fields = torch.from_numpy(file["tensor"][()])
+    assert torch.equal(found, PatchEncoder.from_manifest(manifest.encoder).encode(fields).half())

@@ -50,6 +50,12 @@ def live(new_stack, examples_that_need, write_tiny, tmp_path_factory):
 
 
 def trigger(live, **parameters):
+    deployment = live.deployment("train-burgers/train-burgers")["id"]
+    body = {"parameters": {"config": str(live.config), **parameters}}
+    return live.ask("POST", f"/deployments/{deployment}/create_flow_run", body)["id"]
+
+
+def trigger_by_name(live, **parameters):
     """`prefect deployment run train-burgers`, as a person types it in the project's folder."""
     command = [BIN_DIR / "prefect", "deployment", "run", "train-burgers"]
     command += ["-p", f"config={live.config}"]
@@ -77,6 +83,12 @@ def schedule(live, name, first_at, count, **parameters):
 
     live.wait(lambda: len(made()) == count)
     return made()
+
+
+@pytest.fixture(scope="module")
+def in_one_go(live):
+    """The ids of two runs of a schedule, due in a while: tests that need no run come meanwhile."""
+    return schedule(live, "in-one-go", time.time() + 15, 2, config=str(live.config))
 
 
 def set_state(live, run_id, kind, name):
@@ -146,6 +158,7 @@ def test_run_follows_to_the_breakdown_the_score_and_the_link(live):
         assert expected in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("in_one_go")
 def test_follow_waits_for_a_run_and_gives_its_breakdown(live):
     done = live.ups("follow", live.run_id, "--json")
     assert done.returncode == 0, done.stderr
@@ -168,8 +181,55 @@ def test_status_says_what_runs_and_where(live):
     }
 
 
+def test_up_has_made_pools_and_deployments_whose_form_describes_every_field(live):
+    for pool in ("local", "gpu"):
+        template = live.ask("GET", f"/work_pools/{pool}")["base_job_template"]
+        assert "working_dir" in template["variables"]["properties"], "the UI's form needs it"
+    deployment = live.deployment("train-burgers/train-burgers")
+    assert deployment["parameters"] == {"config": "smoke"}
+    fields = deployment["parameter_openapi_schema"]["properties"]
+    assert {"config", "latent_dim", "epochs", "features", "overrides"} <= fields.keys()
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+    assert live.deployment("train-burgers/gpu")["work_pool_name"] == "gpu"
+    assert str(live.stack.prefect_port) in (live.folder / "prefect.toml").read_text()
+
+
+def test_the_object_store_wants_its_keys_which_no_process_shows(live):
+    keys = live.stack.store_env()
+    store = boto3.client(
+        "s3",
+        endpoint_url=keys["AWS_ENDPOINT_URL_S3"],
+        region_name=keys["AWS_DEFAULT_REGION"],
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )
+    store.create_bucket(Bucket="bucket")
+    store.put_object(Bucket="bucket", Key="k", Body=b"bytes")
+    assert store.get_object(Bucket="bucket", Key="k")["Body"].read() == b"bytes"
+    assert httpx.get(f"{live.stack.s3_url}/bucket/k").is_client_error, "without the keys"
+    store.close()
+    command = live.stack.processes.running("object-store").cmdline()
+    assert not any(keys["AWS_SECRET_ACCESS_KEY"] in word for word in command)
+
+
+def test_runs_that_a_schedule_makes_in_one_go_have_a_folder_each(live, in_one_go):
+    assert len({run_id[:8] for run_id in in_one_go}) == 1  # else this shows nothing
+    for run_id in in_one_go:
+        breakdown = complete(live, run_id)
+        folder = run_folder(live, run_id)
+        record = RunInfo.load(folder)
+        assert folder.name.endswith(f"-{run_id.replace('-', '')}")
+        assert (record.flow_run_id, record.attempt) == (run_id, 1)
+        assert breakdown["run"] == folder.name
+        assert breakdown["triggered_at"] == expected_start(live, run_id)  # not when it was made
+        assert breakdown["ttfs_s"] > 0
+        assert count_epochs(live, run_id) == 2
+        assert read_metrics(folder).epochs[0]["time"] > record.started_at
+    assert len({run_folder(live, run_id) for run_id in in_one_go}) == 2
+
+
 def test_the_bare_deployment_name_runs_and_a_retry_resumes_at_the_end(live):
-    run_id = trigger(live, epochs=3)
+    run_id = trigger_by_name(live, epochs=3)
     first = complete(live, run_id)
     assert first["cache_reused"] is True
     queue, boot = first["spans"][:2]
@@ -213,11 +273,7 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
 
 
 def test_a_run_cancelled_before_it_begins_ends_cancelled_and_frees_its_slot(live):
-    run_id = live.ask(
-        "POST",
-        f"/deployments/{live.deployment('train-burgers/train-burgers')['id']}/create_flow_run",
-        {"parameters": {"config": str(live.config)}},
-    )["id"]
+    run_id = trigger(live)
     wait_until(lambda: live.run(run_id)["state_type"] == "PENDING", 20)
     assert cancel(live, run_id) < CANCEL_S
     limit = live.deployment("train-burgers/train-burgers")["global_concurrency_limit"]
@@ -237,23 +293,6 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live):
     finally:
         os.kill(store, signal.SIGCONT)
     assert not list((live.folder / "elsewhere").rglob("*.h5"))
-
-
-def test_runs_that_a_schedule_makes_in_one_go_have_a_folder_each(live):
-    run_ids = schedule(live, "in-one-go", time.time() + 20, 2, config=str(live.config))
-    assert len({run_id[:8] for run_id in run_ids}) == 1  # else this shows nothing
-    for run_id in run_ids:
-        breakdown = complete(live, run_id)
-        folder = run_folder(live, run_id)
-        record = RunInfo.load(folder)
-        assert folder.name.endswith(f"-{run_id.replace('-', '')}")
-        assert (record.flow_run_id, record.attempt) == (run_id, 1)
-        assert breakdown["run"] == folder.name
-        assert breakdown["triggered_at"] == expected_start(live, run_id)  # not when it was made
-        assert breakdown["ttfs_s"] > 0
-        assert count_epochs(live, run_id) == 2
-        assert read_metrics(folder).epochs[0]["time"] > record.started_at
-    assert len({run_folder(live, run_id) for run_id in run_ids}) == 2
 
 
 def test_a_run_made_long_before_its_start_overwrites_what_was_built_since(live):
@@ -280,37 +319,6 @@ def test_a_restarted_server_loses_no_run_and_doubles_none(live):
         complete(live, run_id)
         names = [task["name"] for task in live.task_runs(run_id)]
         assert names.count("4 train-operator") == 1
-
-
-def test_up_has_made_pools_and_deployments_whose_form_describes_every_field(live):
-    for pool in ("local", "gpu"):
-        template = live.ask("GET", f"/work_pools/{pool}")["base_job_template"]
-        assert "working_dir" in template["variables"]["properties"], "the UI's form needs it"
-    deployment = live.deployment("train-burgers/train-burgers")
-    assert deployment["parameters"] == {"config": "smoke"}
-    fields = deployment["parameter_openapi_schema"]["properties"]
-    assert {"config", "latent_dim", "epochs", "features", "overrides"} <= fields.keys()
-    assert [name for name, field in fields.items() if not field.get("description")] == []
-    assert live.deployment("train-burgers/gpu")["work_pool_name"] == "gpu"
-    assert str(live.stack.prefect_port) in (live.folder / "prefect.toml").read_text()
-
-
-def test_the_object_store_wants_its_keys_which_no_process_shows(live):
-    keys = live.stack.store_env()
-    store = boto3.client(
-        "s3",
-        endpoint_url=keys["AWS_ENDPOINT_URL_S3"],
-        region_name=keys["AWS_DEFAULT_REGION"],
-        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-    )
-    store.create_bucket(Bucket="bucket")
-    store.put_object(Bucket="bucket", Key="k", Body=b"bytes")
-    assert store.get_object(Bucket="bucket", Key="k")["Body"].read() == b"bytes"
-    assert httpx.get(f"{live.stack.s3_url}/bucket/k").is_client_error, "without the keys"
-    store.close()
-    command = live.stack.processes.running("object-store").cmdline()
-    assert not any(keys["AWS_SECRET_ACCESS_KEY"] in word for word in command)
 
 
 def test_up_starts_what_is_not_running_and_moves_nothing(live):

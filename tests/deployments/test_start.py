@@ -169,6 +169,17 @@ def test_a_run_does_not_outlive_the_process_that_stands_in_for_it(start):
     run.communicate(timeout=30)
 
 
+def test_a_run_does_not_outlive_its_keeper_whose_end_is_said(start):
+    run = start(WAITING.format(end="sys.exit(3)"))
+    pid = int(run.stdout.readline())
+    os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(pid))
+    output = output_of(run)
+    assert "told to end" in output
+    assert "the process kept ready lost sight of the run" in output
+    assert run.returncode == 1
+
+
 def test_changed_files_are_imported_anew_and_the_kept_process_starts_over(start, ready):
     path, log = ready
     code = "import sys; print('ups.training.loop' in sys.modules, 'torch' in sys.modules)"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from ups.data.pdebench import TrajectoryFile
 from ups.errors import CacheError, DataError, DiskFull, Interrupted
-from ups.latents import journal, store
+from ups.latents import journal, latent_file, store
 from ups.latents.build import ensure
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder
@@ -90,14 +90,14 @@ def test_a_stopped_build_goes_on_where_it_was_and_encodes_a_damaged_chunk_again(
     sources = stage_all(config)
     partial = stop_at(config, sources, 8)
     if damaged:
-        flip_bit(partial / "train_000.safetensors", store.DATA_ALIGNMENT + 10)
+        flip_bit(partial / "train_000.safetensors", latent_file.DATA_ALIGNMENT + 10)
     resumed = []
     entry = ensure(config, sources, progress=lambda done, _: resumed.append(done))
     assert resumed[0] == 4 if damaged else resumed[0] >= 8
     assert entry.num_trajectories == 25
     manifest, directory = open_entry(config, entry)
     for file in manifest.files:
-        store.verify_file(directory / file.name, file)
+        latent_file.verify_file(directory / file.name, file)
 
 
 def test_a_stopped_build_of_another_entry_is_not_resumed_nor_one_that_is_to_be_overwritten(
@@ -265,7 +265,7 @@ def test_a_copied_cache_is_valid_read_once_not_at_every_look_and_left_by_a_late_
     config, _, entry = built
     copy = tmp_path / "copy"
     shutil.copytree(config.training.latent_cache_dir, copy, copy_function=shutil.copyfile)
-    monkeypatch.setattr(store, "verify_file", verified := Mock(wraps=store.verify_file))
+    monkeypatch.setattr(latent_file, "verify_file", verified := Mock(wraps=latent_file.verify_file))
     for _ in range(3):
         assert store.check_cache_valid(copy, entry.config_hash)
     assert verified.call_count == 2

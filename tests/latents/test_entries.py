@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ups import files
 from ups.errors import CacheError
 from ups.files import exclusive_lock, lock_now
-from ups.latents import loader, store
+from ups.latents import latent_file, loader, store
 from ups.latents.build import ensure
 from ups.latents.entries import Entry, entries, match_key, verify
 from ups.latents.prune import plan_prune, remove
@@ -300,7 +300,7 @@ def test_what_no_run_can_read_is_swept_and_what_it_reads_stays(build, stage_all,
     hold = store.InUse(first.directory)
     second = ensure(config, stage_all(config), overwrite=True)
     train = cache_dir / second.config_hash / second.generation / "train_000.safetensors"
-    flip_bit(train, store.DATA_ALIGNMENT)
+    flip_bit(train, latent_file.DATA_ALIGNMENT)
     aside = store.quarantine(cache_dir, second.config_hash)
     third = ensure(config, stage_all(config), overwrite=True)
     states = {e.generation: (e.state, e.in_use) for e in entries(cache_dir)}

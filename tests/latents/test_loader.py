@@ -12,7 +12,7 @@ import torch
 from ups.config import Features
 from ups.data.pdebench import TrajectoryFile
 from ups.errors import CacheDamaged, DataError
-from ups.latents import legacy, loader, store, tiers
+from ups.latents import latent_file, legacy, loader, store, tiers
 from ups.latents.build import ensure
 from ups.latents.encode import fit_encoder
 from ups.pipeline.phases import build_cache, load_latents
@@ -83,7 +83,7 @@ def test_damage_that_stat_does_not_show_is_found_and_rebuilt_once(
     current = ensure(config, sources, overwrite=rebuilt_by_others)
     directory = store.entry_dir(config.training.latent_cache_dir, entry.config_hash)
     path = directory / current.generation / f"{name}_000.safetensors"
-    flip_bit(path, path.stat().st_size - 3 if last else store.DATA_ALIGNMENT + 3)
+    flip_bit(path, path.stat().st_size - 3 if last else latent_file.DATA_ALIGNMENT + 3)
     latents = load_one(config, entry, sources)
     assert "building it anew" in caplog.text
     assert (len(latents.train), len(latents.val)) == (20, 5)
@@ -116,7 +116,7 @@ def test_a_run_that_reads_from_disk_finds_damage_at_first_touch_and_the_next_one
 
 
 def test_damage_that_comes_back_is_an_error(built, monkeypatch):
-    monkeypatch.setattr(store, "check_chunk", Mock(side_effect=CacheDamaged("made up")))
+    monkeypatch.setattr(latent_file, "check_chunk", Mock(side_effect=CacheDamaged("made up")))
     config, sources, entry = built
     with pytest.raises(CacheDamaged, match="made up"):
         load_one(config, entry, sources)

@@ -7,6 +7,8 @@ import torch
 
 from ups.machine import devices
 from ups.machine.cgroup import num_cores
+from ups.pipeline.phases import build_cache, load_latents
+from ups.training.step import TrainStep
 
 MACHINE = len(os.sched_getaffinity(0))
 
@@ -39,15 +41,36 @@ def test_the_older_layout_is_read_too(cores):
     assert cores("2:cpu,cpuacct:/a", {quota: "100000", period: "100000"}) == 1
 
 
-def test_torch_takes_no_more_threads_than_there_are_cores(tiny_config, monkeypatch):
+@pytest.fixture
+def threads(monkeypatch):
+    """`threads(cores)`: torch's threads are 3 to begin with, and there are so many cores."""
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        monkeypatch.setattr(devices, "num_cores", lambda: 2)
-        devices.training_device(tiny_config())
-        assert torch.get_num_threads() == 2
-        monkeypatch.setattr(devices, "num_cores", lambda: 8)
-        devices.training_device(tiny_config())
-        assert torch.get_num_threads() == 2  # OMP_NUM_THREADS asked for fewer than there are
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    yield lambda cores: monkeypatch.setattr(devices, "num_cores", lambda: cores)
+    torch.set_num_threads(before)
+
+
+def test_torch_takes_no_more_threads_than_there_are_cores(threads):
+    threads(2)
+    devices.limit_torch_threads()
+    assert torch.get_num_threads() == 2
+    threads(8)
+    devices.limit_torch_threads()
+    assert torch.get_num_threads() == 2  # OMP_NUM_THREADS asked for fewer than there are
+
+
+def test_to_ask_for_the_device_changes_nothing_and_to_encode_or_train_limits_threads(
+    threads, tiny_config, stage_all
+):
+    config = tiny_config(features__gpu_encode=False)
+    threads(2)
+    devices.training_device(config)
+    assert torch.get_num_threads() == 3
+    entry = build_cache(config, stage_all(config))
+    assert torch.get_num_threads() == 2
+    threads(1)
+    load_latents(config, {}, {config.problem.name: entry}).close()
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(3)
+    TrainStep(config)
+    assert torch.get_num_threads() == 1

@@ -15,14 +15,8 @@ from ups.runs.breakdown import STOPPED
 from ups.runs.index import read_run
 from ups.runs.metrics import read_metrics
 
-NUM_EPOCHS = 120  # several seconds
+NUM_EPOCHS = 10_000  # more than a test waits for
 UPS = [sys.executable, "-m", "deployments.cli.app"]
-
-
-def ups(*arguments):
-    """The exit code and the output of `ups …`."""
-    done = subprocess.run([*UPS, *arguments], cwd=PROJECT_DIR, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -48,27 +42,32 @@ def _epochs(folder):
 
 
 def test_prune_and_rm_leave_what_a_training_reads_and_take_it_afterwards(
-    tiny_config, stage_all, request
+    tiny_config, stage_all, ups_on, tmp_path, request
 ):
     other = tiny_config(latent__dim=4)
     ensure(other, stage_all(other))
-    cache_dir = other.training.latent_cache_dir
+    cache_dir, ups = other.training.latent_cache_dir, ups_on(other)
     process, _ = request.getfixturevalue("training")
     (held,) = [entry for entry in entries(cache_dir) if entry.in_use]
     files = sorted(held.directory.rglob("*"))
 
     prune = ("cache", "prune", "--max-size", "0B", "--older-than", "0s", "--dir", str(cache_dir))
-    code, output = ups(*prune)
-    assert (code, "removed: 1 entry" in output, "1 in use" in output) == (0, True, True), output
-    code, output = ups("cache", "rm", held.config_hash, "--dir", str(cache_dir))
-    refused = f"error: {held.config_hash}: in use by a running job, not removed"
-    assert (code, refused in output) == (1, True), output
-    assert process.poll() is None, "the training was over too early to prove anything"
+    code, output, errors = ups(*prune)
+    assert code == 0, errors
+    assert "removed: 1 entry" in output
+    assert "1 in use" in output
+    code, _, errors = ups("cache", "rm", held.config_hash, "--dir", str(cache_dir))
+    assert code == 1
+    assert f"error: {held.config_hash}: in use by a running job, not removed" in errors
     assert sorted(held.directory.rglob("*")) == files
 
-    assert process.wait(60) == 0
-    code, output = ups(*prune)
-    assert (code, "removed: 1 entry" in output) == (0, True), output
+    before = len(_epochs(tmp_path))
+    wait_until(lambda: process.poll() is not None or len(_epochs(tmp_path)) > before + 1, 60, 0.05)
+    assert process.poll() is None, (tmp_path / "output").read_text()  # it reads on
+    process.terminate()
+    assert process.wait(30) == 143
+    code, output, errors = ups(*prune)
+    assert (code, "removed: 1 entry" in output) == (0, True), errors
     assert entries(cache_dir) == []
 
 

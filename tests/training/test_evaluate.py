@@ -7,6 +7,7 @@ import shutil
 import h5py
 import pytest
 import torch
+from PIL import Image
 
 from ups.data.sources import open_file
 from ups.errors import DataError, TrainingDiverged
@@ -33,13 +34,14 @@ def random_state(tiny_config):
 @pytest.fixture
 def score(tiny_config, stage_all, tmp_path):
     """`score(step, change, rows)`: scores by its weights on (rows of) a test file, once changed."""
-    config, run_dir = tiny_config(evaluation__num_examples=1), tmp_path / "run"
+    config, run_dir = tiny_config(), tmp_path / "run"
     sources = stage_all(config)
     run_dir.mkdir()
     with open_file(config, sources["train"][0].path, None) as file:
         encoder = fit_encoder(config, [file])
 
-    def run(step, change=lambda tensor: None, rows=(None,), given=encoder, **more):
+    def run(step, change=lambda tensor: None, rows=(None,), given=encoder, num_examples=1, **more):
+        config = tiny_config(evaluation__num_examples=num_examples)
         path, saved = tmp_path / "test.h5", run_dir / "best.pt"
         shutil.copy(sources["test"][0].path, path)
         with h5py.File(path, "r+") as file:
@@ -68,6 +70,12 @@ def test_scores_are_those_of_the_average_told_the_parameter_and_the_time_of_its_
     scores = score(random_state)
     assert scores.rollout["nRMSE"] == pytest.approx(expected, rel=1e-4)
     assert scores.step_dt == pytest.approx(DT * STRIDE)
+
+
+def test_the_picture_shows_as_many_trajectories_as_are_asked_for(random_state, score):
+    score(random_state, num_examples=5)  # of 6, in batches of 4
+    with Image.open(score.run_dir / "prediction.png") as picture:
+        assert picture.height == pytest.approx(130 * (5 * 1.7 + 2.5), abs=1)
 
 
 def test_a_checkpoint_is_scored_with_the_encoder_that_it_was_trained_with(random_state, score):

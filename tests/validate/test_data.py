@@ -243,14 +243,21 @@ def test_the_sample_is_spread_over_the_file_and_a_missing_file_is_a_fault_of_its
     assert by_name(checks)["val file"].status == "ok"
 
 
-def test_shards_of_a_split_must_have_the_same_number_of_frames(local):
-    def cut(path):
-        rewrite(path, np.ones((20, 21, 256), "<f4"))
-        shutil.copy(path.with_name("burgers1d_val.h5"), path.with_name("burgers1d_train_b.h5"))
-        path.rename(path.with_name("burgers1d_train_a.h5"))
+def test_frames_of_a_splits_files_are_compared_after_the_stride_as_a_run_does(local):
+    def shards(num_frames):
+        def cut(path):
+            rewrite(path, np.ones((2, num_frames, 256), "<f4"))
+            shutil.copy(path.with_name("burgers1d_val.h5"), path.with_name("burgers1d_train_b.h5"))
+            path.rename(path.with_name("burgers1d_train_a.h5"))
 
-    checks, _ = validate_data(local(cut))
-    assert texts(checks)["train files"].startswith("trajectories have 21 and 41 frames")
+        return cut
+
+    found = texts(validate_data(local(shards(21)))[0])  # the other has 41
+    wanted = r"train_a\.h5 have 21 frames and those of .*train_b\.h5 41: .* that is 6 and 11, "
+    assert re.search(wanted, found["train frames"])
+    assert found.keys() == {"train frames"}
+    assert texts(validate_data(local(shards(45)))[0]).keys() == {"train frames"}
+    assert texts(validate_data(local(shards(44)))[0]) == {}  # frames 0, 4, … 40 of both
 
 
 def test_rows_in_two_splits_or_twice_in_one_are_a_warning_of_each_run_too(in_store, bucket):

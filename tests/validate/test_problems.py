@@ -100,8 +100,8 @@ def test_problems_that_do_not_go_together_are_a_fault_that_names_them(
     generate(path, 4, "advection1d", 0.5, seed=0, **size)
     config = mixed_config(data__root=str(tmp_path))
     (fault,) = (c for c in validate_data(config)[0] if c.status == "fault")
-    assert fault.name == "train tasks"
-    assert "burgers1d 11, burgers1d_nu0.1 11, advection1d 16" in fault.text
+    assert fault.name == "train frames"
+    assert "advection1d_train.h5 61: with training.time_stride 4 that is 11 and 16" in fault.text
 
 
 def test_a_problem_of_another_equation_than_its_files_is_a_fault(mixed_config):

@@ -21,6 +21,7 @@ from ups.cli.options import (
     JsonOption,
     SetOption,
     checked,
+    once,
     parse_settings,
 )
 from ups.errors import CacheError
@@ -57,7 +58,7 @@ def build(
         from ups.config import load_config
         from ups.pipeline.phases import build_caches, stage_splits
 
-        resolved = load_config(config, {**parse_settings(settings), **flags})
+        resolved = load_config(config, once([*parse_settings(settings).items(), *flags.items()]))
         with progress_shown() as show:
             staged = stage_splits(resolved, ("train", "val"), show)
             entries = build_caches(resolved, staged, show, overwrite=overwrite)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import signal
 import sys
@@ -79,8 +78,10 @@ def errors_shown() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Standard output gets this and nothing else."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    """Standard output gets this and nothing else; what is not finite is null."""
+    from pydantic_core import to_json
+
+    typer.echo(to_json(value, indent=1, inf_nan_mode="null").decode())
 
 
 def print_table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -36,13 +36,12 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """`["latent.dim=64"]` → `{"latent.dim": 64}`; values are YAML.
 
     Raises:
-        ConfigError: not KEY=VALUE, or the value is not YAML.
+        ConfigError: not KEY=VALUE, a key is there twice, or the value is not YAML.
     """
     from ups.config import read_yaml, shortened
 
     parsed = {}
-    for setting in settings or []:
-        key, value = key_value(setting)
+    for key, value in once(map(key_value, settings or [])).items():
         try:
             parsed[key] = read_yaml(value)
         except ConfigError as error:
@@ -67,6 +66,20 @@ def key_value(text: str) -> tuple[str, str]:
     if not (key and equals):
         raise ConfigError(f"found {text!r}, expected KEY=VALUE, such as latent.dim=64")
     return key, value
+
+
+def once(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """The pairs as a dict.
+
+    Raises:
+        ConfigError: a key is there twice, of which a dict would keep the last.
+    """
+    found: dict[str, T] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"{key}: given twice, expected once: leave one out")
+        found[key] = value
+    return found
 
 
 JsonOption = Annotated[
@@ -122,7 +135,7 @@ ParamOption = Annotated[
         "-p",
         metavar="KEY=VALUE",
         help="A parameter of the flow, by the name in its form in the UI.",
-        callback=checked(lambda texts: [key_value(text) for text in texts]),
+        callback=checked(lambda texts: once(map(key_value, texts))),
     ),
 ]
 TimeoutOption = Annotated[

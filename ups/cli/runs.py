@@ -182,6 +182,7 @@ def _show(files: RunFiles) -> None:
 
     run, info, breakdown = files.summary(), files.info, files.breakdown
     cause = (info.error if info else None) or (breakdown.failed if breakdown else None)
+    cause = cause or "its test score is not finite"  # in what calls itself completed
     cause = cause if run.state in ("failed", "stopped") else None  # not an earlier attempt's
     attempt = f", attempt {info.attempt}" if info and info.attempt > 1 else ""
     facts = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ups.data.header import member
+from ups.data.header import TIMES, member
 from ups.equations import EQUATIONS, Equation
 from ups.errors import DataError
 
@@ -72,7 +72,7 @@ def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     Raises:
         DataError: the times are not evenly spaced, or not those of the frames.
     """
-    if (coordinate := member(file, "t-coordinate", path)) is not None:
+    if (coordinate := member(file, TIMES, path)) is not None:
         if coordinate.shape is None or coordinate.dtype.kind not in "fiu":
             raise DataError(
                 f"{path}: t-coordinate holds {coordinate.dtype}, expected {num_frames} or "

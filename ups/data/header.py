@@ -8,15 +8,18 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ups.errors import DataError
+from ups.errors import DataError, UpsError
 
 DATA_KEYS = ("tensor", "data")
+TIMES = "t-coordinate"
 PACKING = {"scale_factor": 1, "add_offset": 0}  # netCDF's names, and the values that change nothing
 NO_VALUE = ("_FillValue", "missing_value")  # netCDF's, too
 MOST_LISTED = 8
@@ -50,6 +53,37 @@ def truncated(path: Path, found: int, expected: int) -> DataError:
     return DataError(
         f"{path} is truncated: found {found} bytes, expected at least {expected}; {FETCH_AGAIN}"
     )
+
+
+def check_own_values(path: Path) -> None:
+    """Refuse a file whose trajectories or times lie in others: its hash tells of no change there.
+
+    Unlike opening it to be read, this takes as long whatever the number of chunks.
+
+    Raises:
+        DataError: they do, or the file is not one of trajectories.
+    """
+    with open_hdf5(path) as file, damage_named(path):
+        find_data(file, path)
+        member(file, TIMES, path)
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Make h5py's errors ours.
+
+    Raises:
+        DataError: instead of them.
+    """
+    try:
+        yield
+    except UpsError:
+        raise
+    except DAMAGE as error:
+        raise DataError(
+            f"{path}: HDF5, but h5py cannot read what it holds, it is damaged or of a kind of its "
+            f"own ({error}); {FETCH_AGAIN}"
+        ) from error
 
 
 def find_data(file: Any, path: Path) -> Any:

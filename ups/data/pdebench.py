@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ups.data import attributes, header
 from ups.equations import EQUATIONS, EquationName
-from ups.errors import DataError, ShapeError, UpsError
+from ups.errors import DataError, ShapeError
 from ups.files import read_fully
 
 SUFFIXES = (".h5", ".hdf5")
@@ -64,14 +64,10 @@ class TrajectoryFile:
         self._fd: int | None = None
         self._file = header.open_hdf5(self.path)
         try:
-            self._read_header(rows, grid_points)
-        except BaseException as error:  # whoever called has no file yet to close
+            with header.damage_named(self.path):
+                self._read_header(rows, grid_points)
+        except BaseException:  # whoever called has no file yet to close
             self.close()
-            if isinstance(error, header.DAMAGE) and not isinstance(error, UpsError):
-                raise DataError(
-                    f"{self.path}: HDF5, but h5py cannot read what it holds, it is damaged or of a "
-                    f"kind of its own ({error}); {header.FETCH_AGAIN}"
-                ) from error
             raise
 
     def _read_header(self, rows: tuple[int, int] | None, grid_points: int | None) -> None:
@@ -199,9 +195,10 @@ class TrajectoryFile:
         rows = f"{self.path}: rows [{self._first + lo}, {self._first + hi}) cannot be read"
         if self._filters:
             return DataError(
-                f"{rows}, they are compressed by {header.listed(self._filters)}, which is not "
-                "installed: install hdf5plugin and set HDF5_PLUGIN_PATH to its folder `plugins`, "
-                "or repack the file where the filter is there (h5repack -f GZIP=4)"
+                f"{rows}, they are compressed by {header.listed(self._filters)}, which HDF5 does "
+                "not find: install hdf5plugin and set HDF5_PLUGIN_PATH to what `python -c 'import "
+                "hdf5plugin; print(hdf5plugin.PLUGIN_PATH)'` prints, or repack the file where the "
+                "filter is there (h5repack -f GZIP=4)"
             )
         return DataError(f"{rows}, the file is damaged ({error}); {header.FETCH_AGAIN}")
 

@@ -127,7 +127,8 @@ def stage(
         progress: called with bytes done and in all, of the object that is being fetched.
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.
-        DataError: a test file is not of the config's grid, or the files' frames differ.
+        DataError: a test file is not of the config's grid, or the files' frames differ; the values
+            of a file lie in others, which its SHA-256 does not tell of.
     """
     staged: list[Staged] = []
     frames: list[tuple[str, int]] = []
@@ -157,6 +158,10 @@ def stage(
             with open_file(config, source.path, source.rows) as file:
                 parameter = file.parameter if file.is_named else None
                 frames.append((source.uri, file.num_frames))
+        else:  # an earlier version may have cached what it holds
+            from ups.data.header import check_own_values
+
+            check_own_values(source.path)
         staged.append(
             Staged(
                 split=split,
@@ -203,8 +208,9 @@ def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> 
     Raises:
         DataError: they differ, or are too few for one training pair.
     """
-    stride, (first, expected) = config.training.time_stride, frames[0]
+    stride = config.training.time_stride
     for name, found in frames:
+        first, expected = frames[0]
         check_frames(config, found)
         if -(-found // stride) != -(-expected // stride):
             raise DataError(
@@ -212,6 +218,11 @@ def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> 
                 f"training.time_stride {stride} that is {-(-expected // stride)} and "
                 f"{-(-found // stride)}, expected the same number: use data saved alike"
             )
+
+
+def is_untouched(source: Staged) -> bool:
+    """Whether nobody wrote to the file since its SHA-256 was known, as far as `stat` tells."""
+    return source.state in (None, _state(source.path.stat()))
 
 
 def check_unchanged(sources: Iterable[Staged]) -> None:
@@ -225,7 +236,7 @@ def check_unchanged(sources: Iterable[Staged]) -> None:
     from ups.data.stamps import hash_file
 
     for source in sources:
-        if source.state in (None, _state(source.path.stat())):
+        if is_untouched(source):
             continue
         if (found := hash_file(source.path)) != source.sha256:
             raise DataError(

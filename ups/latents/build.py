@@ -19,7 +19,7 @@ import xxhash
 
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged, check_unchanged, open_file
+from ups.data.sources import Staged, check_unchanged, is_untouched, open_file
 from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
 from ups.files import (
     exclusive_lock,
@@ -28,13 +28,14 @@ from ups.files import (
     sync_directory,
     write_fully,
 )
-from ups.latents import journal, store
+from ups.latents import journal, latent_file, store
 from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
+from ups.latents.latent_file import LatentFile
 from ups.latents.prune import keep_budget
-from ups.latents.store import BUILDING, DAMAGED, LatentFile, Manifest
+from ups.latents.store import BUILDING, DAMAGED, Manifest
 from ups.progress import Progress
 from ups.units import format_size
 
@@ -160,7 +161,8 @@ class _Build:
                 checksum = xxhash.xxh3_64_hexdigest(data)
                 with lock:
                     done[job] = checksum
-                    notes.write(journal.line(job, checksum))
+                    if is_untouched(self.sources[index]):  # else another build must not trust it
+                        notes.write(journal.line(job, checksum))
                     finished += len(rows)
                     progress(finished, total)
 
@@ -197,6 +199,7 @@ class _Build:
         require_free_space(self.entry, needed, what, CACHE_REMEDY)
         planned = zip(self.readers, self.files, strict=True)
         encoder = fit_encoder(self.config, [r for r, file in planned if file.split == "train"])
+        check_unchanged(self.sources)  # a build that is killed leaves the encoder to the next one
         generation = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         directory = self.entry / f"{BUILDING}{generation}"
         directory.mkdir()
@@ -236,11 +239,11 @@ class _Build:
         done: dict[Job, str] = {}
         for index, file in enumerate(self.files):
             path = directory / file.name
-            store.check_size(path, file)
-            with store.open_latents(path, file) as handle:
+            latent_file.check_size(path, file)
+            with latent_file.open_latents(path, file) as handle:
                 for chunk in range(file.num_chunks):
                     checksum = noted.get((index, chunk))
-                    if checksum and store.read_checksum(handle, file, chunk) == checksum:
+                    if checksum and latent_file.read_checksum(handle, file, chunk) == checksum:
                         done[index, chunk] = checksum
         return done
 

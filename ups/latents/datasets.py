@@ -25,9 +25,9 @@ from ups.data.pdebench import Frames, TrajectoryFile, locate
 from ups.data.sources import check_frames_alike
 from ups.errors import CacheDamaged
 from ups.files import read_fully
-from ups.latents import store
+from ups.latents import latent_file, store
 from ups.latents.encode import PatchEncoder
-from ups.latents.store import LatentFile
+from ups.latents.latent_file import LatentFile
 from ups.models.conditioning import conditioning
 
 NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32}
@@ -156,7 +156,7 @@ class DiskCacheDataset:
                 raise CacheDamaged(f"{path} ends {missing} bytes early")
             if is_new:
                 checksum = xxhash.xxh3_64_hexdigest(view)
-                store.check_chunk(path, chunk, checksum, file.checksums[chunk])
+                latent_file.check_chunk(path, chunk, checksum, file.checksums[chunk])
         except CacheDamaged as damage:
             entry = path.parent.parent
             aside = store.quarantine(entry.parent, entry.name) or "nowhere"

@@ -13,9 +13,10 @@ from ups.config import Model
 from ups.equations import EQUATIONS
 from ups.errors import CacheDamaged, CacheError
 from ups.files import is_locked
-from ups.latents import journal, store
+from ups.latents import journal, latent_file, store
 from ups.latents.key import hash_fields
-from ups.latents.store import BUILDING, DAMAGED, LatentFile, Manifest
+from ups.latents.latent_file import LatentFile
+from ups.latents.store import BUILDING, DAMAGED, Manifest
 from ups.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ def _damage(entry: Entry, manifest: Manifest, progress: Progress) -> Iterator[Da
     for file in manifest.files:
         path, before = entry.directory / file.name, done
         try:
-            for chunk, found in enumerate(store.read_checksums(path, file)):
+            for chunk, found in enumerate(latent_file.read_checksums(path, file)):
                 try:
-                    store.check_chunk(path, chunk, found, file.checksums[chunk])
+                    latent_file.check_chunk(path, chunk, found, file.checksums[chunk])
                 except CacheDamaged as error:
                     yield Damage(file=file.name, chunk=chunk, reason=str(error))
                 done += len(file.chunk(chunk)) * file.row_bytes

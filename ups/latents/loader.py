@@ -22,7 +22,7 @@ from ups.config import RunConfig, Split
 from ups.data.sources import Staged, open_files
 from ups.errors import CacheDamaged, CacheError, Interrupted
 from ups.files import read_fully
-from ups.latents import store
+from ups.latents import latent_file, store
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.datasets import (
@@ -37,7 +37,7 @@ from ups.latents.datasets import (
 )
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, key_fields
-from ups.latents.store import LatentFile
+from ups.latents.latent_file import LatentFile
 from ups.latents.tiers import choose_tier
 from ups.units import format_size
 
@@ -238,7 +238,7 @@ def read_files(
             rows = stored.view(len(in_file), *file.shape[1:])
         view = bytes_of(rows)
         read_exactly(path, view, file.data_offset + in_file.start * file.row_bytes)
-        store.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
+        latent_file.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
         if in_place:
             return
         with torch.cuda.stream(local.stream):

@@ -15,8 +15,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import re
@@ -24,7 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 import xxhash
 
@@ -32,6 +30,7 @@ from ups.config import Model, RunConfig, Split
 from ups.errors import CacheDamaged, CacheError
 from ups.files import exclusive_lock, open_lock_file, seal, try_lock, unseal, write_atomically
 from ups.latents.key import explain_difference, hash_fields
+from ups.latents.latent_file import ITEM_BYTES, LatentFile, check_stamp, verify_file
 
 log = logging.getLogger(__name__)
 
@@ -42,71 +41,8 @@ IN_USE_NAME = ".in_use"
 BUILDING = "building-"
 DAMAGED = "damaged-"
 GENERATION = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
-DATA_ALIGNMENT = 4096
-SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-VERIFY_READ_BYTES = 8 << 20
 HOLD_ATTEMPTS = 3
 HOLD_PAUSE_S = 0.01
-
-
-class LatentFile(Model):
-    """One safetensors file: the latents of one source of a split.
-
-    Attributes:
-        parameters: of the equation, by their keys: `nu` or `beta`.
-    """
-
-    name: str
-    split: Split
-    shape: tuple[int, int, int, int]
-    dtype: Literal["float16", "bfloat16", "float32"]
-    dt: float
-    parameters: dict[str, float]
-    chunk_rows: int
-    checksums: tuple[str, ...] = ()
-    mtime_ns: int = 0
-
-    @property
-    def row_bytes(self) -> int:
-        _, frames, tokens, dim = self.shape
-        return frames * tokens * dim * ITEM_BYTES[self.dtype]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.shape[0] * self.row_bytes
-
-    @property
-    def header(self) -> bytes:
-        """The safetensors header, padded so that the tensor starts on a page boundary."""
-        fields = {
-            "__metadata__": {
-                "split": self.split,
-                "dt": repr(self.dt),
-                **{name: repr(value) for name, value in self.parameters.items()},
-            },
-            "latents": {
-                "dtype": SAFETENSORS_DTYPES[self.dtype],
-                "shape": list(self.shape),
-                "data_offsets": [0, self.num_bytes],
-            },
-        }
-        text = json.dumps(fields, separators=(",", ":")).encode()
-        padded = -(-(len(text) + 8) // DATA_ALIGNMENT) * DATA_ALIGNMENT - 8
-        return padded.to_bytes(8, "little") + text.ljust(padded)
-
-    @property
-    def data_offset(self) -> int:
-        return len(self.header)
-
-    @property
-    def num_chunks(self) -> int:
-        return -(-self.shape[0] // self.chunk_rows)
-
-    def chunk(self, index: int) -> range:
-        """The rows of a chunk."""
-        first = index * self.chunk_rows
-        return range(first, min(first + self.chunk_rows, self.shape[0]))
 
 
 class Manifest(Model):
@@ -179,7 +115,7 @@ def open_current(cache_dir: Path, config_hash: str) -> Manifest:
             f"fields give {found[2]}; expected {config_hash}/{generation}"
         )
     for file in manifest.files:
-        _check_stamp(directory / file.name, file)
+        check_stamp(directory / file.name, file)
     return manifest
 
 
@@ -383,86 +319,3 @@ def _modified_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def verify_file(path: Path, file: LatentFile) -> None:
-    """Read the whole file and compare its chunks with their checksums.
-
-    Raises:
-        CacheDamaged: it is gone, or a chunk or the header differs.
-    """
-    for index, found in enumerate(read_checksums(path, file)):
-        check_chunk(path, index, found, file.checksums[index])
-
-
-def read_checksums(path: Path, file: LatentFile) -> Iterator[str]:
-    """The checksum of each chunk as it is on the disk.
-
-    Raises:
-        CacheDamaged: the file is gone, or its header differs.
-    """
-    with open_latents(path, file) as handle:
-        for index in range(len(file.checksums)):
-            yield read_checksum(handle, file, index)
-
-
-@contextlib.contextmanager
-def open_latents(path: Path, file: LatentFile) -> Iterator[BinaryIO]:
-    """Open a file of latents to read it.
-
-    Raises:
-        CacheDamaged: it is gone, or its header is not the planned one.
-    """
-    try:
-        handle = path.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise CacheDamaged(f"{path} is gone") from error
-    with handle:
-        if handle.read(file.data_offset) != file.header:
-            raise CacheDamaged(f"{path}: its header is not the one that was written")
-        yield handle
-
-
-def read_checksum(handle: BinaryIO, file: LatentFile, index: int) -> str:
-    """The checksum of one chunk; of what there is of it, where the file is shorter."""
-    rows = file.chunk(index)
-    handle.seek(file.data_offset + rows.start * file.row_bytes)
-    left, digest = len(rows) * file.row_bytes, xxhash.xxh3_64()
-    while left and (block := handle.read(min(left, VERIFY_READ_BYTES))):
-        digest.update(block)
-        left -= len(block)
-    return digest.hexdigest()
-
-
-def check_chunk(path: Path, index: int, found: str, expected: str) -> None:
-    """Refuse a chunk whose checksum is not the one in the manifest.
-
-    Raises:
-        CacheDamaged: it is another one.
-    """
-    if found != expected:
-        raise CacheDamaged(f"{path}: chunk {index} has checksum {found}, expected {expected}")
-
-
-def check_size(path: Path, file: LatentFile) -> os.stat_result:
-    """Refuse a file that is not as long as the manifest, or the plan, says.
-
-    Raises:
-        CacheDamaged: it is gone, or of another size.
-    """
-    try:
-        stat = path.stat()
-    except FileNotFoundError as error:
-        raise CacheDamaged(f"{path} is gone") from error
-    expected = file.data_offset + file.num_bytes
-    if stat.st_size != expected:
-        raise CacheDamaged(f"{path} has {stat.st_size} bytes, expected {expected}")
-    return stat
-
-
-def _check_stamp(path: Path, file: LatentFile) -> None:
-    stat = check_size(path, file)
-    if stat.st_mtime_ns != file.mtime_ns:
-        verify_file(path, file)
-        with contextlib.suppress(PermissionError):  # the next look is a `stat` again
-            os.utime(path, ns=(stat.st_atime_ns, file.mtime_ns))

@@ -1,4 +1,4 @@
-"""Which device a config means on this machine."""
+"""Which device a config means on this machine, and how many threads torch takes on it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ log = logging.getLogger(__name__)
 
 
 def training_device(config: RunConfig) -> str:
-    """`cuda` or `cpu`; torch takes no more threads for the latter than there are cores to use.
+    """`cuda` or `cpu`.
 
     Raises:
         DeviceError: the config asks for CUDA, and there is none.
     """
     import torch
 
-    torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
     wanted = config.training.device
     if wanted == "cpu":
         return "cpu"
@@ -32,6 +31,13 @@ def training_device(config: RunConfig) -> str:
             f"(torch {torch.__version__}); expected a GPU and its driver, or set it to auto or cpu"
         )
     return "cpu"
+
+
+def limit_torch_threads() -> None:
+    """Have torch take no more threads on the CPU than there are cores for this process."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
 
 
 def encoding_device(config: RunConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ def scores_of_complete_run(run_dir: Path, config: RunConfig) -> dict[str, float]
         return {}
     metrics = read_metrics(run_dir).summary
     scores = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    if not all(value is not None and math.isfinite(value) for value in scores.values()):
+        return {}  # scored anew, and refused
     if scores:
         what = f"stages.operator.epochs is {config.stages.operator.epochs}"
         log.info("%s is complete, nothing is trained: %s, raise it to go on", run_dir, what)

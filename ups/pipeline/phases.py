@@ -10,7 +10,7 @@ from ups.config import Problem, ProblemConfig, RunConfig, Split
 from ups.data.sources import Staged, open_store, stage
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.loader import Latents, load, load_on_demand
-from ups.machine.devices import encoding_device, training_device
+from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Progress, Show
 
 SourcesBySplit = Mapping[str, Sequence[Staged]]
@@ -81,6 +81,7 @@ def build_cache(
     Args:
         keep: generations that no budget removes: of the other problems of the run.
     """
+    limit_torch_threads()
     if config.features.is_legacy:
         from ups.latents import legacy
 
@@ -108,6 +109,7 @@ def load_latents(
     Args:
         entries: problem → its cache entry; None: encode on demand.
     """
+    limit_torch_threads()
     device = training_device(config)
     if entries is None:
         return load_on_demand(config, sources, device=device)

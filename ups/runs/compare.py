@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, computed_field
+from pydantic import AfterValidator, Field, computed_field
 
 from ups.config import Model
 from ups.runs.breakdown import STARTUP_PHASES
@@ -15,11 +16,16 @@ from ups.runs.index import RunFiles, RunSummary, read_run
 TTFS = "time to first step"
 
 
-class Change(Model):
-    """A figure of two runs; None where a run has none."""
+Figure = Annotated[
+    float | None, AfterValidator(lambda value: value if math.isfinite(value or 0) else None)
+]
 
-    before: float | None
-    after: float | None
+
+class Change(Model):
+    """A figure of two runs; None where a run has none, or one that is not finite."""
+
+    before: Figure
+    after: Figure
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import json
 import logging
+import math
 import platform
 import re
 import time
@@ -82,7 +83,10 @@ class RunFiles:
             commit=self.info.commit if self.info else None,
         )
         try:
-            return RunSummary(**{**dict(run), **self._figures()})
+            figures = self._figures()
+            if not math.isfinite(figures["nrmse_rollout"] or 0):  # earlier versions let it pass
+                figures |= {"nrmse_rollout": None, "state": "failed"}
+            return RunSummary(**{**dict(run), **figures})
         except (AttributeError, TypeError, ValidationError) as error:
             log.warning("the figures in %s are left out: %s", self.folder, error)
             return run

@@ -7,6 +7,7 @@ what Prefect's table artifact takes.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -112,8 +113,9 @@ def score_words(nrmse: float, persistence: float | None, *, is_mean: bool) -> st
     Args:
         is_mean: over several problems.
     """
-    text = f"{nrmse:.4f} over the full rollout{', the mean over the problems' if is_mean else ''}"
-    if persistence is None:
+    number = f"{nrmse:.4f}" if math.isfinite(nrmse) else "not finite"
+    text = f"{number} over the full rollout{', the mean over the problems' if is_mean else ''}"
+    if persistence is None or not math.isfinite(nrmse):
         return text
     times = f", {persistence / nrmse:.1f} times as much" if nrmse else ""
     return f"{text}; persistence {persistence:.4f}{times}"

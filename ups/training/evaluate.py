@@ -18,7 +18,7 @@ from ups.data.sources import Staged, open_file
 from ups.errors import TrainingDiverged
 from ups.files import write_json
 from ups.latents.encode import PatchEncoder
-from ups.machine.devices import training_device
+from ups.machine.devices import limit_torch_threads, training_device
 from ups.models.build import build_operator
 from ups.models.conditioning import conditioning
 from ups.runs.metrics import add_to_summary
@@ -134,6 +134,7 @@ def evaluate(
         TrainingDiverged: a score is not finite.
         DataError: the test split holds nothing but zeros, or values that are not finite.
     """
+    limit_torch_threads()
     device = training_device(config)
     record = checkpoint.load(checkpoint_path, device)
     model = build_operator(config).to(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ups.config import RunConfig
 from ups.latents.datasets import LatentDataset
-from ups.machine.devices import check_compile, training_device
+from ups.machine.devices import check_compile, limit_torch_threads, training_device
 from ups.models.build import build_operator
 from ups.models.conditioning import num_conditions
 from ups.training.optimizer import AdamW, Schedule
@@ -34,6 +34,7 @@ class TrainStep:
 
     def __init__(self, config: RunConfig) -> None:
         check_compile(config)
+        limit_torch_threads()
         self.config, self.device = config, training_device(config)
         torch.manual_seed(config.training.seed)
         self.model = build_operator(config).to(self.device)

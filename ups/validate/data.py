@@ -9,8 +9,8 @@ import numpy as np
 from ups.config import SPLITS, RunConfig, Split
 from ups.data.pdebench import TrajectoryFile
 from ups.data.seed import is_seeded_by_us
-from ups.data.sources import check_frames, open_file
-from ups.errors import UpsError
+from ups.data.sources import check_frames, check_frames_alike, open_file
+from ups.errors import DataError, UpsError
 from ups.units import format_size
 from ups.validate.check import Check, Checks
 from ups.validate.shared import compare_sources
@@ -102,24 +102,26 @@ def _look_at_object(known: Known, place: Place, answers: Answers, checks: Checks
 
 
 def _compare_frames(config: RunConfig, split: Split, sources: Sources, checks: Checks) -> None:
-    """A batch holds trajectories of all problems, so they need the same number of frames."""
-    staged = [known for known in sources if known.wanted.path.is_file()]
-    for problem in config.data.problems:
-        frames = sorted({k.num_frames for k in staged if k.problem == problem})
-        if len(frames) > 1:
-            text = f"trajectories have {' and '.join(map(str, frames))} frames, expected one number"
-            checks.fault(f"{config.data.label(problem, split)} files", text)
-    stride = config.training.time_stride
-    left = {k.problem.name: -(-k.num_frames // stride) for k in staged}
-    if len(set(left.values())) > 1:
-        listed = ", ".join(f"{name} {num}" for name, num in left.items())
-        text = f"frames after training.time_stride {stride}: {listed}; expected the same of all"
-        checks.fault(f"{split} tasks", text)
+    """A batch holds trajectories of all files; those with a fault already have no frames to add."""
+    faulty = {check.name for check in checks if check.status == "fault"}
+    frames = [
+        (known.wanted.uri, known.num_frames)
+        for known in sources
+        if known.is_staged and known.wanted.path.is_file() and _name(known) not in faulty
+    ]
+    try:
+        check_frames_alike(config, frames)
+    except DataError as error:
+        checks.fault(f"{split} frames", str(error))
+
+
+def _name(known: Known) -> str:
+    return f"{known.label} file"
 
 
 def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled: int) -> Known:
     """Shape, grid, parameter, times and a sample of the values, where the file is staged."""
-    path, rows, name = known.wanted.path, known.wanted.rows, f"{known.label} file"
+    path, rows, name = known.wanted.path, known.wanted.rows, _name(known)
     if not path.is_file():
         checks.skip(name, f"{path} is not staged; its shape and values are known when it is")
         return known
