@@ -28,8 +28,8 @@ from ups.latents.loader import load
 from ups.models.conditioning import conditioning
 from ups.pipeline.phases import SourcesBySplit
 from ups.training.evaluate import evaluate
-from ups.training.loop import epoch_order, train
-from ups.training.step import TrainStep
+from ups.training.loop import train
+from ups.training.step import TrainStep, epoch_order
 
 CACHE = "cache-gpu-train"
 NUM, NUM_SCORED = 1024, 512
@@ -70,7 +70,7 @@ class _Epoch:
 
     def __init__(self, step: TrainStep, data: LatentDataset) -> None:
         self.step, self.data = step, data
-        self.num_steps = -(-len(data) // step.rows_per_step)
+        self.num_steps = -(-len(data) // step.items_per_step)
         self._epoch = 0
         step.begin(data, MANY_STEPS)
 
@@ -238,7 +238,7 @@ def _losses(settings: Settings, data: LatentDataset, mode: str) -> list[float]:
         step.begin(data, CURVE_STEPS)
         while len(losses) < CURVE_STEPS:
             step.begin_epoch(epoch_order(data, config, len(losses)))
-            for _ in range(-(-len(data) // step.rows_per_step)):
+            for _ in range(-(-len(data) // step.items_per_step)):
                 step()
                 losses.append(step.loss_sum.item())
                 step.loss_sum.zero_()

@@ -77,8 +77,17 @@ def test_every_tier_gives_the_same_mixed_batches_with_the_same_conditions(loaded
     assert torch.equal(loaded["disk"].train.batch(INDEX), ram.train.batch(INDEX))
     assert len(loaded["legacy"].train._paths) == NUM_TRAIN  # a file per trajectory
     assert ram.train.z_NTKD.shape == (NUM_TRAIN, 11, 8, 16)  # one tensor of all tasks
+    frames = torch.stack(
+        [torch.tensor([first, first + 1, first + 3]) for first in range(len(INDEX))]
+    )
+    every = ram.train.batch(INDEX)
     for latents in loaded.values():
         assert len(latents.train) == NUM_TRAIN
+        assert latents.train.num_frames == 11
+        expected = torch.stack([z_TKD[own] for z_TKD, own in zip(every, frames, strict=True)])
+        for _ in range(2):  # from the disk, a chunk is checked before the second time
+            picked = latents.train.batch(INDEX, frames)
+            assert torch.allclose(picked, expected, atol=1e-6)
         assert torch.allclose(latents.train.batch(INDEX), ram.train.batch(INDEX), atol=1e-6)
         assert torch.equal(latents.train.condition_NC, ram.train.condition_NC)
         assert latents.val_ranges == ram.val_ranges

@@ -53,11 +53,11 @@ def stop_after() -> Callable[[LatentDataset, int], threading.Event]:
     def make(data: LatentDataset, count: int) -> threading.Event:
         stop, real, fetched = threading.Event(), data.batch, []
 
-        def fetch(index_B):
+        def fetch(index_B, frames_BF=None):
             fetched.append(index_B)
             if len(fetched) == count:
                 stop.set()
-            return real(index_B)
+            return real(index_B, frames_BF)
 
         data.batch = fetch
         return stop

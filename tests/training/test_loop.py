@@ -12,8 +12,8 @@ from ups.errors import CheckpointError, DeviceError, Interrupted, TrainingDiverg
 from ups.runs.metrics import read_metrics
 from ups.training import checkpoint
 from ups.training.evaluate import evaluate
-from ups.training.loop import epoch_order, train
-from ups.training.step import TrainStep
+from ups.training.loop import train
+from ups.training.step import TrainStep, epoch_order
 from ups.training.validation import validate
 
 
@@ -280,7 +280,7 @@ def loss_curve(step, data, num_steps):
         step.begin(data, num_steps)
         while len(losses) < num_steps:
             step.begin_epoch(epoch_order(data, step.config, len(losses)))
-            for _ in range(-(-len(data) // step.rows_per_step)):
+            for _ in range(-(-len(data) // step.items_per_step)):
                 step()
                 losses.append(step.loss_sum.item())
                 step.loss_sum.zero_()

@@ -13,8 +13,8 @@ from ups.pipeline.phases import build_cache, load_latents
 from ups.runs.metrics import read_metrics
 from ups.training import checkpoint
 from ups.training.evaluate import Scores, evaluate
-from ups.training.loop import epoch_order, train
-from ups.training.step import Feed, TrainStep, rollout
+from ups.training.loop import train
+from ups.training.step import Feed, TrainStep, epoch_order, rollout
 
 TASKS = ["burgers1d", "burgers1d_nu0.1", "advection1d"]
 
@@ -49,7 +49,7 @@ def scored(prepared):
 
 def test_batches_mix_the_problems_and_carry_each_trajectorys_condition(prepared):
     config, latents, _, _ = prepared()
-    feed, order = Feed(latents.train, "cpu"), epoch_order(latents.train, config, 0)
+    feed, order = Feed(latents.train, config, "cpu"), epoch_order(latents.train, config, 0)
     feed.begin_epoch(order, 0)
     num_mixed = 0
     for index_B in order.split(6):

@@ -7,7 +7,9 @@ import torch
 
 from ups.latents.datasets import PreloadedCacheDataset
 from ups.models.conditioning import conditioning
-from ups.training.step import Feed, TrainStep
+from ups.training.step import Feed, TrainStep, epoch_order
+
+PAIRS = {"training__pairs_per_step": 7, "operator__history": 2, "training__rollout_horizon": 3}
 
 
 def numbered(num):
@@ -24,8 +26,8 @@ def drawn(batch):
     return batch[0][:, 0, 0, 0].int().tolist()
 
 
-def test_an_epoch_goes_through_the_order_from_any_place_with_each_parameter_beside():
-    feed, order = Feed(numbered(5), "cpu"), torch.tensor([3, 0, 4, 1, 2])
+def test_an_epoch_goes_through_the_order_from_any_place_with_each_parameter_beside(tiny_config):
+    feed, order = Feed(numbered(5), tiny_config(), "cpu"), torch.tensor([3, 0, 4, 1, 2])
     feed.begin_epoch(order, 0)
     batches = [feed.draw(2), feed.draw(2), feed.draw(1)]
     assert [drawn(batch) for batch in batches] == [[3, 0], [4, 1], [2]]
@@ -35,14 +37,63 @@ def test_an_epoch_goes_through_the_order_from_any_place_with_each_parameter_besi
     assert drawn(feed.draw(2)) == [1, 2]
 
 
-def test_a_new_epoch_reuses_the_memory_that_a_graph_would_hold():
-    feed = Feed(numbered(4), "cpu")
-    places = feed._order_N.data_ptr(), feed._next.data_ptr()
+def test_a_new_epoch_reuses_the_memory_that_a_graph_would_hold(tiny_config):
+    feed = Feed(numbered(4), tiny_config(), "cpu")
+    places = feed._order_M.data_ptr(), feed._next.data_ptr()
     feed.begin_epoch(torch.tensor([1, 0, 3, 2]), 0)
     feed.draw(3)
     feed.begin_epoch(torch.tensor([2, 3, 0, 1]), 0)
     assert drawn(feed.draw(2)) == [2, 3]
-    assert (feed._order_N.data_ptr(), feed._next.data_ptr()) == places
+    assert (feed._order_M.data_ptr(), feed._next.data_ptr()) == places
+
+
+def of_pairs(num, num_frames):
+    """A data set whose frame t of trajectory i holds 100 i + t, with ν = (i + 1) / 100."""
+    values = 100 * torch.arange(num)[:, None] + torch.arange(num_frames)
+    z_NTKD = values[..., None, None].expand(num, num_frames, 2, 4).float()
+    return PreloadedCacheDataset(z_NTKD, condition((torch.arange(num) + 1) / 100), "cpu")
+
+
+def test_an_epoch_of_pairs_takes_each_trajectory_as_often_and_early_starts_more_often(tiny_config):
+    config = tiny_config(**PAIRS)
+    data = of_pairs(300, 12)
+    feed, order = Feed(data, config, "cpu"), epoch_order(data, config, 0)
+    assert len(feed) == len(order) == 300 * 8  # 12 frames less the 5 of a pair, and one
+    feed.begin_epoch(order, 0)
+    pairs, conditions = feed.draw(len(order))
+    pairs = pairs[..., 0, 0].int()
+    assert torch.equal(pairs - pairs[:, :1], torch.arange(5).expand(2400, 5))
+    trajectories, starts = pairs[:, 0] // 100, pairs[:, 0] % 100
+    for lap in trajectories.split(300):
+        assert torch.equal(lap.sort().values, torch.arange(300))
+    assert not torch.equal(trajectories[:300], trajectories[300:600])
+    assert torch.equal(conditions, condition((trajectories + 1) / 100))
+    weights = 1 / torch.arange(1, 9)
+    expected = 2400 * weights / weights.sum()
+    assert ((starts.bincount(minlength=8) - expected).abs() < 4 * expected.sqrt()).all()
+    uniform = tiny_config(**PAIRS, training__early_pairs=0.0)
+    counts = (epoch_order(data, uniform, 0) % 8).bincount(minlength=8)
+    assert ((counts - 300).abs() < 4 * 300**0.5).all()
+
+
+def test_a_step_of_pairs_has_the_loss_of_these_pairs_alone(tiny_config):
+    config = tiny_config(**PAIRS, training__device="cpu", training__accumulation_steps=2)
+    step, data = TrainStep(config), of_pairs(4, 12)
+    torch.nn.init.normal_(step.model.head.weight, std=0.1)
+    other = copy.deepcopy(step.model)
+    wide = PreloadedCacheDataset(torch.randn(4, 12, 8, 16), data.condition_NC, "cpu")
+    step.begin(wide, 10)
+    order = epoch_order(wide, config, 0)
+    step.begin_epoch(order, first_batch=1)
+    step()
+    errors = []
+    for item in order[14:28].tolist():
+        z, told = wide.z_NTKD[item // 8], wide.condition_NC[item // 8][None]
+        frames = list(z[item % 8 :][:2])
+        for target in z[item % 8 + 2 :][:3]:
+            frames.append(other(torch.stack(frames[-2:])[None], told)[0])
+            errors.append((frames[-1] - target).norm() / target.norm())
+    assert step.loss_sum.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
 
 
 @pytest.fixture
@@ -76,7 +127,7 @@ def test_loss_and_gradient_are_those_of_every_pair_fed_back_through_the_whole_ho
             frames = list(trajectory[: last + 1])
             for target in trajectory[last + 1 : last + 1 + horizon]:
                 frames.append(other(torch.stack(frames[-history:])[None], told)[0])
-                errors.append((frames[-1] - target).square().sum() / target.square().sum())
+                errors.append((frames[-1] - target).norm() / target.norm())
     assert len(errors) == 6 * (6 - history - horizon) * horizon
     expected = torch.stack(errors).mean()
     expected.backward()

@@ -35,7 +35,17 @@ class Encoder(Model):
 
 
 class Training(Model):
-    batch_size: Positive = Field(12, description="trajectories per step")
+    batch_size: Positive = Field(
+        12, description="trajectories per step, of which it takes all pairs of frames"
+    )
+    pairs_per_step: Positive | None = Field(
+        None, description="pairs per step, drawn from all trajectories, in place of batch_size"
+    )
+    early_pairs: FiniteFloat = Field(
+        1.0,
+        ge=0,
+        description="a pair that begins after t steps is drawn by (1 + t) ** -early_pairs",
+    )
     accumulation_steps: Positive = 1
     time_stride: Positive = Field(2, description="s, encoded frames per operator step")
     rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")

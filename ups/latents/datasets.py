@@ -2,7 +2,8 @@
 
 Every data set answers `batch(index)` with whole trajectories, subsampled by the time stride, so
 that the pairs of a batch are views of one tensor: with L = T' - h starts, z0 is `z[:, :L]` and the
-targets are `z[:, j : j + L]` for j = 1 … h. Which data set serves a run never changes its batches.
+targets are `z[:, j : j + L]` for j = 1 … h. `batch(index, frames)` picks frames of each of them.
+Which data set serves a run never changes its batches.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,11 +46,19 @@ class LatentDataset(Protocol):
     condition_NC: Tensor
     index_device: str
 
+    @property
+    def num_frames(self) -> int:
+        """T', of a trajectory after the time stride."""
+
     def __len__(self) -> int:
         """N, trajectories."""
 
-    def batch(self, index_B: Tensor) -> Tensor:
-        """(B, T', K, D) in any float dtype, on the device that the batches are trained on."""
+    def batch(self, index_B: Tensor, frames_BF: Tensor | None = None) -> Tensor:
+        """(B, F, K, D) in any float dtype, on the device that the batches are trained on.
+
+        Args:
+            frames_BF: (B, F), which frames of each trajectory; default all T'.
+        """
 
 
 class PreloadedCacheDataset:
@@ -61,16 +71,23 @@ class PreloadedCacheDataset:
     def __init__(self, z_NTKD: Tensor, condition_NC: Tensor, device: str) -> None:
         self.index_device = z_NTKD.device.type
         self.z_NTKD, self.condition_NC = z_NTKD, condition_NC.to(z_NTKD.device)
+        self.num_frames = z_NTKD.shape[1]
         self._crosses = device != self.index_device
         self._slots = itertools.cycle([_PinnedSlot(), _PinnedSlot()])
 
     def __len__(self) -> int:
         return len(self.z_NTKD)
 
-    def batch(self, index_B: Tensor) -> Tensor:
-        if self._crosses:
-            return next(self._slots).gather(self.z_NTKD, index_B)
-        return self.z_NTKD.index_select(0, index_B)
+    def batch(self, index_B: Tensor, frames_BF: Tensor | None = None) -> Tensor:
+        if frames_BF is None:
+            return self._gather(self.z_NTKD, index_B)
+        places = (index_B[:, None] * self.num_frames + frames_BF).flatten()
+        return self._gather(self.z_NTKD.flatten(0, 1), places).view(
+            *frames_BF.shape, *self.z_NTKD.shape[2:]
+        )
+
+    def _gather(self, z: Tensor, index: Tensor) -> Tensor:
+        return next(self._slots).gather(z, index) if self._crosses else z.index_select(0, index)
 
 
 class _PinnedSlot:
@@ -80,15 +97,16 @@ class _PinnedSlot:
         self._flat = torch.empty(0)
         self._copied: torch.cuda.Event | None = None
 
-    def gather(self, z_NTKD: Tensor, index_B: Tensor) -> Tensor:
-        shape = (len(index_B), *z_NTKD.shape[1:])
+    def gather(self, z: Tensor, index: Tensor) -> Tensor:
+        """`z[index]`, on the GPU."""
+        shape = (len(index), *z.shape[1:])
         size = torch.Size(shape).numel()
         if self._copied is None or self._flat.numel() < size:
-            self._flat = torch.empty(size, dtype=z_NTKD.dtype, pin_memory=True)
+            self._flat = torch.empty(size, dtype=z.dtype, pin_memory=True)
             self._copied = torch.cuda.Event()
         self._copied.synchronize()
         pinned = self._flat[:size].view(shape)
-        torch.index_select(z_NTKD, 0, index_B, out=pinned)
+        torch.index_select(z, 0, index, out=pinned)
         on_gpu = pinned.to("cuda", non_blocking=True)
         self._copied.record()
         return on_gpu
@@ -118,6 +136,7 @@ class DiskCacheDataset:
         self._buffer = np.empty(max(f.chunk_rows * f.row_bytes for _, f in files), np.uint8)
         self._checked: set[tuple[int, int]] = set()
         self._stride, self.device = time_stride, device
+        self.num_frames = -(-files[0][1].shape[1] // time_stride)
         self._ends = np.cumsum([f.shape[0] for _, f in files])
         self.condition_NC = condition_NC
 
@@ -130,32 +149,38 @@ class DiskCacheDataset:
             os.close(handle)
         self._handles.clear()
 
-    def batch(self, index_B: Tensor) -> Tensor:
-        """(B, T', K, D) as stored.
+    def batch(self, index_B: Tensor, frames_BF: Tensor | None = None) -> Tensor:
+        """(B, F, K, D) as stored.
 
         Raises:
             CacheDamaged: a chunk is not what was written; its entry is set aside.
         """
-        frames, tokens, dim = self._files[0][1].shape[1:]
-        shape = (len(index_B), -(-frames // self._stride), tokens, dim)
+        if frames_BF is None:
+            frames_BF = torch.arange(self.num_frames).expand(len(index_B), -1)
+        saved_BF = frames_BF.numpy() * self._stride
+        shape = (*saved_BF.shape, *self._files[0][1].shape[2:])
         batch = np.empty(shape, NUMPY_DTYPES[self._dtype])
         for place, index in enumerate(index_B.tolist()):
-            batch[place] = self._read(*locate(self._ends, index))[:: self._stride]
+            batch[place] = self._read(*locate(self._ends, index), saved_BF[place])
         return torch.from_numpy(batch).view(getattr(torch, self._dtype)).to(self.device)
 
-    def _read(self, which: int, row: int) -> NDArray[Any]:
-        """(T, K, D), one row of a file, until the next one is read."""
+    def _read(self, which: int, row: int, frames_F: NDArray[np.int64]) -> NDArray[Any]:
+        """(F, K, D), frames of one row of a file, in order."""
         path, file = self._files[which]
-        chunk = row // file.chunk_rows
+        chunk, num_frames = row // file.chunk_rows, file.shape[1]
         is_new = (which, chunk) not in self._checked
-        rows = file.chunk(chunk) if is_new else range(row, row + 1)
-        read = self._buffer[: len(rows) * file.row_bytes]
-        view, offset = read.data, file.data_offset + rows.start * file.row_bytes
+        first, last = row * num_frames + frames_F[0], row * num_frames + frames_F[-1]
+        if is_new:
+            rows = file.chunk(chunk)
+            first, last = rows.start * num_frames, rows.stop * num_frames - 1
+        frame_bytes = file.row_bytes // num_frames
+        read = self._buffer[: (last - first + 1) * frame_bytes]
         try:
-            if missing := read_fully(self._handles[which], view, offset):
+            offset = file.data_offset + first * frame_bytes
+            if missing := read_fully(self._handles[which], read.data, offset):
                 raise CacheDamaged(f"{path} ends {missing} bytes early")
             if is_new:
-                checksum = xxhash.xxh3_64_hexdigest(view)
+                checksum = xxhash.xxh3_64_hexdigest(read.data)
                 latent_file.check_chunk(path, chunk, checksum, file.checksums[chunk])
         except CacheDamaged as damage:
             entry = path.parent.parent
@@ -164,9 +189,9 @@ class DiskCacheDataset:
                 f"{damage}; moved to {aside}: start again, and the entry is built anew"
             ) from damage
         self._checked.add((which, chunk))
-        values = read.view(NUMPY_DTYPES[self._dtype]).reshape(len(rows), *file.shape[1:])
-        of_row: NDArray[Any] = values[row - rows.start]
-        return of_row
+        values = read.view(NUMPY_DTYPES[self._dtype]).reshape(-1, *file.shape[2:])
+        wanted: NDArray[Any] = values[row * num_frames + frames_F - first]
+        return wanted
 
 
 class GridLatentPairDataset:
@@ -187,13 +212,14 @@ class GridLatentPairDataset:
         self._readers = [reader for readers, _ in problems for reader in readers]
         self._encoders = [encoder for readers, encoder in problems for _ in readers]
         self._stride = time_stride
+        self.num_frames = -(-self._readers[0].num_frames // time_stride)
         self._ends = np.cumsum([r.num_trajectories for r in self._readers])
         self.condition_NC = condition_NC
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def batch(self, index_B: Tensor) -> Tensor:
+    def batch(self, index_B: Tensor, frames_BF: Tensor | None = None) -> Tensor:
         frames: dict[PatchEncoder, list[Frames]] = {}
         places: dict[PatchEncoder, list[int]] = {}
         for place, index in enumerate(index_B.tolist()):
@@ -201,7 +227,9 @@ class GridLatentPairDataset:
             trajectory = self._readers[which].read(row, row + 1)
             self._readers[which].check_finite(trajectory, row)
             encoder = self._encoders[which]
-            frames.setdefault(encoder, []).append(trajectory[0, :: self._stride])
+            strided = trajectory[0, :: self._stride]
+            wanted = strided if frames_BF is None else strided[frames_BF[place].numpy()]
+            frames.setdefault(encoder, []).append(wanted)
             places.setdefault(encoder, []).append(place)
         encoded = [
             encoder.encode(torch.from_numpy(np.stack(of_encoder)).to(encoder.device))
@@ -230,9 +258,20 @@ class LegacyCacheDataset:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def batch(self, index_B: Tensor) -> Tensor:
-        samples = [torch.load(self._paths[i], weights_only=True) for i in index_B.tolist()]
-        return torch.stack([s["latent"][:: self._stride] for s in samples]).to(self.device)
+    @cached_property
+    def num_frames(self) -> int:
+        return len(self._load(0))
+
+    def batch(self, index_B: Tensor, frames_BF: Tensor | None = None) -> Tensor:
+        samples = [self._load(index) for index in index_B.tolist()]
+        if frames_BF is not None:
+            samples = [z_TKD[frames] for z_TKD, frames in zip(samples, frames_BF, strict=True)]
+        return torch.stack(samples).to(self.device)
+
+    def _load(self, index: int) -> Tensor:
+        """(T', K, D)."""
+        latent: Tensor = torch.load(self._paths[index], weights_only=True)["latent"]
+        return latent[:: self._stride]
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,21 +184,25 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
             )
     if record["position"]["batch"]:
         for name, value in _order_of(now).items():
-            if (found := _order_of(saved)[name]) != value:
+            if (found := _order_of(saved).get(name)) != value:
                 raise CheckpointError(
                     f"{path} is in the middle of an epoch with {name} {found}, and this run has "
                     f"{value}: resume with {found}, or from the end of an epoch"
                 )
 
 
-def _order_of(config: dict[str, Any]) -> dict[str, int]:
-    """What the order of an epoch's trajectories, and the place in it, depend on."""
+def _order_of(config: dict[str, Any]) -> dict[str, float | None]:
+    """What the order of an epoch, and the place in it, depend on."""
     training = config["training"]
-    rows_per_step = training["batch_size"] * training["accumulation_steps"]
-    return {
-        "training.batch_size × accumulation_steps": rows_per_step,
+    pairs, batch = training.get("pairs_per_step"), training["batch_size"]
+    order = {
+        "training.pairs_per_step": pairs,
+        "training.batch_size × accumulation_steps": (pairs or batch)
+        * training["accumulation_steps"],
         "training.seed": training["seed"],
     }
+    of_pairs = ("early_pairs", "rollout_horizon")
+    return order | ({f"training.{name}": training[name] for name in of_pairs} if pairs else {})
 
 
 def is_complete(record: dict[str, Any], config: RunConfig) -> bool:

@@ -10,19 +10,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
-from ups.latents.datasets import LatentDataset
 from ups.latents.loader import Latents
 from ups.machine.processes import DeferredSignals
 from ups.progress import Progress
 from ups.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.runs.metrics import by_problem, write_epochs
 from ups.training import checkpoint
-from ups.training.step import TrainStep
+from ups.training.step import TrainStep, epoch_order, num_starts
 from ups.training.validation import validate
 
 log = logging.getLogger(__name__)
@@ -134,7 +130,8 @@ class _Loop:
         self.first_epoch: tuple[float, float] | None = None
         self._notes: list[str] = []
         self._signals = DeferredSignals()
-        self.steps_per_epoch = -(-len(latents.train) // step.rows_per_step)
+        items = len(latents.train) * (num_starts(latents.train, config) or 1)
+        self.steps_per_epoch = -(-items // step.items_per_step)
         self.num_epochs = config.stages.operator.epochs
         steps = self.steps_per_epoch * self.num_epochs
         self.total_steps = min(steps, config.stages.operator.max_steps or steps)
@@ -146,8 +143,8 @@ class _Loop:
             self.step.begin(data, self.total_steps, position.step)
             while not self._is_done():
                 started = time.monotonic()
-                order_N = epoch_order(data, self.config, position.epoch)
-                self.step.begin_epoch(order_N, position.batch)
+                order_M = epoch_order(data, self.config, position.epoch)
+                self.step.begin_epoch(order_M, position.batch)
                 while position.batch < self.steps_per_epoch and position.step < self.total_steps:
                     if stopped := self._is_stopped():
                         break
@@ -255,16 +252,6 @@ class _Loop:
 
 def _ignore(*_: object) -> None:
     """Takes the reports that nobody asked for."""
-
-
-def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
-    """(N,) the trajectories of an epoch, shuffled, drawn where the data's indices are looked up.
-
-    A function of seed, epoch and kind of device alone.
-    """
-    generator = torch.Generator(data.index_device)
-    generator.manual_seed(config.training.seed * 1_000_003 + epoch)
-    return torch.randperm(len(data), generator=generator, device=data.index_device)
 
 
 def _restore(

@@ -19,6 +19,7 @@ from ups.training.optimizer import AdamW, Schedule
 
 WARM_UP_FRAMES = 201
 EPS = 1e-8
+LEAST_SHARE = 1e-12  # where the error is zero, its root has no slope
 
 
 class TrainStep:
@@ -48,8 +49,9 @@ class TrainStep:
         self.operator: Any = self.model
         if config.training.compile == "inductor":
             self.operator = torch.compile(self.model)
-        self.rows_per_step = config.training.batch_size * config.training.accumulation_steps
-        self._row = 0
+        self._micro = config.training.pairs_per_step or config.training.batch_size
+        self.items_per_step = self._micro * config.training.accumulation_steps
+        self._place = 0
         self._feed: Feed | None = None
         self._graphs: dict[int, _Graph] = {}
         self._stream = torch.cuda.Stream() if config.training.compile == "graph" else None
@@ -59,33 +61,29 @@ class TrainStep:
     def begin(self, data: LatentDataset, total_steps: int, taken: int = 0) -> None:
         """Train on `data`, by the schedule of `total_steps` of which some were taken before."""
         if self._feed is None or self._feed.data is not data:
-            self._feed = Feed(data, self.device)
+            self._feed = Feed(data, self.config, self.device)
             self._graphs.clear()
         self.schedule.begin(taken, total_steps)
 
-    def begin_epoch(self, order_N: Tensor, first_batch: int = 0) -> None:
-        """Go through the data in this order.
-
-        Args:
-            order_N: every trajectory once, on the data's `index_device`.
-        """
+    def begin_epoch(self, order_M: Tensor, first_batch: int = 0) -> None:
+        """Go through the data in this order, of `epoch_order`."""
         assert self._feed is not None, "begin comes before begin_epoch"
-        self._row = first_batch * self.rows_per_step
-        self._feed.begin_epoch(order_N, self._row)
+        self._place = first_batch * self.items_per_step
+        self._feed.begin_epoch(order_M, self._place)
 
     def __call__(self) -> None:
         """Take the next step of the epoch."""
         assert self._feed is not None, "begin comes before a step"
-        num = min(self.rows_per_step, len(self._feed.data) - self._row)
-        self._row += num
+        num = min(self.items_per_step, len(self._feed) - self._place)
+        self._place += num
         if self.config.training.compile == "graph":
             if num not in self._graphs:
                 self._graphs[num] = _Graph(self, self._feed, num)
             self._graphs[num].take()
             return
         self.schedule.advance()
-        for first in range(0, num, self.config.training.batch_size):
-            micro = min(self.config.training.batch_size, num - first)
+        for first in range(0, num, self._micro):
+            micro = min(self._micro, num - first)
             self._accumulate(*self._feed.draw(micro), micro / num)
         self._update()
 
@@ -103,7 +101,9 @@ class TrainStep:
         before = copy.deepcopy(self.state_dict())
         training, latent = self.config.training, self.config.latent
         frames = -(-WARM_UP_FRAMES // (self.config.encoder.t_stride * training.time_stride))
-        shape = (training.batch_size, frames, latent.tokens, latent.dim)
+        if training.pairs_per_step is not None:
+            frames = window_frames(self.config)
+        shape = (self._micro, frames, latent.tokens, latent.dim)
         dtype = getattr(torch, training.latent_cache_dtype)
         with self.on_stream():
             noise = torch.randn(shape, device=self.device).to(dtype)
@@ -157,7 +157,7 @@ class TrainStep:
         self.loss_sum += loss.detach()
 
     def _loss(self, z_BTKD: Tensor, condition_BC: Tensor) -> Tensor:
-        """Squared error relative to the target's square, averaged over pairs and horizon."""
+        """Relative L2 error, averaged over pairs and horizon."""
         horizon, history = self.config.training.rollout_horizon, self.config.operator.history
         starts = z_BTKD.shape[1] - history - horizon + 1
         condition = condition_BC.repeat_interleave(starts, 0)
@@ -166,8 +166,8 @@ class TrainStep:
         for j in range(history, history + horizon):
             z = self.operator(window, condition)
             target = z_BTKD[:, j : j + starts].flatten(0, 1).float()
-            error_B = (z - target).square().sum((1, 2)) / (target.square().sum((1, 2)) + EPS)
-            loss = loss + error_B.mean()
+            share_B = (z - target).square().sum((1, 2)) / (target.square().sum((1, 2)) + EPS)
+            loss = loss + (share_B + LEAST_SHARE).sqrt().mean()
             window = torch.cat([window[:, 1:], z.unsqueeze(1)], 1)
         return loss / horizon
 
@@ -182,6 +182,40 @@ class TrainStep:
             torch._foreach_add_(self._averages, list(drift))
 
 
+def window_frames(config: RunConfig) -> int:
+    """F, the frames that a pair is made of: the history, and the targets of the horizon."""
+    return config.operator.history + config.training.rollout_horizon
+
+
+def num_starts(data: LatentDataset, config: RunConfig) -> int | None:
+    """The pairs of a trajectory; None where a batch takes whole trajectories."""
+    if config.training.pairs_per_step is None:
+        return None
+    return data.num_frames - window_frames(config) + 1
+
+
+def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
+    """(M,) what an epoch takes, one after another, drawn where the data's indices are looked up.
+
+    Of whole trajectories each once, shuffled. Of pairs as many as there are: every trajectory, all
+    of them shuffled, again and again, and of each the start that the dice give, as the number
+    trajectory · starts + start. A function of seed, epoch and kind of device alone.
+    """
+    generator = torch.Generator(data.index_device)
+    generator.manual_seed(config.training.seed * 1_000_003 + epoch)
+
+    def shuffled() -> Tensor:
+        return torch.randperm(len(data), generator=generator, device=data.index_device)
+
+    if (starts := num_starts(data, config)) is None:
+        return shuffled()
+    steps = torch.arange(1, starts + 1, dtype=torch.float64, device=data.index_device)
+    weights = steps**-config.training.early_pairs
+    trajectories = torch.cat([shuffled() for _ in range(starts)])
+    drawn = weights.multinomial(len(trajectories), replacement=True, generator=generator)
+    return trajectories * starts + drawn
+
+
 class Feed:
     """Draws batches in the order of an epoch, by an index that lies beside the latents.
 
@@ -189,24 +223,38 @@ class Feed:
     a captured CUDA graph can hold it.
     """
 
-    def __init__(self, data: LatentDataset, device: str) -> None:
+    def __init__(self, data: LatentDataset, config: RunConfig, device: str) -> None:
         self.data, self._device = data, device
+        self._starts = num_starts(data, config)
         self.is_resident = data.index_device == device
-        self._order_N = torch.arange(len(data), device=data.index_device)
+        num = len(data) * (self._starts or 1)
+        self._order_M = torch.arange(num, device=data.index_device)
         self._next = torch.zeros((), dtype=torch.int64, device=data.index_device)
+        self._window_F = torch.arange(window_frames(config), device=data.index_device)
 
-    def begin_epoch(self, order_N: Tensor, first_row: int) -> None:
-        """Draw in this order, from place `first_row` of it."""
-        self._order_N.copy_(order_N)
-        self._next.fill_(first_row)
+    def __len__(self) -> int:
+        """M, what an epoch takes: trajectories, or pairs."""
+        return len(self._order_M)
+
+    def begin_epoch(self, order_M: Tensor, first: int) -> None:
+        """Draw in this order, of `epoch_order`, from place `first` of it."""
+        self._order_M.copy_(order_M)
+        self._next.fill_(first)
 
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
-        """The next `num` trajectories: (B, T', K, D) as stored, and their conditioning (B, C)."""
+        """The next `num` trajectories, or pairs, and their conditioning (B, C).
+
+        Trajectories are (B, T', K, D) as stored, pairs (B, F, K, D).
+        """
         places = self._next + torch.arange(num, device=self._next.device)
-        index_B = self._order_N.index_select(0, places)
+        index_B, frames_BF = self._order_M.index_select(0, places), None
         self._next += num
+        if self._starts is not None:
+            frames_BF = (index_B % self._starts)[:, None] + self._window_F
+            index_B = index_B // self._starts
         condition_BC = self.data.condition_NC.index_select(0, index_B)
-        return self.data.batch(index_B), condition_BC.to(self._device, non_blocking=True)
+        batch = self.data.batch(index_B, frames_BF)
+        return batch, condition_BC.to(self._device, non_blocking=True)
 
 
 class _Graph:

@@ -108,7 +108,7 @@ def validate_training_memory(
         checks.fault(
             "training",
             f"{text}{beside}: more than the {_mb(free_mb)} of {place} that are free; lower "
-            f"training.batch_size or operator.hidden_dim{note}",
+            f"training.batch_size, training.pairs_per_step or the operator's width{note}",
             **figures,
         )
     return checks
@@ -153,7 +153,7 @@ def footprint(config: RunConfig, num_frames: int, device: str) -> Footprint:
     # A pair ends its history at each frame from which `rollout_horizon` steps are left.
     around = config.operator.history - 1 + training.rollout_horizon
     starts = -(-num_frames // training.time_stride) - around
-    num_pairs = max(1, training.batch_size * starts)
+    num_pairs = training.pairs_per_step or max(1, training.batch_size * starts)
     return Footprint(
         num_parameters=num_parameters,
         state_bytes=num_parameters * STATE_COPIES * STATE_ITEM_BYTES,
