@@ -75,3 +75,10 @@ def test_credentials_in_an_endpoint_are_refused_and_not_repeated():
     assert "hunter2" not in str(error.value)
     assert error.value.__cause__ is None  # nor by the traceback of a run that fails
     assert error.value.__suppress_context__
+
+
+def test_overrides_are_the_callers_own_and_stay_as_they_are():
+    section = {"dim": 16}
+    config = load_config("smoke", {"latent": section, "latent.tokens": 32})
+    assert (config.latent.dim, config.latent.tokens) == (16, 32)
+    assert section == {"dim": 16}

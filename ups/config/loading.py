@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,4 +86,4 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
             raise ConfigError(
                 f"override {dotted!r}: {'.'.join(parents[: i + 1])} is a value, not a section"
             )
-    tree[last] = value
+    tree[last] = copy.deepcopy(value)  # a later override may go into it

@@ -27,8 +27,8 @@ class OperatorSettings(Model):
         return []
 
 
-class LatentTransformer(OperatorSettings):
-    """The U-shaped transformer over the tokens of a frame.
+class LatentSettings(OperatorSettings):
+    """What the operators on latents have.
 
     Attributes:
         token_kernel: a step carries the field past the next token, and embedding and head, which
@@ -39,26 +39,39 @@ class LatentTransformer(OperatorSettings):
             all equations of the run conserve it.
     """
 
-    kind: Literal["latent_transformer"] = "latent_transformer"
-    hidden_dim: Positive = 128
-    num_heads: Positive = 4
-    mlp_ratio: FiniteFloat = Field(4.0, gt=0)
-    depths: Annotated[list[Positive], Field(min_length=1)] = Field(
-        [2, 2, 2], description="blocks per stage of the U: odd length, tokens halve per stage"
-    )
+    hidden_dim: Positive = Field(128, description="channels inside")
+    mlp_ratio: FiniteFloat = Field(4.0, gt=0, description="channels of a block over hidden_dim")
     token_kernel: Positive = Field(
-        3, description="odd; tokens that embedding and head see, around the periodic domain"
+        3, description="odd; tokens that a convolution sees, around the periodic domain"
     )
     amplitude_scaling: bool = Field(True, description="z + a·f(z/a, log a), a the frame's rms")
     conserve_mean: bool = Field(True, description="keep the mean over space, exactly")
+
+    def faults(self, tokens: int, dim: int) -> list[str]:  # noqa: ARG002
+        if self.token_kernel % 2 and self.token_kernel <= tokens:
+            return []
+        return [
+            f"operator.token_kernel: found {self.token_kernel}, expected an odd number up to "
+            f"latent.tokens ({tokens})"
+        ]
+
+
+class LatentTransformer(LatentSettings):
+    """The U-shaped transformer over the tokens of a frame."""
+
+    kind: Literal["latent_transformer"] = "latent_transformer"
+    num_heads: Positive = 4
+    depths: Annotated[list[Positive], Field(min_length=1)] = Field(
+        [2, 2, 2], description="blocks per stage of the U: odd length, tokens halve per stage"
+    )
 
     @property
     def num_levels(self) -> int:
         """Resolutions of the U: 2 for depths of length 3."""
         return len(self.depths) // 2 + 1
 
-    def faults(self, tokens: int, dim: int) -> list[str]:  # noqa: ARG002
-        faults = []
+    def faults(self, tokens: int, dim: int) -> list[str]:
+        faults = super().faults(tokens, dim)
         if len(self.depths) % 2 == 0:
             faults.append(f"operator.depths: found {self.depths}, expected an odd number of stages")
         elif tokens % 2 ** (self.num_levels - 1):
@@ -71,12 +84,16 @@ class LatentTransformer(OperatorSettings):
                 f"operator.hidden_dim: found {self.hidden_dim}, expected a multiple of "
                 f"2 * operator.num_heads ({2 * self.num_heads})"
             )
-        if self.token_kernel % 2 == 0 or self.token_kernel > tokens:
-            faults.append(
-                f"operator.token_kernel: found {self.token_kernel}, expected an odd number up to "
-                f"latent.tokens ({tokens})"
-            )
         return faults
+
+
+class LatentCNN(LatentSettings):
+    """Residual blocks of circular convolutions over the tokens of a frame."""
+
+    kind: Literal["latent_cnn"]
+    hidden_dim: Positive = 64
+    mlp_ratio: FiniteFloat = Field(2.0, gt=0)
+    num_blocks: Positive = 3
 
 
 class FNO(OperatorSettings):
@@ -120,6 +137,7 @@ class UNet(OperatorSettings):
 
 OPERATORS: dict[str, type[OperatorSettings]] = {
     "latent_transformer": LatentTransformer,
+    "latent_cnn": LatentCNN,
     "fno": FNO,
     "unet": UNet,
 }
@@ -134,6 +152,7 @@ def _kind(given: Any) -> Any:
 
 Operator = Annotated[
     Annotated[LatentTransformer, Tag("latent_transformer")]
+    | Annotated[LatentCNN, Tag("latent_cnn")]
     | Annotated[FNO, Tag("fno")]
     | Annotated[UNet, Tag("unet")],
     Discriminator(_kind),

@@ -1,10 +1,7 @@
-"""The latent transformer: a U over the tokens of a frame, with a residual update.
+"""The latent transformer: a U over the tokens of a frame.
 
-    z(t + s) = z(t) + a · f(z(t) / a, log a, dt, parameters),  a = rms of z(t)
-
-The domain is periodic and so is the model: attention sees only the circular distance of two
-tokens (rotary embedding with whole-number frequencies), and the convolutions of embedding and head
-go around, so a shift of the input by a token shifts the output by a token.
+Attention sees only the circular distance of two tokens (rotary embedding with whole-number
+frequencies), and the tokens halve per stage of the U.
 """
 
 from __future__ import annotations
@@ -18,33 +15,17 @@ from torch import Tensor, nn
 
 from ups.config import RunConfig
 from ups.config.operators import LatentTransformer
-from ups.equations import EQUATIONS
-from ups.models.conditioning import num_conditions
+from ups.models.latent import LatentOperator, normalised
 
-LEAST_AMPLITUDE = 1e-6
-
-# B batch, H frames of the history, K tokens, D latent dim, W width, C conditioning features
+# B batch, K tokens, W width
 
 
-class Operator(nn.Module):
+class Operator(LatentOperator):
     def __init__(self, config: RunConfig) -> None:
-        super().__init__()
-        op, dim = config.operator, config.latent.dim
+        super().__init__(config)
+        op, tokens = config.operator, config.latent.tokens
         assert isinstance(op, LatentTransformer)
-        width, tokens = op.hidden_dim, config.latent.tokens
-        equations = config.data.equations
-        self.is_scaled = op.amplitude_scaling
-        self.conserves_mean = op.conserve_mean and all(
-            EQUATIONS[name].conserves_mean for name in equations
-        )
-        self.embed = TokenMixing(op.history * dim, width, op.token_kernel)
-        self.condition = nn.Sequential(
-            nn.Linear(num_conditions(equations) + self.is_scaled, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-        )
-        levels = op.num_levels
+        width, levels = op.hidden_dim, op.num_levels
         sizes = [tokens >> min(i, len(op.depths) - 1 - i) for i in range(len(op.depths))]
         self.stages = nn.ModuleList(
             nn.ModuleList(Block(width, op.num_heads, op.mlp_ratio, size) for _ in range(depth))
@@ -53,30 +34,9 @@ class Operator(nn.Module):
         self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(levels - 1))
         self.split = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(levels - 1))
         self.skip = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(levels - 1))
-        self.norm = nn.LayerNorm(width)
-        self.head = TokenMixing(width, dim, op.token_kernel)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
-    def forward(self, z_BHKD: Tensor, condition_BC: Tensor) -> Tensor:
-        """The frame after these: (B, H, K, D), (B, C) → (B, K, D)."""
-        last_BKD = z_BHKD[:, -1]
-        x_BKD, c_BC = z_BHKD.transpose(1, 2).flatten(2), condition_BC
-        if self.is_scaled:
-            a_B11 = last_BKD.square().mean((1, 2), keepdim=True).sqrt().clamp(min=LEAST_AMPLITUDE)
-            x_BKD, c_BC = x_BKD / a_B11, torch.cat([c_BC, a_B11[:, 0].log()], -1)
-        increment_BKD = self._update(x_BKD, c_BC)
-        if self.is_scaled:
-            increment_BKD = a_B11 * increment_BKD
-        if self.conserves_mean:  # the first channel is the mean of a patch
-            mean_BKD = increment_BKD.mean(1, keepdim=True)
-            increment_BKD = increment_BKD - F.pad(mean_BKD[..., :1], (0, mean_BKD.shape[-1] - 1))
-        return last_BKD + increment_BKD
-
-    def _update(self, x_BKD: Tensor, condition_BC: Tensor) -> Tensor:
-        c_BW = self.condition(condition_BC)
-        x = self.embed(x_BKD)
-        num_down = len(self.merge)
+    def update(self, x_BKW: Tensor, c_BW: Tensor) -> Tensor:
+        x, num_down = x_BKW, len(self.merge)
         skips: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             if i > num_down:
@@ -87,20 +47,7 @@ class Operator(nn.Module):
             if i < num_down:
                 skips.append(x)
                 x = self.merge[i](x.unflatten(1, (-1, 2)).flatten(2))
-        return cast(Tensor, self.head(self.norm(x)))
-
-
-class TokenMixing(nn.Linear):
-    """A circular convolution over the tokens, as one product; of kernel 1 a linear layer."""
-
-    def __init__(self, dim_in: int, dim_out: int, kernel: int) -> None:
-        super().__init__(kernel * dim_in, dim_out)
-        self._shifts = [kernel // 2 - i for i in range(kernel)]
-
-    def forward(self, x_BKD: Tensor) -> Tensor:
-        if len(self._shifts) == 1:
-            return super().forward(x_BKD)
-        return super().forward(torch.cat([x_BKD.roll(shift, 1) for shift in self._shifts], -1))
+        return x
 
 
 class Block(nn.Module):
@@ -128,8 +75,8 @@ class Block(nn.Module):
     def forward(self, x_BKW: Tensor, c_BW: Tensor) -> Tensor:
         modulation = self.modulation(c_BW).unsqueeze(1).chunk(6, -1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
-        x_BKW = x_BKW + gate_a * self._attend(_norm(x_BKW) * (1 + scale_a) + shift_a)
-        return x_BKW + cast(Tensor, gate_m * self.mlp(_norm(x_BKW) * (1 + scale_m) + shift_m))
+        x_BKW = x_BKW + gate_a * self._attend(normalised(x_BKW) * (1 + scale_a) + shift_a)
+        return x_BKW + cast(Tensor, gate_m * self.mlp(normalised(x_BKW) * (1 + scale_m) + shift_m))
 
     def _attend(self, x_BKW: Tensor) -> Tensor:
         qkv = self.qkv(x_BKW).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -141,10 +88,6 @@ class Block(nn.Module):
         a, b = x.chunk(2, -1)
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
 
 
 def _circular_rotary(tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
