@@ -235,6 +235,19 @@ def mixed_config(mixed_data: Path, tiny_config) -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 600 KB, which another process has mounted for itself alone."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mount = 'mount -t tmpfs -o size=600k none "$0" && echo mounted && exec cat'
+    command = ["unshare", "-rm", "sh", "-c", mount, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        if holder.stdout is None or not holder.stdout.readline():
+            pytest.skip("needs the right to mount, to have a small disk")
+        yield Path(f"/proc/{holder.pid}/root", *folder.parts[1:])
+
+
+@pytest.fixture
 def stage_all() -> Callable[[RunConfig], dict[str, list[Staged]]]:
     """Split → its files."""
     return lambda config: {split: stage(config, split, None) for split in SPLITS}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ups.files import start_writeback
+from ups.files import read_json, start_writeback, write_json
 
 WITHOUT_LOCKS = """
 #include <errno.h>
@@ -68,6 +68,12 @@ def test_a_lock_is_had_on_a_disk_that_can_only_be_read(tmp_path):
         pytest.skip("needs the right to mount, to make a disk read-only")
     output, _ = python(LOCK_TWICE, tmp_path, before=before)
     assert output.split() == ["True", "True"]
+
+
+def test_a_record_that_is_written_in_place_holds_nothing_of_the_longer_one_before(tmp_path):
+    write_json(tmp_path / "record", {"state": "x" * 100})
+    write_json(tmp_path / "record", {"state": "failed"}, in_place=True)
+    assert read_json(tmp_path / "record") == {"state": "failed"}
 
 
 def test_the_kernel_takes_the_wish_to_write_what_is_dirty(tmp_path):
