@@ -192,6 +192,8 @@ def _wait_for(
     if warm_up is not None:
         pending.append(warm_up)
     for future in as_completed(pending):
+        if future.state.is_cancelled():  # what another one fails with ends the run
+            continue
         result = future.result()
         if split := splits.get(future.task_run_id):
             run.staged[split] = result

@@ -365,13 +365,19 @@ def test_test_files_that_do_not_go_together_fail_the_run_before_it_trains(
     assert "4 train-operator" not in tasks
 
 
-def test_missing_credentials_fail_the_run_with_a_remedy(flow_config, run, monkeypatch):
+def test_missing_credentials_fail_the_run_with_a_remedy_that_one_download_and_the_run_tell(
+    flow_config, run, monkeypatch, caplog
+):
     path = flow_config()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    state, _, _ = run(path)
+    state, tasks, _ = run(path)
     assert state.is_failed()
     assert "AWS_ACCESS_KEY_ID" in state.message
+    downloads = [how for name, how in tasks.items() if "download" in name]
+    assert sorted(downloads) == ["Cancelled", "Cancelled", "Failed"]
+    told = [record.name for record in caplog.records if "AWS_ACCESS_KEY_ID" in record.message]
+    assert told == 2 * ["prefect.task_runs"] + 2 * ["prefect.flow_runs"]  # raised, and its end
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
