@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,11 +239,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 600 KB, which another process has mounted for itself alone."""
     folder = tmp_path / "small-disk"
     folder.mkdir()
-    mount = 'mount -t tmpfs -o size=600k none "$0" && echo mounted && exec cat'
-    command = ["unshare", "-rm", "sh", "-c", mount, folder]
+    with _mounted(folder, 'mount -t tmpfs -o size=600k none "$0"') as there:
+        yield there
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], Path]]:
+    """`read_only(folder)`: the same on a disk that can only be read, mounted likewise."""
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"'
+    with ExitStack() as mounts:
+        yield lambda folder: mounts.enter_context(_mounted(folder, mount))
+
+
+@contextmanager
+def _mounted(folder: Path, mount: str) -> Iterator[Path]:
+    command = ["unshare", "-rm", "sh", "-c", f"{mount} && echo mounted && exec cat", folder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         if holder.stdout is None or not holder.stdout.readline():
-            pytest.skip("needs the right to mount, to have a small disk")
+            pytest.skip("needs the right to mount")
         yield Path(f"/proc/{holder.pid}/root", *folder.parts[1:])
 
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flows.train_burgers import train_burgers
 from ups.config import SPLITS, Features
 from ups.data.sources import stage
+from ups.latents.build import ensure
 from ups.latents.entries import entries
 from ups.latents.prune import remove
 from ups.latents.store import list_entries
@@ -222,6 +223,21 @@ def test_a_damaged_or_removed_entry_behind_a_cached_state_is_built_again(
     state, tasks, _ = run(path)
     assert state.is_completed()
     assert tasks[f"2 build-latent-cache [{first['config_hash']}]"] == "Completed"
+
+
+def test_a_valid_entry_on_a_disk_that_can_only_be_read_is_reused_and_trained_on(
+    flow_config, run, tiny_config, stage_all, read_only
+):
+    config = tiny_config()
+    entry = ensure(config, stage_all(config))
+    cache_dir = read_only(config.training.latent_cache_dir)
+    with pytest.raises(OSError, match="Read-only"):
+        (cache_dir / "x").touch()
+    path = flow_config(training__latent_cache_dir=str(cache_dir), stages__operator__max_steps=1)
+    state, tasks, breakdown = run(path)
+    assert state.is_completed()
+    assert tasks[f"2 build-latent-cache [{entry.config_hash}] reused"] == "Completed"
+    assert breakdown["cache_reused"] is True
 
 
 def test_another_cache_directory_never_answers(flow_config, run, tmp_path):
