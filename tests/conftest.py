@@ -7,9 +7,10 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     with _mounted(folder, 'mount -t tmpfs -o size=600k none "$0"') as there:
         yield there
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that every user may read; pytest's own is closed to all but its user."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def as_nobody() -> Callable[[], AbstractContextManager[None]]:
+    """`with as_nobody():` in place of root, who may read and write whatever the modes are."""
+
+    @contextmanager
+    def switched() -> Iterator[None]:
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return switched
 
 
 @pytest.fixture

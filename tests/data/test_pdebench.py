@@ -1,9 +1,7 @@
 import logging
 import os
 import struct
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,7 +13,6 @@ from ups.data.pdebench import TrajectoryFile, find_files
 from ups.errors import DataError, ShapeError
 
 N, T, X = 6, 5, 32
-NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +123,11 @@ def test_the_parameter_is_an_attribute_of_file_or_data_set_or_in_params_or_in_th
     ], "each once, however often the file is opened"
 
 
-def test_a_file_that_may_not_be_read_is_not_called_something_else():
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to all but its user
-        Path(folder).chmod(0o755)
-        (path := Path(folder) / "a.h5").touch(0)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(NOBODY)
-        try:
-            with pytest.raises(DataError, match=r"a\.h5 cannot be read: Permission denied; change"):
-                TrajectoryFile(path)
-        finally:
-            os.seteuid(user)
+def test_a_file_that_may_not_be_read_is_not_called_something_else(open_to_all, as_nobody):
+    (path := open_to_all / "a.h5").touch(0)
+    refused = pytest.raises(DataError, match=r"a\.h5 cannot be read: Permission denied; change")
+    with as_nobody(), refused:
+        TrajectoryFile(path)
 
 
 def test_what_is_not_hdf5_is_refused(tmp_path):
