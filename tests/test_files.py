@@ -78,8 +78,8 @@ def test_a_record_that_is_written_in_place_holds_nothing_of_the_longer_one_befor
 
 
 def test_a_lock_that_cannot_be_made_is_an_error_and_not_waited_for(tmp_path, read_only):
-    with pytest.raises(OSError, match="Read-only"), exclusive_lock(read_only(tmp_path) / "lock"):
-        pass
+    with pytest.raises(OSError, match="Read-only"):
+        lock_now(read_only(tmp_path) / "lock")
 
 
 def test_a_lock_is_had_on_a_file_that_may_only_be_read(open_to_all, as_nobody):
