@@ -230,6 +230,7 @@ def test_a_valid_entry_on_a_disk_that_can_only_be_read_is_reused_and_trained_on(
 ):
     config = tiny_config()
     entry = ensure(config, stage_all(config))
+    written = sorted(config.training.latent_cache_dir.rglob("*"))
     cache_dir = read_only(config.training.latent_cache_dir)
     with pytest.raises(OSError, match="Read-only"):
         (cache_dir / "x").touch()
@@ -238,6 +239,8 @@ def test_a_valid_entry_on_a_disk_that_can_only_be_read_is_reused_and_trained_on(
     assert state.is_completed()
     assert tasks[f"2 build-latent-cache [{entry.config_hash}] reused"] == "Completed"
     assert breakdown["cache_reused"] is True
+    # Nothing is tried either: where this path is resolved, it is one that can be written.
+    assert sorted(config.training.latent_cache_dir.rglob("*")) == written
 
 
 def test_another_cache_directory_never_answers(flow_config, run, tmp_path):
