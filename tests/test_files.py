@@ -4,10 +4,20 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from ups.files import LEFTOVER_AGE_S, start_writeback, write_atomically
+from ups.files import (
+    LEFTOVER_AGE_S,
+    exclusive_lock,
+    is_locked,
+    lock_now,
+    read_json,
+    start_writeback,
+    write_atomically,
+    write_json,
+)
 
 WITHOUT_LOCKS = """
 #include <errno.h>
@@ -44,7 +54,7 @@ def without_locks(tmp_path_factory):
     return str(library)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
 def test_a_file_system_without_locks_is_used_without_and_said_once(without_locks, tmp_path, number):
     env = {"LD_PRELOAD": without_locks, "NO_FLOCK": str(number)}
     output, errors = python(LOCK_TWICE, tmp_path, **env)
@@ -69,6 +79,30 @@ def test_a_lock_is_had_on_a_disk_that_can_only_be_read(tmp_path):
         pytest.skip("needs the right to mount, to make a disk read-only")
     output, _ = python(LOCK_TWICE, tmp_path, before=before)
     assert output.split() == ["True", "True"]
+
+
+def test_a_record_that_is_written_in_place_holds_nothing_of_the_longer_one_before(tmp_path):
+    write_json(tmp_path / "record", {"state": "x" * 100})
+    write_json(tmp_path / "record", {"state": "failed"}, in_place=True)
+    assert read_json(tmp_path / "record") == {"state": "failed"}
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_and_not_waited_for(tmp_path, read_only):
+    with pytest.raises(OSError, match="Read-only"):
+        lock_now(read_only(tmp_path) / "lock")
+
+
+def test_a_lock_is_had_on_a_file_that_may_only_be_read(open_to_all, as_nobody):
+    (open_to_all / "lock").touch(0o444)
+    with as_nobody(), exclusive_lock(open_to_all / "lock"):
+        assert is_locked(open_to_all / "lock")
+
+
+def test_there_is_no_lock_in_a_folder_that_was_just_removed(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    assert lock_now(Path("lock")) is None
 
 
 def test_the_kernel_takes_the_wish_to_write_what_is_dirty(tmp_path):

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flows.train_burgers import train_burgers
 from ups.config import SPLITS, Features
 from ups.data.sources import stage
+from ups.latents.build import ensure
 from ups.latents.entries import entries
 from ups.latents.prune import remove
 from ups.latents.store import list_entries
@@ -224,6 +225,24 @@ def test_a_damaged_or_removed_entry_behind_a_cached_state_is_built_again(
     assert tasks[f"2 build-latent-cache [{first['config_hash']}]"] == "Completed"
 
 
+def test_a_valid_entry_on_a_disk_that_can_only_be_read_is_reused_and_trained_on(
+    flow_config, run, tiny_config, stage_all, read_only
+):
+    config = tiny_config()
+    entry = ensure(config, stage_all(config))
+    written = sorted(config.training.latent_cache_dir.rglob("*"))
+    cache_dir = read_only(config.training.latent_cache_dir)
+    with pytest.raises(OSError, match="Read-only"):
+        (cache_dir / "x").touch()
+    path = flow_config(training__latent_cache_dir=str(cache_dir), stages__operator__max_steps=1)
+    state, tasks, breakdown = run(path)
+    assert state.is_completed()
+    assert tasks[f"2 build-latent-cache [{entry.config_hash}] reused"] == "Completed"
+    assert breakdown["cache_reused"] is True
+    # Nothing is tried either: where this path is resolved, it is one that can be written.
+    assert sorted(config.training.latent_cache_dir.rglob("*")) == written
+
+
 def test_another_cache_directory_never_answers(flow_config, run, tmp_path):
     _, _, first = run(flow_config())
     elsewhere = str(tmp_path / "elsewhere")
@@ -365,13 +384,19 @@ def test_test_files_that_do_not_go_together_fail_the_run_before_it_trains(
     assert "4 train-operator" not in tasks
 
 
-def test_missing_credentials_fail_the_run_with_a_remedy(flow_config, run, monkeypatch):
+def test_missing_credentials_fail_the_run_with_a_remedy_that_one_download_and_the_run_tell(
+    flow_config, run, monkeypatch, caplog
+):
     path = flow_config()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    state, _, _ = run(path)
+    state, tasks, _ = run(path)
     assert state.is_failed()
     assert "AWS_ACCESS_KEY_ID" in state.message
+    downloads = [how for name, how in tasks.items() if "download" in name]
+    assert sorted(downloads) == ["Cancelled", "Cancelled", "Failed"]
+    told = [record.name for record in caplog.records if "AWS_ACCESS_KEY_ID" in record.message]
+    assert told == 2 * ["prefect.task_runs"] + 2 * ["prefect.flow_runs"]  # raised, and its end
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
