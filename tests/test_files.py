@@ -3,10 +3,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from ups.files import start_writeback
+from ups import files
+from ups.files import exclusive_lock, lock_now, start_writeback
 
 WITHOUT_LOCKS = """
 #include <errno.h>
@@ -84,3 +87,45 @@ def test_what_cannot_be_written_back_is_no_error():
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def test_who_waits_for_a_removed_entry_locks_the_file_that_others_see(tmp_path):
+    path = tmp_path / "entry" / ".lock"
+    fd = lock_now(path)
+    taken = threading.Event()
+    done = threading.Event()
+
+    def wait():
+        with exclusive_lock(path):
+            taken.set()
+            done.wait(5)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.1)
+    assert not taken.is_set()
+    path.parent.rename(tmp_path / "removed")  # in one go: the waiter makes the folder anew
+    os.close(fd)
+    assert taken.wait(5)
+    assert lock_now(path) is None
+    done.set()
+    waiter.join()
+    os.close(lock_now(path))
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_lock_on_a_file_deleted_since_it_was_opened_is_not_taken(
+    tmp_path, monkeypatch, made_anew
+):
+    path, real = tmp_path / ".lock", files.try_lock
+
+    def deleted_meanwhile(fd):
+        path.unlink()
+        if made_anew:
+            path.touch()
+        return real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "try_lock", deleted_meanwhile)
+        assert lock_now(path) is None
+    os.close(lock_now(path))
