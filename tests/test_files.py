@@ -3,11 +3,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from ups import files
 from ups.files import (
     LEFTOVER_AGE_S,
     exclusive_lock,
@@ -131,3 +133,45 @@ def test_what_killed_writers_left_aside_goes_with_the_next_write_of_the_same_fil
         os.utime(path, (time.time() - 2 * LEFTOVER_AGE_S,) * 2)
     write_atomically(tmp_path / "[1].json", b"{}")
     assert set(tmp_path.iterdir()) == {tmp_path / "[1].json", young, others}
+
+
+def test_who_waits_for_a_removed_entry_locks_the_file_that_others_see(tmp_path):
+    path = tmp_path / "entry" / ".lock"
+    fd = lock_now(path)
+    taken = threading.Event()
+    done = threading.Event()
+
+    def wait():
+        with exclusive_lock(path):
+            taken.set()
+            done.wait(5)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.1)
+    assert not taken.is_set()
+    path.parent.rename(tmp_path / "removed")  # in one go: the waiter makes the folder anew
+    os.close(fd)
+    assert taken.wait(5)
+    assert lock_now(path) is None
+    done.set()
+    waiter.join()
+    os.close(lock_now(path))
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_lock_on_a_file_deleted_since_it_was_opened_is_not_taken(
+    tmp_path, monkeypatch, made_anew
+):
+    path, real = tmp_path / ".lock", files.try_lock
+
+    def deleted_meanwhile(fd):
+        path.unlink()
+        if made_anew:
+            path.touch()
+        return real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "try_lock", deleted_meanwhile)
+        assert lock_now(path) is None
+    os.close(lock_now(path))
