@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -192,7 +193,10 @@ def _wait_for(
     if warm_up is not None:
         pending.append(warm_up)
     for future in as_completed(pending):
-        result = future.result()
+        try:
+            result = future.result()
+        except CancelledRun:  # what another one fails with ends the run
+            continue
         if split := splits.get(future.task_run_id):
             run.staged[split] = result
         if all(split in run.staged for split in wanted):

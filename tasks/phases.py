@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefect.states import Cancelled, State
+
 from tasks.progress import ProgressArtifact
 from tasks.timeline import phase_task
 from ups.config import ProblemConfig, RunConfig, Split
+from ups.data.s3errors import StoreRefuses
 from ups.data.sources import Staged, stage
 from ups.errors import ConfigError, UpsError
 from ups.progress import logged
@@ -66,11 +69,13 @@ def download(
     label: str,
     store: ObjectStore | None,
     stop: threading.Event,
-) -> list[Staged]:
+) -> list[Staged] | State[None]:
     """Stage the sources of a split, with a progress artifact while bytes move.
 
     Args:
         label: the split, after the name of its problem where there are several.
+    Returns:
+        They; or Cancelled where the store refuses for a reason that another download fails with.
     """
     key = re.sub("[^a-z0-9]+", "-", f"download-{label}".lower())  # all that an artifact's key takes
     with ProgressArtifact(key, f"download of the {label} split") as artifact:
@@ -80,7 +85,12 @@ def download(
             artifact.update(done, total)
             log_progress(done, total)
 
-        staged = stage(config, split, store, stop=stop, progress=progress)
+        try:
+            staged = stage(config, split, store, stop=stop, progress=progress)
+        except StoreRefuses as refusal:
+            if store is None or store.is_first(refusal):
+                raise
+            return Cancelled(message="the store refused, as another download says")
         if not any(source.fetched_bytes for source in staged):
             artifact.discard()
         return staged

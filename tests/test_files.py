@@ -3,11 +3,23 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from ups.files import LEFTOVER_AGE_S, start_writeback, write_atomically
+from ups import files
+from ups.files import (
+    LEFTOVER_AGE_S,
+    exclusive_lock,
+    is_locked,
+    lock_now,
+    read_json,
+    start_writeback,
+    write_atomically,
+    write_json,
+)
 
 WITHOUT_LOCKS = """
 #include <errno.h>
@@ -44,7 +56,7 @@ def without_locks(tmp_path_factory):
     return str(library)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
 def test_a_file_system_without_locks_is_used_without_and_said_once(without_locks, tmp_path, number):
     env = {"LD_PRELOAD": without_locks, "NO_FLOCK": str(number)}
     output, errors = python(LOCK_TWICE, tmp_path, **env)
@@ -69,6 +81,30 @@ def test_a_lock_is_had_on_a_disk_that_can_only_be_read(tmp_path):
         pytest.skip("needs the right to mount, to make a disk read-only")
     output, _ = python(LOCK_TWICE, tmp_path, before=before)
     assert output.split() == ["True", "True"]
+
+
+def test_a_record_that_is_written_in_place_holds_nothing_of_the_longer_one_before(tmp_path):
+    write_json(tmp_path / "record", {"state": "x" * 100})
+    write_json(tmp_path / "record", {"state": "failed"}, in_place=True)
+    assert read_json(tmp_path / "record") == {"state": "failed"}
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_and_not_waited_for(tmp_path, read_only):
+    with pytest.raises(OSError, match="Read-only"):
+        lock_now(read_only(tmp_path) / "lock")
+
+
+def test_a_lock_is_had_on_a_file_that_may_only_be_read(open_to_all, as_nobody):
+    (open_to_all / "lock").touch(0o444)
+    with as_nobody(), exclusive_lock(open_to_all / "lock"):
+        assert is_locked(open_to_all / "lock")
+
+
+def test_there_is_no_lock_in_a_folder_that_was_just_removed(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    assert lock_now(Path("lock")) is None
 
 
 def test_the_kernel_takes_the_wish_to_write_what_is_dirty(tmp_path):
@@ -97,3 +133,45 @@ def test_what_killed_writers_left_aside_goes_with_the_next_write_of_the_same_fil
         os.utime(path, (time.time() - 2 * LEFTOVER_AGE_S,) * 2)
     write_atomically(tmp_path / "[1].json", b"{}")
     assert set(tmp_path.iterdir()) == {tmp_path / "[1].json", young, others}
+
+
+def test_who_waits_for_a_removed_entry_locks_the_file_that_others_see(tmp_path):
+    path = tmp_path / "entry" / ".lock"
+    fd = lock_now(path)
+    taken = threading.Event()
+    done = threading.Event()
+
+    def wait():
+        with exclusive_lock(path):
+            taken.set()
+            done.wait(5)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.1)
+    assert not taken.is_set()
+    path.parent.rename(tmp_path / "removed")  # in one go: the waiter makes the folder anew
+    os.close(fd)
+    assert taken.wait(5)
+    assert lock_now(path) is None
+    done.set()
+    waiter.join()
+    os.close(lock_now(path))
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_lock_on_a_file_deleted_since_it_was_opened_is_not_taken(
+    tmp_path, monkeypatch, made_anew
+):
+    path, real = tmp_path / ".lock", files.try_lock
+
+    def deleted_meanwhile(fd):
+        path.unlink()
+        if made_anew:
+            path.touch()
+        return real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "try_lock", deleted_meanwhile)
+        assert lock_now(path) is None
+    os.close(lock_now(path))

@@ -154,6 +154,8 @@ CHECKS = {
 }
 PRIVATE = {name: check for check, names in CHECKS.items() for name in names.split()}
 UNDOCUMENTED = {  # how each is called: positional arguments, and keywords with `=`
+    "botocore.loaders:create_loader": "data_path",
+    "botocore.session:Session.register_component": "self name component",
     "prefect.client.orchestration:SyncPrefectClient.set_task_run_name": "self id name",
     "prefect.context:refresh_global_settings_context": "",
     "prefect.events.clients:get_events_subscriber": "filter=",

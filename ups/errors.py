@@ -25,6 +25,22 @@ UpsError
 A message says what happened, what was found, what was expected, and the next move.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What the system refuses, and what a person can do about it; anything else is a fault of ours.
+REMEDIES = {
+    errno.ENOSPC: "make room there, or name a folder on another disk",
+    errno.EDQUOT: "make room there, or name a folder on another disk",
+    errno.EROFS: "name a folder that can be written",
+    errno.EACCES: "change who may use it, or name another",
+    errno.EPERM: "change who may use it, or name another",
+    errno.ENAMETOOLONG: "take a shorter name",
+    errno.ENOTDIR: "a file stands where a folder is wanted: move it, or name another folder",
+    errno.EIO: "the disk cannot be read or written there: look at its health",
+}
+
 
 class UpsError(Exception):
     """Base of every error that is raised on purpose; its text is meant for the user."""
@@ -125,3 +141,20 @@ class VastError(UpsError):
 
 class Interrupted(UpsError):
     """Raised at the next safe moment after somebody asked to stop."""
+
+
+@contextmanager
+def refusals_explained() -> Iterator[None]:
+    """Say what the operating system refuses inside in a line with the remedy.
+
+    Raises:
+        DiskFull, UpsError: in place of an `OSError` that a person can do something about.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else UpsError
+        what = error.filename or "standard output, or a file"  # writing names none
+        raise kind(f"{what}: {error.strerror}: {REMEDIES[error.errno]}") from error

@@ -55,6 +55,9 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
                 os.fsync(file.fileno())
         aside.replace(path)
         _remove_leftovers(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing names none
+        raise
     finally:
         aside.unlink(missing_ok=True)
     if durable:
@@ -77,10 +80,19 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
         file.write(data)
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write a small record, sealed, by `replacing`, without a wait for the disk."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, seal(text.encode()), durable=False)
+def write_json(path: Path, content: object, *, in_place: bool = False) -> None:
+    """Write a small record, sealed, by `replacing`, without a wait for the disk.
+
+    Args:
+        in_place: into the file that is there, for which a full disk has room.
+    """
+    data = seal((json.dumps(content, indent=1) + "\n").encode())
+    if in_place:
+        with path.open("r+b") as file:
+            file.write(data)
+            file.truncate()
+    else:
+        write_atomically(path, data, durable=False)
 
 
 def read_json(path: Path) -> Any:

@@ -112,13 +112,22 @@ def test_the_parameter_is_an_attribute_of_file_or_data_set_or_in_params_or_in_th
         file["tensor"].attrs[name] = np.array([0.05])
     with h5py.File(tmp_path / "in_params.h5", "a") as file:
         file["params"] = np.full((N, 1), 0.05)
-    for path in tmp_path.iterdir():
+    for path in [*tmp_path.iterdir()] * 2:
         with TrajectoryFile(path, equation=equation) as file:
             assert (file.equation.attribute, file.parameter) == (name, 0.05)
     symbol = {"Nu": "ν", "beta": "β"}[name]
-    found = {(r.levelname, r.getMessage().partition("; ")[2]) for r in caplog.records}
-    assert ("INFO", f"{symbol} = 0.05 from the data set params") in found
-    assert ("WARNING", f"{symbol} = 0.05 from the file's name") in found
+    found = [(r.levelname, r.getMessage().partition("; ")[2]) for r in caplog.records]
+    assert sorted(found) == [
+        ("INFO", f"{symbol} = 0.05 from the data set params"),
+        ("WARNING", f"{symbol} = 0.05 from the file's name"),
+    ], "each once, however often the file is opened"
+
+
+def test_a_file_that_may_not_be_read_is_not_called_something_else(open_to_all, as_nobody):
+    (path := open_to_all / "a.h5").touch(0)
+    refused = pytest.raises(DataError, match=r"a\.h5 cannot be read: Permission denied; change")
+    with as_nobody(), refused:
+        TrajectoryFile(path)
 
 
 def test_what_is_not_hdf5_is_refused(tmp_path):

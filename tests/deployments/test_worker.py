@@ -74,16 +74,20 @@ def test_a_server_that_fails_does_not_end_the_waker(failures):
     assert looks_after(CountingWorker(failures=failures), 0.5, wakes=[0.02, 0.2, 0.4]) >= 3
 
 
-@pytest.mark.parametrize("kind", ["CRASHED", "CANCELLING"])
+@pytest.mark.parametrize("kind", ["CRASHED", "CANCELLING", None])
 def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carried_out(
     monkeypatch, kind
 ):
-    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind)), []
+    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind or "RUNNING")), []
 
     async def process(self, *_):
+        await self.end_cancelling(run.id)
+        assert made == [], "its process is still there"
         return ProcessWorkerResult(identifier="1", status_code=-9)
 
     async def read_flow_run(run_id):
+        if kind is None:
+            raise ConnectionError("the server is gone")
         return run
 
     async def set_flow_run_state(run_id, state, force):

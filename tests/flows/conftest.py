@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -33,6 +34,27 @@ def flow_config(prefect_server, store_env, bucket_sources, tiny_config, tmp_path
     return write
 
 
+@pytest.fixture(scope="session")
+def first_run(prefect_server, s3, bucket_sources, write_tiny, tmp_path_factory):
+    """A run that found nothing: its state, its breakdown, its folder, and what it left there.
+
+    `flow_config(**first_run.found)` finds its files and its entry, which a test leaves valid.
+    """
+    folder = tmp_path_factory.mktemp("first-run")
+    found = {
+        "data__root": str(folder / "staged"),
+        "training__latent_cache_dir": str(folder / "cache"),
+    }
+    given = {"data__generate": None, "data__sources": bucket_sources, **found}
+    path = write_tiny(folder / "tiny.yaml", runs_dir=str(folder / "runs"), **given)
+    with s3.used(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        state = train_burgers(str(path), return_state=True)
+    assert state.is_completed(), state.message
+    breakdown = read_breakdown(folder, state)
+    return SimpleNamespace(state=state, breakdown=breakdown, folder=folder, found=found)
+
+
 @pytest.fixture
 def run(tmp_path):
     """`run(config, **parameters)`: the final state, task runs by name, and the breakdown."""
@@ -40,12 +62,16 @@ def run(tmp_path):
     def start(config, flow=train_burgers, **parameters):
         state = flow(config, return_state=True, **parameters)
         run_id = state.state_details.flow_run_id
-        folder = find_run_dir(tmp_path / "runs", run_id)
-        path = folder and folder / "breakdown.json"
-        breakdown = json.loads(path.read_text()) if path and path.exists() else None
-        return state, task_runs(run_id), breakdown
+        return state, task_runs(run_id), read_breakdown(tmp_path, state)
 
     return start
+
+
+def read_breakdown(folder, state):
+    """Of the run in `folder` that ended so; None where it left none."""
+    run_dir = find_run_dir(folder / "runs", state.state_details.flow_run_id)
+    path = run_dir and run_dir / "breakdown.json"
+    return json.loads(path.read_text()) if path and path.exists() else None
 
 
 def task_runs(run_id):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from ups.errors import RunError
 from ups.runs.folder import let_go, open_run_dir
 from ups.runs.index import find_runs
 from ups.runs.prune import plan_prune, remove
@@ -60,3 +61,11 @@ def test_a_run_that_goes_on_stays(made):
     let_go(folders[2])
     assert remove(folders[2])
     assert not folders[2].exists()
+
+
+def test_a_folder_that_cannot_be_removed_is_named(made):
+    _, folders = made
+    (folders[0] / ".lock").unlink()
+    (folders[0] / ".lock").mkdir()
+    with pytest.raises(RunError, match=rf"{folders[0]} cannot be removed: .*Is a directory"):
+        remove(folders[0])

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,3 +267,11 @@ def test_a_log_that_cannot_be_written_ends_no_run_and_is_said_once(tiny_config, 
             logging.getLogger("ups.x").info("line %d", line)
     assert RunInfo.load(folder).state == "completed"
     assert caplog.text.count("lacks lines: ") == 1
+
+
+def test_a_record_that_cannot_be_written_changes_nothing_of_how_a_run_ends(tiny_config, caplog):
+    folder = open_run_dir(tiny_config(), "a")
+    with recorded(folder):
+        shutil.rmtree(folder)
+        folder.touch()
+    assert "run.json could not be written: " in caplog.text

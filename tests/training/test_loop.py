@@ -4,15 +4,20 @@ import json
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
 
-from ups.errors import CheckpointError, DeviceError, Interrupted, TrainingDiverged
+from ups.errors import CheckpointError, DeviceError, DiskFull, Interrupted, TrainingDiverged
+from ups.pipeline.state import RunState, running
+from ups.runs.folder import open_run_dir
 from ups.runs.metrics import read_metrics
+from ups.runs.stored import RunInfo
 from ups.training import checkpoint
 from ups.training.evaluate import evaluate
 from ups.training.loop import train
+from ups.training.pictures import draw_prediction
 from ups.training.step import TrainStep, epoch_order
 from ups.training.validation import validate
 
@@ -203,6 +208,44 @@ def test_a_rollout_that_always_diverges_fails_and_still_leaves_a_checkpoint(prep
         train(config, latents, run_dir)
     assert checkpoint.load(run_dir / "checkpoints/best.pt")["position"]["epoch"] == 1
     assert [row["val/nrmse_rollout"] for row in read_metrics(run_dir).epochs] == [None] * 3
+
+
+def test_a_file_that_torch_or_matplotlib_cannot_write_is_named_and_not_left_in_part(
+    tiny_config, small_disk
+):
+    large = torch.zeros(1 << 18)
+    picture = (small_disk / "of.png", [(large.view(512, -1),) * 2], large.view(512, -1).numpy(), 1)
+    with pytest.raises(OSError, match=r"No space left on device: .*/last\.pt"):
+        checkpoint.save(small_disk / "last.pt", tiny_config(), {"weights": large})
+    (small_disk / "of-another").write_bytes(bytes(560 << 10))
+    with pytest.raises(OSError, match=r"No space left on device: .*/of\.png"):
+        draw_prediction(*picture)
+    assert [path.name for path in small_disk.iterdir()] == ["of-another"]
+
+
+@pytest.mark.parametrize(
+    ("is_filled", "file"), [(False, "checkpoints/best.pt"), (True, "metrics.jsonl")]
+)
+def test_a_disk_that_fills_while_training_fails_the_run_with_the_remedy_and_a_record(
+    prepared, small_disk, is_filled, file
+):
+    """There is room for all but a checkpoint; or, once the first step is done, for nothing."""
+    config, latents, _ = prepared(runs_dir=str(small_disk), stages__operator__epochs=1)
+    run = RunState(config, open_run_dir(config, "mine"))
+
+    def fill(_at):
+        with suppress(OSError), (small_disk / "of-another").open("wb", buffering=0) as other:
+            while is_filled:
+                other.write(bytes(1024))
+
+    remedy = "No space left on device: make room there, or name a folder on another disk"
+    with pytest.raises(DiskFull, match=remedy) as full, running(run, lambda: None):
+        train(config, latents, run.run_dir, on_first_step=fill)
+    assert str(full.value).startswith(f"{run.run_dir / file}: ")
+    info = RunInfo.load(run.run_dir)
+    assert (info.state, info.error) == ("failed", f"DiskFull: {full.value}")
+    left = {path.name for path in run.run_dir.rglob("*") if path.is_file()}
+    assert left - {"metrics.jsonl"} == {"config.yaml", "run.json", "run.log"}
 
 
 def test_a_val_trajectory_that_is_zero_is_named_once_and_the_best_is_picked_by_the_others(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import typer
 
-from ups.errors import UpsError
+from ups.errors import UpsError, refusals_explained
 from ups.progress import say_to_person
 
 FAILED = 1
@@ -30,17 +29,6 @@ Exit codes: 0 done; {FAILED} it failed, or found a fault (a damaged entry, a slo
 {TIMED_OUT} --timeout is over, the run goes on; \
 {INTERRUPTED} Ctrl-C; {TERMINATED} SIGTERM."""
 
-# What the system refuses, and what a person can do about it; anything else is a fault of ours.
-REMEDIES = {
-    errno.ENOSPC: "make room there, or name a folder on another disk",
-    errno.EDQUOT: "make room there, or name a folder on another disk",
-    errno.EROFS: "name a folder that can be written",
-    errno.EACCES: "change who may use it, or name another",
-    errno.EPERM: "change who may use it, or name another",
-    errno.ENAMETOOLONG: "take a shorter name",
-    errno.ENOTDIR: "a file stands where a folder is wanted: move it, or name another folder",
-    errno.EIO: "the disk cannot be read or written there: look at its health",
-}
 PIPE_COLUMNS = 200
 LOG_FORMAT, LOG_TIME = "%(asctime)s %(message)s", "%H:%M:%S"
 
@@ -60,15 +48,10 @@ def errors_shown() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with refusals_explained():
+            yield
     except UpsError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(FAILED) from None
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        what = error.filename or "standard output, or a file"  # writing names none
-        typer.echo(f"error: {what}: {error.strerror}: {REMEDIES[error.errno]}", err=True)
         raise typer.Exit(FAILED) from None
     finally:
         if before is not None:

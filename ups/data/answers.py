@@ -65,8 +65,9 @@ def version_of(answer: Answer, uri: str, endpoint: str) -> Version:
         return version
     found = f"with a web page ({content_type})" if is_page else "without ETag and Last-Modified"
     raise StoreRefuses(
-        f"{uri}: {endpoint} answers {found}: that is no S3 endpoint, or a login page stands before "
-        "it; correct AWS_ENDPOINT_URL_S3 or data.endpoint_url"
+        uri,
+        f"{endpoint} answers {found}: that is no S3 endpoint, or a login page stands before it; "
+        "correct AWS_ENDPOINT_URL_S3 or data.endpoint_url",
     )
 
 

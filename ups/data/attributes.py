@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -46,9 +47,8 @@ def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tupl
         is_constant = len(np.unique(values[()])) == 1
         if is_constant or values.size == data.shape[0]:  # one of each trajectory is not supported
             number = _positive(values[()], f"the data set {key!r}", path)
-            log.info(
-                "%s: no attribute %s; %s = %g from the data set %s", path, name, symbol, number, key
-            )
+            found = f"{symbol} = {number:g} from the data set {key}"
+            _say_once(logging.INFO, f"{path}: no attribute {name}; {found}")
             return number, False
     if (named := equation.value_in(path.stem)) is not None:
         for other, its in FOREIGN.items():
@@ -58,7 +58,8 @@ def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tupl
                     f"{equation.name}; use those, or rename the file"
                 )
         _positive(named, f"{symbol} in the file's name", path)
-        log.warning("%s: no attribute %s; %s = %g from the file's name", path, name, symbol, named)
+        found = f"{symbol} = {named:g} from the file's name"
+        _say_once(logging.WARNING, f"{path}: no attribute {name}; {found}")
         return named, True
     raise DataError(
         f"{path}: no attribute {name!r} on the file or on {data.name.lstrip('/')!r}, and no "
@@ -95,8 +96,15 @@ def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     if (attribute := _attribute(file, data, "dt", path)) is not None:
         return attribute
     dt = 2.0 / (num_frames - 1)
-    log.warning("%s: no t-coordinate and no attribute dt; took %g, PDEBench's t = 0 to 2", path, dt)
+    took = f"took {dt:g}, PDEBench's t = 0 to 2"
+    _say_once(logging.WARNING, f"{path}: no t-coordinate and no attribute dt; {took}")
     return dt
+
+
+@functools.cache
+def _say_once(level: int, line: str) -> None:
+    """Log it the first time only: each phase of a run opens the file anew."""
+    log.log(level, "%s", line)
 
 
 def _attributes(file: Any, data: Any, name: str) -> list[tuple[str, Any]]:

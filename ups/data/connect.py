@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from ups.data.s3errors import CREDENTIALS_HINT, SECRETS, describe, transport_err
 from ups.errors import ConfigError, ObjectUnavailable
 
 if TYPE_CHECKING:
+    import boto3.session
+    from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
 NUM_CONNECTIONS = 32  # kept open; at least the threads that share a store
@@ -23,7 +26,6 @@ def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Clien
         ConfigError: the endpoint is no URL, or holds a login.
         ObjectUnavailable: the AWS profile does not exist, or a credential holds a line break.
     """
-    import boto3
     from botocore.config import Config
     from botocore.exceptions import ProfileNotFound
 
@@ -39,7 +41,7 @@ def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Clien
         s3={"addressing_style": "path" if endpoint_url or named else "auto"},
     )
     try:
-        session = boto3.session.Session()
+        session = _new_session()
         region = session.region_name or "us-east-1"
 
         def client(attempts: int) -> S3Client:
@@ -65,6 +67,24 @@ def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Clien
     except transport_errors() as error:
         raise ObjectUnavailable(f"no client for the object store: {describe(error)}") from error
     return first, client
+
+
+def _new_session() -> boto3.session.Session:
+    """A session that looks for credentials anew, but reads botocore's descriptions of S3 once."""
+    import boto3
+    import botocore.session
+
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
+    return boto3.session.Session(botocore_session=core)
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Loader:
+    """Keeps what it has read, which takes a tenth of a second."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def _refuse_redirect(response: Any, operation: Any, **_: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ NO_VALUE = ("_FillValue", "missing_value")  # netCDF's, too
 MOST_LISTED = 8
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError)  # h5py's errors
 FETCH_AGAIN = "fetch or generate it again"
+UNREADABLE = "change who may read it, or look at the health of its disk"
 
 
 def open_hdf5(path: Path) -> Any:
@@ -39,6 +41,9 @@ def open_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
+        if error.errno is not None:  # what the system says; HDF5's own faults have no number
+            reason = os.strerror(error.errno)
+            raise DataError(f"{path} cannot be read: {reason}; {UNREADABLE}") from None
         if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
             raise truncated(path, size, int(cut[1])) from None
         if h5py.is_hdf5(path):

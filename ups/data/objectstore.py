@@ -24,7 +24,15 @@ from ups.data.answers import (
 )
 from ups.data.connect import connect
 from ups.data.manifests import Manifests
-from ups.data.s3errors import NoRanges, ObjectChanged, Retry, answer, retrying, transport_errors
+from ups.data.s3errors import (
+    NoRanges,
+    ObjectChanged,
+    Retry,
+    StoreRefuses,
+    answer,
+    retrying,
+    transport_errors,
+)
 from ups.data.stamps import hash_file
 from ups.errors import FetchError, ObjectUnavailable
 from ups.progress import Progress
@@ -88,6 +96,11 @@ class ObjectStore:
         self._client, self._another_client = connect(endpoint_url)
         self.endpoint = self._client.meta.endpoint_url
         self._manifests = Manifests(self._client, self._call, self.endpoint)
+        self._refusals: dict[str, StoreRefuses] = {}
+
+    def is_first(self, refusal: StoreRefuses) -> bool:
+        """Whether no other with this reason was asked about: of all threads, one tells the user."""
+        return self._refusals.setdefault(refusal.reason, refusal) is refusal
 
     def close(self) -> None:
         self._client.close()

@@ -72,7 +72,17 @@ _notes_lock = threading.Lock()
 
 
 class StoreRefuses(ObjectUnavailable):
-    """Raised when the store says no for a reason that holds for all its objects."""
+    """Raised when the store says no for a reason that holds for all its objects.
+
+    Args: uri of the one that was asked for, reason.
+    """
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(uri, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class ObjectChanged(FetchError):
@@ -209,24 +219,26 @@ def explain(error: Exception, uri: str, endpoint: str) -> UpsError | None:
     from botocore.parsers import ResponseParserError
 
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-        return StoreRefuses(f"{uri}: found no credentials for {endpoint}; {CREDENTIALS_HINT}")
+        return StoreRefuses(uri, f"found no credentials for {endpoint}; {CREDENTIALS_HINT}")
     if isinstance(error, boto.ClientError):
         return _explain_answer(error, uri, endpoint)
     if isinstance(error, ResponseParserError):
         return StoreRefuses(
-            f"{uri}: what {endpoint} answers is not S3's; correct AWS_ENDPOINT_URL_S3 or "
-            "data.endpoint_url"
+            uri,
+            f"what {endpoint} answers is not S3's; correct AWS_ENDPOINT_URL_S3 or "
+            "data.endpoint_url",
         )
     if isinstance(error, boto.SSLError) and any(fault in str(error) for fault in _TLS_FAULTS):
         return StoreRefuses(
-            f"{uri}: {describe(error)}; correct AWS_ENDPOINT_URL_S3 or data.endpoint_url, or set "
-            "AWS_CA_BUNDLE to the certificates that are to be trusted"
+            uri,
+            f"{describe(error)}; correct AWS_ENDPOINT_URL_S3 or data.endpoint_url, or set "
+            "AWS_CA_BUNDLE to the certificates that are to be trusted",
         )
     passing = boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
     if _is_bad_header(error) or (
         isinstance(error, boto.BotoCoreError) and not isinstance(error, passing)
     ):
-        return StoreRefuses(f"{uri}: {describe(error)}")
+        return StoreRefuses(uri, describe(error))
     return None
 
 
@@ -238,16 +250,16 @@ def _explain_answer(error: Exception, uri: str, endpoint: str) -> UpsError | Non
         return ObjectChanged(f"{uri}: the object changed while it was read")
     says, words = describe(error), _words(error)
     if code in _REMEDIES:
-        return StoreRefuses(f"{uri}: {endpoint} refuses access: {_REMEDIES[code]}")
+        return StoreRefuses(uri, f"{endpoint} refuses access: {_REMEDIES[code]}")
     if "cap exceeded" in words.lower():
         return StoreRefuses(
-            f"{uri}: {endpoint} answers {says}: raise the cap in the store's console, or wait until"
-            " it begins anew"
+            uri,
+            f"{endpoint} answers {says}: raise the cap in the store's console, or wait until it "
+            "begins anew",
         )
     if code in _ELSEWHERE or status in (301, 307, 308):
-        return StoreRefuses(
-            f"{uri}: {endpoint} answers {says}: the bucket is elsewhere; {_where(error, words)}"
-        )
+        where = _where(error, words)
+        return StoreRefuses(uri, f"{endpoint} answers {says}: the bucket is elsewhere; {where}")
     if code == "InvalidObjectState":
         return ObjectUnavailable(f"{uri}: the object is archived ({code}); {RESTORE_HINT}")
     if code == "NoSuchBucket":
@@ -258,7 +270,7 @@ def _explain_answer(error: Exception, uri: str, endpoint: str) -> UpsError | Non
         reason = f"{endpoint} refuses access ({says}); expected credentials that may read it: "
         reason += CREDENTIALS_HINT
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch"):
-            return StoreRefuses(f"{uri}: {reason}")
+            return StoreRefuses(uri, reason)
     else:
         reason = f"{endpoint} answers {says}; check the endpoint (AWS_ENDPOINT_URL_S3) and the "
         reason += "region (AWS_DEFAULT_REGION)"

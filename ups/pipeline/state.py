@@ -12,6 +12,7 @@ from uuid import UUID
 
 from ups.config import Problem, RunConfig, Split
 from ups.data.sources import Staged
+from ups.errors import refusals_explained
 from ups.machine.gpu import GpuWatch
 from ups.runs.breakdown import Span
 from ups.runs.record import recorded
@@ -93,7 +94,7 @@ def running(
     record = recorded(run.run_dir, command=command, deployment=deployment, flow_run_id=flow_run_id)
     with record, tracked(run.config, run.run_dir) as trackers:
         try:
-            with run.gpu:
+            with run.gpu, refusals_explained():
                 yield trackers
         except BaseException as error:  # a cancel, too: the breakdown says how a run ended
             run.failure = error

@@ -100,7 +100,11 @@ def _end(run_dir: Path, facts: Background[RunInfo], state: Ended, error: str | N
         info = facts.result()
         end = {"state": state, "error": error, "ended_at": time.time()}
         machine = {**info.machine, "GPU": _gpu_name()}
-        info.model_copy(update={**end, "machine": machine}).save(run_dir)
+        info = info.model_copy(update={**end, "machine": machine})
+        try:
+            info.save(run_dir)
+        except OSError:
+            info.save(run_dir, in_place=True)
     except OSError as fault:
         log.warning("%s could not be written: %s", run_dir / RunInfo.FILE, fault)
 

@@ -39,9 +39,13 @@ class Stored(Model):
 
     FILE: ClassVar[str]
 
-    def save(self, run_dir: Path) -> None:
-        """Write the record: a reader sees the old one or the new."""
-        write_json(run_dir / self.FILE, self.model_dump(mode="json"))
+    def save(self, run_dir: Path, *, in_place: bool = False) -> None:
+        """Write the record: a reader sees the old one or the new.
+
+        Args:
+            in_place: into the file that is there, for which a full disk has room.
+        """
+        write_json(run_dir / self.FILE, self.model_dump(mode="json"), in_place=in_place)
 
     @classmethod
     def load(cls, run_dir: Path) -> Self | None:

@@ -55,7 +55,12 @@ def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
     }
     with replacing(path) as file:
         checked = _Checked(file)
-        torch.save(record, cast(BinaryIO, checked))
+        try:
+            torch.save(record, cast(BinaryIO, checked))
+        except RuntimeError as error:  # torch's, of where it stands in a file that was not written
+            if checked.error is None:
+                raise
+            raise checked.error from error
         file.write(CHECK + checked.digest.hexdigest().encode())
 
 
@@ -64,10 +69,15 @@ class _Checked:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.digest = file, xxhash.xxh3_64()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ups.files import replacing
+
 
 def draw_prediction(
     path: Path,
@@ -67,4 +69,5 @@ def draw_prediction(
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    figure.savefig(path, dpi=130)
+    with replacing(path, durable=False) as file:
+        figure.savefig(file, format="png", dpi=130)

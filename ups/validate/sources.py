@@ -294,7 +294,7 @@ def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
                 answers.missing[place] = str(error)
             # What one question says holds for all: the object's address is left out.
             elif isinstance(error, StoreRefuses):
-                answers.denied = str(error).partition(": ")[2]
+                answers.denied = error.reason
             elif isinstance(error.__cause__, transport_errors()) and not status:
                 reason = describe(error.__cause__)
                 answers.unreachable = f"{store.endpoint} cannot be reached: {reason}"

@@ -9,66 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.startup.judge.histories import (
+    DEFAULTS,
+    NIGHT_S,
+    longer,
+    nights,
+    run_of,
+    scaled,
+    seeds,
+    slower_download,
+    verdict_of,
+)
 from ups.startup.judge.limits import END, Thresholds
 from ups.startup.judge.verdict import Verdict, judge, judge_benchmark
-from ups.startup.measure.records import RunRecord
-
-DEFAULTS = Thresholds()
-PHASES = {"boot": 1.0, "download": 1.2, "first step": 1.8, "unaccounted": 0.1}  # of 4.1 s
-NIGHT_S = 86_400.0
-seeds = st.integers(0, 2**32 - 1)
-
-
-def run_of(night=0, repeat=0, *, scenario="cold", extra=None, factor=1.0):
-    """A run whose TTFS is the sum of its phases."""
-    extra = extra or {}
-    seconds = {name: PHASES.get(name, 0.0) + extra.get(name, 0.0) for name in {**PHASES, **extra}}
-    run = RunRecord(
-        scenario=scenario,
-        repeat=repeat,
-        flow_run_id=f"{night}-{repeat}",
-        triggered_at=night * NIGHT_S + 60 * repeat,
-        ttfs_s=sum(seconds.values()),
-        phases=seconds,
-    )
-    return scaled(run, factor)
-
-
-def scaled(run, factor):
-    phases = {name: factor * seconds for name, seconds in run.phases.items()}
-    return run.model_copy(update={"ttfs_s": factor * run.ttfs_s, "phases": phases})
-
-
-def longer(run, seconds, **phases):
-    phases = {**run.phases, **phases}
-    return run.model_copy(update={"ttfs_s": run.ttfs_s + seconds, "phases": phases})
-
-
-def nights(num, *, seed=0, noise=0.02, between=None, repeats=5, first=0, change=lambda night: None):
-    """`num` benchmarks, each a list of runs.
-
-    They vary by `between` from one to the next, and by `noise` within one; `between` is `noise`
-    where it is not given.
-    """
-    rng = np.random.default_rng(seed)
-    benchmarks = []
-    for night in range(first, first + num):
-        of_night = 1 + (noise if between is None else between) * rng.standard_normal()
-        factors = [max(of_night + noise * rng.standard_normal(), 0.05) for _ in range(repeats)]
-        benchmarks.append(
-            [run_of(night, n, extra=change(night), factor=f) for n, f in enumerate(factors)]
-        )
-    return benchmarks
-
-
-def verdict_of(benchmarks, thresholds=DEFAULTS):
-    """Of the last benchmark, against those before."""
-    return judge("cold", benchmarks[-1], benchmarks[:-1], thresholds)
-
-
-def slower_download(seconds, since):
-    return lambda night: {"download": seconds if night >= since else 0.0}
-
 
 # No change
 
@@ -184,56 +137,6 @@ def test_a_drift_is_not_lost_in_a_history_longer_than_the_window():
 def test_a_drift_to_faster_is_improved():
     runs = nights(18, noise=0.01, change=lambda night: {"download": -0.065 * night})
     assert verdict_of(runs).kind == "improved"
-
-
-# Noise
-
-
-NUM_DRAWN = 400
-
-
-def share_worse(num_nights, *, slower_by=1.0, **scatter):
-    """Of made-up histories with so many benchmarks before."""
-    change = slower_download(4.1 * (slower_by - 1), since=num_nights)
-    found = [
-        verdict_of(nights(num_nights + 1, seed=seed, change=change, **scatter))
-        for seed in range(NUM_DRAWN)
-    ]
-    return sum(verdict.kind == "worse" for verdict in found) / NUM_DRAWN
-
-
-@pytest.mark.parametrize("num_nights", [1, 4, 10, 30])
-@pytest.mark.parametrize(
-    ("noise", "between", "most"),
-    [(0.05, 0.05, 0.005), (0.05, 0.15, 0.02), (0.15, 0.15, 0.025), (0.2, 0.2, 0.04)],
-)
-def test_false_alarms_are_rare(noise, between, most, num_nights):
-    """A bound on the share called worse though nothing changed but the night."""
-    assert share_worse(num_nights, noise=noise, between=between) <= most
-
-
-@pytest.mark.parametrize(
-    ("num_nights", "calm", "restless"), [(1, 0.95, 0.75), (4, 0.99, 0.75), (10, 0.99, 0.8)]
-)
-def test_most_doublings_are_found(num_nights, calm, restless):
-    """The power: the share of runs of twice the time that is called worse."""
-    assert share_worse(num_nights, slower_by=2, noise=0.05, between=0.05) >= calm
-    assert share_worse(num_nights, slower_by=2, noise=0.05, between=0.15) >= restless
-
-
-@settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from([1, 3, 5]), st.integers(6, 20))
-def test_a_little_noise_is_unchanged(seed, repeats, num):
-    runs = nights(num, seed=seed, noise=0.015, repeats=repeats)
-    assert verdict_of(runs).kind in ("unchanged", "no verdict yet")
-
-
-@settings(max_examples=30, deadline=None)
-@given(seeds, st.sampled_from([1, 3, 5]))
-def test_twice_the_time_is_worse_in_any_noise_of_five_percent(seed, repeats):
-    runs = nights(24, seed=seed, noise=0.05, repeats=repeats, change=slower_download(4.1, since=23))
-    verdict = verdict_of(runs)
-    assert (verdict.kind, verdict.phase) == ("worse", "download")
 
 
 # Outliers

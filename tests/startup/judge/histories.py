@@ -1,0 +1,64 @@
+"""Made-up histories of benchmarks: nights with noise, steps and drifts."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ups.startup.judge.limits import Thresholds
+from ups.startup.judge.verdict import judge
+from ups.startup.measure.records import RunRecord
+
+DEFAULTS = Thresholds()
+PHASES = {"boot": 1.0, "download": 1.2, "first step": 1.8, "unaccounted": 0.1}  # of 4.1 s
+NIGHT_S = 86_400.0
+seeds = st.integers(0, 2**32 - 1)
+
+
+def run_of(night=0, repeat=0, *, scenario="cold", extra=None, factor=1.0):
+    """A run whose TTFS is the sum of its phases."""
+    seconds = dict(PHASES)
+    for name, more_s in (extra or {}).items():
+        seconds[name] = seconds.get(name, 0.0) + more_s
+    return RunRecord(
+        scenario=scenario,
+        repeat=repeat,
+        flow_run_id=f"{night}-{repeat}",
+        triggered_at=night * NIGHT_S + 60 * repeat,
+        ttfs_s=factor * sum(seconds.values()),
+        phases={name: factor * of_phase_s for name, of_phase_s in seconds.items()},
+    )
+
+
+def scaled(run, factor):
+    phases = {name: factor * seconds for name, seconds in run.phases.items()}
+    return run.model_copy(update={"ttfs_s": factor * run.ttfs_s, "phases": phases})
+
+
+def longer(run, seconds, **phases):
+    phases = {**run.phases, **phases}
+    return run.model_copy(update={"ttfs_s": run.ttfs_s + seconds, "phases": phases})
+
+
+def nights(num, *, seed=0, noise=0.02, between=None, repeats=5, first=0, change=lambda night: None):
+    """`num` benchmarks, each a list of runs.
+
+    They vary by `between` from one to the next, and by `noise` within one; `between` is `noise`
+    where it is not given.
+    """
+    rng = np.random.default_rng(seed)
+    benchmarks = []
+    for night in range(first, first + num):
+        of_night = 1 + (noise if between is None else between) * rng.standard_normal()
+        factors = [max(of_night + noise * rng.standard_normal(), 0.05) for _ in range(repeats)]
+        benchmarks.append(
+            [run_of(night, n, extra=change(night), factor=f) for n, f in enumerate(factors)]
+        )
+    return benchmarks
+
+
+def verdict_of(benchmarks, thresholds=DEFAULTS):
+    """Of the last benchmark, against those before."""
+    return judge("cold", benchmarks[-1], benchmarks[:-1], thresholds)
+
+
+def slower_download(seconds, since):
+    return lambda night: {"download": seconds if night >= since else 0.0}

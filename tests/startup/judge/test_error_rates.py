@@ -1,0 +1,53 @@
+"""How often noise alone gets a verdict of worse, and a slowdown none: on many made-up histories."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.startup.judge.histories import nights, seeds, slower_download, verdict_of
+
+NUM_DRAWN = 400
+
+
+def share_worse(num_nights, *, slower_by=1.0, **scatter):
+    """Of made-up histories with so many benchmarks before."""
+    change = slower_download(4.1 * (slower_by - 1), since=num_nights)
+    found = [
+        verdict_of(nights(num_nights + 1, seed=seed, change=change, **scatter))
+        for seed in range(NUM_DRAWN)
+    ]
+    return sum(verdict.kind == "worse" for verdict in found) / NUM_DRAWN
+
+
+@pytest.mark.parametrize("num_nights", [1, 4, 10, 30])
+@pytest.mark.parametrize(
+    ("noise", "between", "most"),
+    [(0.05, 0.05, 0.005), (0.05, 0.15, 0.02), (0.15, 0.15, 0.025), (0.2, 0.2, 0.04)],
+)
+def test_false_alarms_are_rare(noise, between, most, num_nights):
+    """A bound on the share called worse though nothing changed but the night."""
+    assert share_worse(num_nights, noise=noise, between=between) <= most
+
+
+@pytest.mark.parametrize(
+    ("num_nights", "calm", "restless"), [(1, 0.95, 0.75), (4, 0.99, 0.75), (10, 0.99, 0.8)]
+)
+def test_most_doublings_are_found(num_nights, calm, restless):
+    """The power: the share of runs of twice the time that is called worse."""
+    assert share_worse(num_nights, slower_by=2, noise=0.05, between=0.05) >= calm
+    assert share_worse(num_nights, slower_by=2, noise=0.05, between=0.15) >= restless
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from([1, 3, 5]), st.integers(6, 20))
+def test_a_little_noise_is_unchanged(seed, repeats, num):
+    runs = nights(num, seed=seed, noise=0.015, repeats=repeats)
+    assert verdict_of(runs).kind in ("unchanged", "no verdict yet")
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.sampled_from([1, 3, 5]))
+def test_twice_the_time_is_worse_in_any_noise_of_five_percent(seed, repeats):
+    runs = nights(24, seed=seed, noise=0.05, repeats=repeats, change=slower_download(4.1, since=23))
+    verdict = verdict_of(runs)
+    assert (verdict.kind, verdict.phase) == ("worse", "download")
