@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.config import RunConfig
-from ups.config.operators import LatentTransformer
+from ups.config import LatentTransformer, RunConfig
 from ups.equations import EQUATIONS
 from ups.models.conditioning import num_conditions
 
