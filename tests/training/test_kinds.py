@@ -5,15 +5,19 @@ import os
 import re
 import signal
 import sys
+from contextlib import closing
 from types import ModuleType
 from typing import Literal
 
+import h5py
 import pytest
 import torch
 from torch import nn
 
-from ups.config import FNO, OPERATORS, OperatorSettings, RunConfig
+from ups.config import FNO, OPERATORS, OperatorSettings, RunConfig, load_config
 from ups.config.operators import one_of
+from ups.data.generate import generate
+from ups.data.objectstore import ObjectStore
 from ups.errors import MissingExtra, ValidationFailed
 from ups.models.build import build_operator
 from ups.training import checkpoint
@@ -123,6 +127,56 @@ def test_a_library_that_is_missing_is_named_with_its_extra_before_a_run(
     code, out, _ = ups_on(config)("validate", "CONFIG", "--json")
     faults = [check for check in json.loads(out)["checks"] if check["status"] == "fault"]
     assert (code, faults[0]["text"]) == (1, message)
+
+
+@pytest.fixture(scope="session")
+def as_pdebench(s3, tmp_path_factory):
+    """Rows of one object in the layout of PDEBench's own files: ν is in the name alone."""
+    key = "1D/Burgers/Train/1D_Burgers_Sols_Nu0.01.hdf5"
+    path = tmp_path_factory.mktemp("pdebench") / "file.hdf5"
+    generate(path, 13, "burgers1d", 0.01, seed=0, grid_points=64, num_frames=61, t_end=0.6)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["Nu"]
+    with s3.used(), closing(ObjectStore()) as store:
+        store.upload(path, "protocol", key)
+    return {
+        split: [{"key": key, "bucket": "protocol", "rows": rows}]
+        for split, rows in {"train": [5, 13], "val": [3, 5], "test": [0, 3]}.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "small"),
+    [
+        ("", {"latent.tokens": 4, "latent.dim": 4, "operator.depths": [1]}),
+        ("_fno", {"latent.tokens": 16, "operator.modes": 6, "operator.width": 4}),
+    ],
+)
+def test_pdebenchs_protocol_runs_on_a_file_of_its_layout(
+    as_pdebench, store_env, tmp_path, ups_on, kind, small
+):
+    overrides = {
+        **small,
+        "runs_dir": str(tmp_path / "runs"),
+        "data.root": str(tmp_path / "data"),
+        "data.sources": as_pdebench,
+        "data.grid_points": 64,
+        "training.latent_cache_dir": str(tmp_path / "cache"),
+        "stages.operator.max_steps": 2,
+        "evaluation.num_examples": 1,
+    }
+    config = load_config(f"pdebench_protocol_nu0.001{kind}", overrides)
+    assert config.encoded_points == 16
+    code, _, errors = ups_on(config)("train", "CONFIG")
+    assert code == 0, errors
+    (path,) = (tmp_path / "runs").glob("*/scores.json")
+    scores = json.loads(path.read_text())
+    assert scores["num_trajectories"] == 3
+    assert scores["step_dt"] == pytest.approx(0.05)
+    times = scores["rollout_over_time"]["time"]
+    assert times == pytest.approx([0.5, 0.55, 0.6])  # 13 frames, of which 10 are given
+    assert scores["pdebench"]["RMSE"] == pytest.approx(scores["rollout"]["RMSE"] * 3 / 13)
+    assert scores["reconstruction_nrmse"] < 1e-6
 
 
 @pytest.mark.gpu
