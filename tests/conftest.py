@@ -150,6 +150,26 @@ TINY_OVERRIDES = {
 }
 
 
+ON_GRID = {
+    "encoder.kind": "identity",
+    "encoder.x_stride": 4,
+    "latent.tokens": 64,
+    "latent.dim": 1,
+    "training.latent_cache_dtype": "float32",
+}
+OF_KIND = {
+    "latent_transformer": {},
+    "fno": {**ON_GRID, "operator": {"kind": "fno", "width": 8, "modes": 6, "num_layers": 2}},
+    "unet": {**ON_GRID, "operator": {"kind": "unet", "width": 8, "num_levels": 3}},
+}
+
+
+@pytest.fixture(params=OF_KIND)
+def of_kind(request: pytest.FixtureRequest) -> dict[str, object]:
+    """What `tiny_config` takes for each kind of operator, one after the other."""
+    return {key.replace(".", "__"): value for key, value in OF_KIND[request.param].items()}
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `burgers1d_{split}.h5` from the project's own solver: 41 frames, 256 points."""

@@ -3,6 +3,7 @@
 UpsError
 ├── ConfigError         a config value is wrong, unknown or contradicts another; a ValueError
 │   └── InvalidConfig   a config was read, and has faults
+├── MissingExtra        a library is needed that is not installed; the extra that brings it is named
 ├── ValidationFailed    a run would fail, for reasons that are known before it begins
 ├── ShapeError          an array has the wrong shape; a ValueError
 ├── DataError           a data file is truncated, lacks its data set, or holds NaN
@@ -59,6 +60,10 @@ class InvalidConfig(ConfigError):
 
     def __str__(self) -> str:
         return "\n".join(f"{self.where}: {fault}" for fault in self.faults)
+
+
+class MissingExtra(UpsError):
+    """Raised when a config asks for what a library does that is not installed."""
 
 
 class ValidationFailed(UpsError):

@@ -69,6 +69,30 @@ def test_each_wrong_value_is_refused_with_its_key(overrides, message):
         load_config("smoke", overrides)
 
 
+@pytest.mark.parametrize("name", ["smoke_fno", "smoke_unet"])
+def test_the_other_operators_are_trained_on_the_data_of_smoke(name):
+    assert load_config(name).data == load_config("smoke").data
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"encoder.kind": "patch_subspace"}, "encoder.kind: found patch_subspace, expected iden"),
+        ({"operator.modes": 130}, "operator.modes: found 130, expected at most 129"),
+        ({"operator.hidden_dim": 8}, "operator.hidden_dim: unknown key; known keys: kind, history"),
+        (
+            {"operator.kind": "fnoo"},
+            "operator.kind: found 'fnoo'; expected latent_transformer, fno",
+        ),
+        ({"latent.dim": 2}, "latent.dim: found 2, expected 1: with encoder.kind identity"),
+        ({"evaluation.given_frames": 9}, "given_frames: found 9, expected at least operator.hist"),
+    ],
+)
+def test_each_value_that_does_not_go_with_the_kind_of_operator_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config("pdebench_protocol_nu0.001_fno", overrides)
+
+
 def test_credentials_in_an_endpoint_are_refused_and_not_repeated():
     with pytest.raises(ConfigError, match="holds credentials") as error:
         load_config("smoke", {"data.endpoint_url": "http://KEYID:hunter2@127.0.0.1:9000"})

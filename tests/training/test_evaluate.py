@@ -5,6 +5,7 @@ import re
 import shutil
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,8 +24,12 @@ NU, DT, STRIDE = 0.02, 0.01, 4  # of the tiny data
 
 @pytest.fixture
 def random_state(tiny_config):
-    """Of a step whose model and average have weights of their own, none of which is zero."""
-    step = TrainStep(tiny_config())
+    return random_step(tiny_config())
+
+
+def random_step(config):
+    """A step whose model and average have weights of their own, none of which is zero."""
+    step = TrainStep(config)
     generator = torch.Generator().manual_seed(0)
     for weight in [*step.model.parameters(), *step.ema.parameters()]:
         weight.data += 0.02 * torch.randn(weight.shape, generator=generator)
@@ -76,6 +81,46 @@ def test_the_picture_shows_as_many_trajectories_as_are_asked_for(random_state, s
     score(random_state, num_examples=5)  # of 6, in batches of 4
     with Image.open(score.run_dir / "prediction.png") as picture:
         assert picture.height == pytest.approx(130 * (5 * 1.7 + 2.5), abs=1)
+
+
+def test_the_scores_of_pdebench_are_of_all_frames_and_averaged_batch_by_batch(
+    tiny_config, tiny_data, stage_all, tmp_path
+):
+    given, batches = 3, [slice(4), slice(4, 6)]
+    config = tiny_config(
+        evaluation__given_frames=given,
+        evaluation__batch_size=4,
+        evaluation__num_examples=1,
+        operator__conserve_mean=False,
+    )
+    step = random_step(config)
+    with open_file(config, tiny_data / "burgers1d_train.h5", None) as file:
+        encoder = fit_encoder(config, [file])
+    checkpoint.save(tmp_path / "best.pt", config, step.state_dict())
+    test = {"burgers1d": stage_all(config)["test"]}
+    scores = evaluate(config, tmp_path / "best.pt", test, {"burgers1d": encoder}, tmp_path)
+
+    with h5py.File(tiny_data / "burgers1d_test.h5") as file:
+        u = file["tensor"][:, ::STRIDE]
+    told = torch.tensor([[math.log10(NU) / 2 + 1, math.log10(DT * STRIDE) + 1]])
+    z, predicted = encoder.encode(torch.from_numpy(u[:, given - 1])), u.copy()
+    with torch.no_grad():
+        for frame in range(given, u.shape[1]):
+            z = step.ema(z[:, None], told.expand(len(u), 2))
+            predicted[:, frame] = encoder.decode(z).numpy()
+    found = []
+    for rows in batches:
+        error, size = predicted[rows] - u[rows], np.sqrt((u[rows] ** 2).mean(2))
+        rmse = np.sqrt((error**2).mean(2))
+        conserved = np.sqrt((error.mean(2) ** 2).mean(0)).mean()
+        largest = np.abs(error).max((0, 2)).mean()
+        found.append([rmse.mean(), (rmse / size).mean(), conserved, largest])
+    names = ("RMSE", "nRMSE", "cRMSE", "max")
+    expected = dict(zip(names, np.mean(found, 0), strict=True))
+    assert {name: scores.pdebench[name] for name in names} == pytest.approx(expected, rel=1e-4)
+    predicted_only = scores.rollout["RMSE"] * (u.shape[1] - given) / u.shape[1]
+    assert predicted_only == pytest.approx(expected["RMSE"], rel=0.3)
+    assert predicted_only != pytest.approx(expected["RMSE"], rel=1e-3)  # of unequal batches
 
 
 def test_a_checkpoint_is_scored_with_the_encoder_that_it_was_trained_with(random_state, score):

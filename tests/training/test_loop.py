@@ -265,24 +265,6 @@ def test_a_val_trajectory_that_is_zero_is_named_once_and_the_best_is_picked_by_t
     assert found[-1] == pytest.approx(others.mean)
 
 
-def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared, assert_same_weights):
-    config, latents, whole = prepared("whole")
-    train(config, latents, whole)
-    config, latents, killed = prepared("killed", training__log_every=100)  # else within an epoch
-
-    def kill_at_8(step, _):
-        if step == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    if (pid := os.fork()) == 0:
-        train(config, latents, killed, progress=kill_at_8)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    result = train(config, latents, killed)
-    assert result.resumed_from_step == 8
-    assert_same_weights(whole, killed)
-    assert [row["epoch"] for row in read_metrics(killed).epochs] == [1, 2, 3]
-
-
 def test_a_stop_during_validation_takes_effect_between_its_batches(prepared, stop_after):
     config, latents, whole = prepared("whole", evaluation__batch_size=1)
     train(config, latents, whole)

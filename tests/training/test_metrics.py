@@ -42,6 +42,13 @@ def test_a_sine_error_conserves_the_mean_and_falls_into_its_band(wave, band):
         assert found[f"fRMSE_{name}"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_coarse_grid_has_no_high_band():
+    metrics, target = Metrics(), torch.ones(1, 2, 16)
+    metrics.update(target + 0.5, target)
+    assert metrics.result().keys() >= {"fRMSE_low", "fRMSE_mid"}
+    assert "fRMSE_high" not in metrics.result()
+
+
 def test_an_error_at_one_end_counts_at_the_boundary():
     error = torch.zeros(X)
     error[0] = 3

@@ -103,16 +103,6 @@ def test_activations_are_counted_as_a_real_step_keeps_them(tiny_config, horizon)
     del loss
 
 
-def test_state_is_counted_as_the_step_holds_it(tiny_config):
-    config = tiny_config(training__device="cpu")
-    step = TrainStep(config)
-    groups = step.state_dict()["optimizer"].values()
-    moments = [tensor for group in groups for k in ("mean", "square") for tensor in group[k]]
-    tensors = [*step.model.parameters(), *step.ema.parameters(), *moments]
-    gradients = sum(p.nbytes for p in step.model.parameters())
-    assert footprint(config, 41, "cpu").state_bytes == gradients + sum(t.nbytes for t in tensors)
-
-
 def training(config, memory, device="cpu"):
     return validate_training_memory(config, sources_of(config), device, memory)[0]
 

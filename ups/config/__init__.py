@@ -10,15 +10,30 @@ from ups.config.loading import (
     parse_config,
 )
 from ups.config.models import Features, Latent, Optimizer, ProblemConfig, RunConfig, Training
+from ups.config.operators import (
+    FNO,
+    OPERATORS,
+    LatentCNN,
+    LatentSettings,
+    LatentTransformer,
+    OperatorSettings,
+    UNet,
+)
 from ups.config.text import read_yaml, shortened
 
 __all__ = [
     "CONFIG_DIR",
+    "FNO",
+    "OPERATORS",
     "PROJECT_CONFIGS",
     "SPLITS",
     "Features",
     "Latent",
+    "LatentCNN",
+    "LatentSettings",
+    "LatentTransformer",
     "Model",
+    "OperatorSettings",
     "Optimizer",
     "Problem",
     "ProblemConfig",
@@ -26,6 +41,7 @@ __all__ = [
     "Source",
     "Split",
     "Training",
+    "UNet",
     "dump_config",
     "find_config",
     "load_config",

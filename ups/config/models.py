@@ -222,6 +222,11 @@ class RunConfig(Model):
                 f"latent.dim: found {latent.dim}, expected {self.patch_points}: with encoder.kind "
                 f"identity, tokens × dim are the {self.encoded_points} points of an encoded frame"
             )
+        if operator.on_grid and encoder.kind != "identity":
+            faults.append(
+                f"encoder.kind: found {encoder.kind}, expected identity with operator.kind "
+                f"{operator.kind}, which is a model of the field itself"
+            )
         faults += operator.faults(latent.tokens, latent.dim)
         if self.given_frames < operator.history:
             faults.append(

@@ -6,11 +6,14 @@ To add a kind, write its settings here, name them in `OPERATORS`, and put its mo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag
 
 from ups.config.data import Model, Positive
+from ups.errors import MissingExtra
 
 
 class OperatorSettings(Model):
@@ -18,13 +21,31 @@ class OperatorSettings(Model):
 
     Attributes:
         history: the frames that a step is told, the last of which it advances.
+        on_grid: whether the model is one of the field itself, so that `encoder.kind` is identity.
+        library: what it needs beside the project's own dependencies; the extra has its name.
     """
 
+    on_grid: ClassVar[bool] = False
+    library: ClassVar[str | None] = None
+
+    kind: str
     history: Positive = Field(1, description="frames, one operator step apart, that a step reads")
 
     def faults(self, tokens: int, dim: int) -> list[str]:  # noqa: ARG002 (each kind has its own)
         """Lines, each with its key, about what does not go with `tokens` tokens of `dim`."""
         return []
+
+    def require_library(self) -> None:
+        """Look for its library, without importing it.
+
+        Raises:
+            MissingExtra: it is not installed.
+        """
+        if self.library is not None and importlib.util.find_spec(self.library) is None:
+            raise MissingExtra(
+                f"operator.kind: found {self.kind}, which needs {self.library}, and that is not "
+                f"installed: pip install -e '.[{self.library}]'"
+            )
 
 
 class LatentSettings(OperatorSettings):
@@ -102,9 +123,12 @@ class FNO(OperatorSettings):
     The defaults are those of PDEBench.
     """
 
-    kind: Literal["fno"]
+    on_grid: ClassVar[bool] = True
+    library: ClassVar[str | None] = "neuralop"
+
+    kind: Literal["fno"] = "fno"
     width: Positive = Field(20, description="channels")
-    modes: Positive = Field(12, description="Fourier modes that are kept")
+    modes: Positive = Field(12, description="Fourier modes that are kept, the mean among them")
     num_layers: Positive = 4
 
     def faults(self, tokens: int, dim: int) -> list[str]:
@@ -121,7 +145,9 @@ class UNet(OperatorSettings):
         num_levels: resolutions; the points halve from one to the next, the channels double.
     """
 
-    kind: Literal["unet"]
+    on_grid: ClassVar[bool] = True
+
+    kind: Literal["unet"] = "unet"
     width: Positive = Field(32, description="channels at the finest resolution")
     num_levels: Positive = 5
 
@@ -150,10 +176,13 @@ def _kind(given: Any) -> Any:
     return getattr(given, "kind", None)
 
 
-Operator = Annotated[
-    Annotated[LatentTransformer, Tag("latent_transformer")]
-    | Annotated[LatentCNN, Tag("latent_cnn")]
-    | Annotated[FNO, Tag("fno")]
-    | Annotated[UNet, Tag("unet")],
-    Discriminator(_kind),
-]
+def one_of(kinds: Mapping[str, type[OperatorSettings]]) -> Any:
+    """The type of a section that holds the settings of one of these kinds."""
+    tagged = tuple(Annotated[model, Tag(kind)] for kind, model in kinds.items())
+    return Annotated[Union[tagged], Discriminator(_kind)]  # noqa: UP007 (made of a tuple)
+
+
+if TYPE_CHECKING:
+    Operator: TypeAlias = OperatorSettings
+else:
+    Operator = one_of(OPERATORS)

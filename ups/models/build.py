@@ -23,5 +23,6 @@ def build_operator(config: RunConfig) -> nn.Module:
     Raises:
         MissingExtra: its library is not installed.
     """
+    config.operator.require_library()
     module = importlib.import_module(f"ups.models.{config.operator.kind}")
     return cast(nn.Module, module.Operator(config))

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.config import RunConfig
-from ups.config.operators import LatentSettings
+from ups.config import LatentSettings, RunConfig
 from ups.equations import EQUATIONS
 from ups.models.conditioning import num_conditions
 

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.config import RunConfig
-from ups.config.operators import LatentCNN
+from ups.config import LatentCNN, RunConfig
 from ups.models.latent import LatentOperator, TokenConvolution, normalised
 
 # B batch, K tokens, W width

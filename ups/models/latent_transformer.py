@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.config import RunConfig
-from ups.config.operators import LatentTransformer
+from ups.config import LatentTransformer, RunConfig
 from ups.models.latent import LatentOperator, normalised
 
 # B batch, K tokens, W width

@@ -71,7 +71,7 @@ class Metrics:
         """PDEBench's names → field units; nRMSE dimensionless. Fourier amplitudes are over X.
 
         The conserved quantity is the mean of u over X; the boundary is its first and last point.
-        nRMSE is NaN where every target is zero.
+        nRMSE is NaN where every target is zero; a band that the grid does not have is left out.
         """
         means = {name: total / self._num for name, total in self._sums.items()}
         modes_TK = means["fRMSE"].sqrt()
@@ -85,7 +85,7 @@ class Metrics:
             "fRMSE_mid": modes_TK[:, LOW_END:MID_END],
             "fRMSE_high": modes_TK[:, MID_END:],
         }
-        found = {name: value.mean().item() for name, value in values.items()}
+        found = {name: value.mean().item() for name, value in values.items() if value.numel()}
         found["nRMSE"] *= share_left_in(self._num_frames, int(self._num_zero))
         return found
 

@@ -80,7 +80,7 @@ class AdamW:
         for moments, weight_decay in self._groups:
             adamw(
                 moments.parameters,
-                [p.grad for p in moments.parameters if p.grad is not None],
+                moments.gradients(),
                 moments.mean,
                 moments.square,
                 [],
@@ -114,13 +114,25 @@ class AdamW:
 
 
 class _Moments:
-    """A group's parameters, the moving moments of their gradients, and their step counts."""
+    """A group's parameters, the moving moments of their gradients, and their step counts.
+
+    Complex ones are seen as pairs of real ones: the fused kernel knows no others.
+    """
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters = parameters
-        self.mean = [torch.zeros_like(p) for p in parameters]
-        self.square = [torch.zeros_like(p) for p in parameters]
+        self._given = parameters
+        self.parameters = [_as_real(p.detach()) for p in parameters]
+        self.mean = [torch.zeros_like(p) for p in self.parameters]
+        self.square = [torch.zeros_like(p) for p in self.parameters]
         self.step = [torch.zeros((), device=p.device) for p in parameters]
+
+    def gradients(self) -> list[Tensor]:
+        """Those of the parameters, where there are any."""
+        return [_as_real(p.grad) for p in self._given if p.grad is not None]
 
     def state(self) -> dict[str, list[Tensor]]:
         return {"mean": self.mean, "square": self.square, "step": self.step}
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PLACES = {"gpu": "GPU memory", "ram": "RAM", "disk": "the disk, read batch by batch"}
 STATE_COPIES = 5  # weights, gradients, two moments, moving average; all float32
-STATE_ITEM_BYTES = 4
+ITEM_BYTES = 4  # of one; a complex parameter counts as two
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def validate_training_memory(
         checks.fault(
             "training",
             f"{text}{beside}: more than the {_mb(free_mb)} of {place} that are free; lower "
-            f"training.batch_size, training.pairs_per_step or the operator's width{note}",
+            f"training.batch_size or pairs_per_step, or take a smaller operator{note}",
             **figures,
         )
     return checks
@@ -147,16 +147,17 @@ def footprint(config: RunConfig, num_frames: int, device: str) -> Footprint:
 
     training = config.training
     half = training.precision == "bf16" or (training.precision == "auto" and device == "cuda")
-    model = build_operator(config).to(torch.bfloat16 if half else torch.float32)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    one, two = (_saved_bytes(model, config, num) for num in (1, 2))
+    model = build_operator(config)
+    num_parameters = sum(p.nbytes for p in model.parameters()) // ITEM_BYTES
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        one, two = (_saved_bytes(model, config, num) for num in (1, 2))
     # A pair ends its history at each frame from which `rollout_horizon` steps are left.
     around = config.operator.history - 1 + training.rollout_horizon
     starts = -(-num_frames // training.time_stride) - around
     num_pairs = training.pairs_per_step or max(1, training.batch_size * starts)
     return Footprint(
         num_parameters=num_parameters,
-        state_bytes=num_parameters * STATE_COPIES * STATE_ITEM_BYTES,
+        state_bytes=num_parameters * STATE_COPIES * ITEM_BYTES,
         activation_bytes=(one + (two - one) * (num_pairs - 1)) * training.rollout_horizon,
     )
 
@@ -176,10 +177,9 @@ def _saved_bytes(model: Module, config: RunConfig, num_pairs: int) -> int:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    dtype, latent = next(model.parameters()).dtype, config.latent
-    shape = (num_pairs, config.operator.history, latent.tokens, latent.dim)
-    z_BHKD = torch.zeros(shape, dtype=dtype)
-    condition_BC = torch.zeros(num_pairs, num_conditions(config.data.equations), dtype=dtype)
+    latent = config.latent
+    z_BHKD = torch.zeros(num_pairs, config.operator.history, latent.tokens, latent.dim)
+    condition_BC = torch.zeros(num_pairs, num_conditions(config.data.equations))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = model(z_BHKD, condition_BC)
     del out  # it holds what was saved until here, so no storage's address is used twice

@@ -17,7 +17,12 @@ from ups.validate.disk import validate_disk
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
 from ups.validate.shared import compare_sources
 from ups.validate.sources import Sources, find_sources
-from ups.validate.training import validate_checkpoint, validate_device, validate_device_early
+from ups.validate.training import (
+    validate_checkpoint,
+    validate_device,
+    validate_device_early,
+    validate_library,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ def validate(
     from ups.validate.data import validate_data  # h5py, which the head of a run does without
     from ups.validate.estimate import validate_estimate
 
-    checks: list[Check] = [*valid_config(where)]
+    checks: list[Check] = [*valid_config(where), *validate_library(config)]
     sources: Sources = []
     entries: Found = {}
     device = "cpu"
@@ -155,6 +160,7 @@ def check_head(
     device = "cuda" if config.training.device != "cpu" and has_gpu_node() else "cpu"
     memory = Memory.of_this_machine(ask_gpu=False)
     return [
+        *validate_library(config),
         *checks,
         *validate_ram_for_cache(config, sources, device, memory),
         *validate_disk(config, sources, to_build=to_build(finds_entries(config, sources))),

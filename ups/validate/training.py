@@ -1,17 +1,30 @@
-"""What training begins with: the device, and perhaps a checkpoint to go on from."""
+"""What training begins with: library, device, and perhaps a checkpoint to go on from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ups.config import RunConfig
-from ups.errors import CheckpointError, DeviceError
+from ups.errors import CheckpointError, DeviceError, MissingExtra
 from ups.machine.devices import check_compile, has_gpu_node, training_device
 from ups.runs.folder import CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.units import format_size
 from ups.validate.cache import known_key_fields
 from ups.validate.check import Check, Checks
 from ups.validate.sources import Sources
+
+
+def validate_library(config: RunConfig) -> list[Check]:
+    """Look for the library that the kind of operator needs, if it needs one."""
+    checks = Checks("config")
+    try:
+        config.operator.require_library()
+    except MissingExtra as error:
+        checks.fault("library", str(error))
+    else:
+        if config.operator.library is not None:
+            checks.ok("library", f"{config.operator.library} is installed")
+    return checks
 
 
 def validate_device(config: RunConfig) -> tuple[list[Check], str]:
