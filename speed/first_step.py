@@ -25,28 +25,28 @@ def main(spec: dict[str, Any]) -> dict[str, float]:
 
     from ups.latents.datasets import PreloadedCacheDataset
     from ups.models.conditioning import conditioning
-    from ups.training.step import TrainStep
+    from ups.training.step import TrainStep, epoch_order
 
     imported_at = time.time()
     step = TrainStep(config)
     training, latent = config.training, config.latent
     frames = -(-spec["frames"] // training.time_stride)
-    rows = training.batch_size * BATCHES
+    rows = step.items_per_step * BATCHES
     z_NTKD = torch.randn(rows, frames, latent.tokens, latent.dim).half().to(step.device)
     nu_N = torch.full((rows,), 0.01, device=step.device)
     condition_NC = conditioning(["burgers1d"], "burgers1d", nu_N, 0.01 * training.time_stride)
     data = PreloadedCacheDataset(z_NTKD, condition_NC, step.device)
-    every_N = torch.arange(rows, device=data.index_device)
+    order_M = epoch_order(data, config, epoch=0)
     with step.on_stream():
         step.begin(data, 1000)
-        step.begin_epoch(every_N)
+        step.begin_epoch(order_M)
         step()
         step.synchronize()
         first_step_at = time.time()
         seconds = []
         for i in range(1, 1 + spec["steps"]):
             if i % BATCHES == 0:
-                step.begin_epoch(every_N)
+                step.begin_epoch(order_M)
             started = time.perf_counter()
             step()
             step.synchronize()

@@ -29,7 +29,7 @@ NU = 0.01
 NUM_VAL, NUM_TILED, TILE_BLOCK = 16, 4096, 64
 NUM_SOLVED, SHARE_VAL = 10_000, 0.1
 SOLVED_BATCH = {"cuda": 2000, "cpu": 64}
-SMALL_OPERATOR = {"operator.hidden_dim": 32, "operator.num_heads": 4, "operator.depths": [1, 1, 1]}
+SMALL_OPERATOR = {"operator": {"hidden_dim": 32, "depths": [1, 1, 1]}}
 SMALL_RUN = {
     **SMALL_OPERATOR,
     "training.batch_size": 4,
@@ -115,6 +115,7 @@ def _config(settings: Settings, cache: str, overrides: Mapping[str, Any]) -> Pro
         "data.grid_points": settings.grid_points,
         "training.latent_cache_dir": str(settings.folder / cache),
         "training.device": settings.device,
+        "training.pairs_per_step": None,  # as its peers: whole trajectories
         "runs_dir": str(settings.folder / "runs"),
     }
     return load_config(CONFIG, {**places, **overrides}).only_problem()

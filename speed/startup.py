@@ -21,6 +21,7 @@ from speed.measure import run_checked
 from speed.settings import Settings
 from speed.worker import PROJECT_DIR, Worker
 from ups.config import load_config
+from ups.training.step import window_frames
 
 CONFIG = {"cpu": "smoke", "cuda": "train_burgers_32dim"}
 EPOCHS, TRAJECTORIES = 25, {"cpu": 256, "cuda": 10_000}
@@ -72,7 +73,13 @@ def _with_epochs(settings: Settings, results: list[Result]) -> Comparison:
     """Start-up plus 25 epochs, which says what the default should be."""
     config = load_config(CONFIG[settings.device])
     num = TRAJECTORIES[settings.device]
-    num_steps = EPOCHS * -(-num // config.training.batch_size)
+    per_step, frames = (
+        config.training.batch_size,
+        -(-settings.num_frames // config.training.time_stride),
+    )
+    if config.training.pairs_per_step is not None:
+        per_step, num = config.training.pairs_per_step, num * (frames - window_frames(config) + 1)
+    num_steps = EPOCHS * -(-num // per_step)
     totals = []
     for result in results:
         steps = result.extras.get("step s", [])

@@ -47,7 +47,7 @@ def test_faults_of_values_are_reported_together_and_what_only_follows_from_them_
 
 
 def test_values_that_do_not_agree_are_reported_together_when_each_is_valid():
-    found = faults({"latent.tokens": 24, "operator.depths": [1, 1], "operator.hidden_dim": 30})
+    found = faults({"latent.tokens": 24, "operator": {"depths": [1, 1], "hidden_dim": 30}})
     assert sorted(found) == ["latent.tokens", "operator.depths", "operator.hidden_dim"]
 
 

@@ -49,8 +49,8 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
     ("overrides", "message"),
     [
         ({"latent.tokens": 15}, "tokens: found 15, expected a divisor of the 1024 points"),
-        ({"latent.tokens": 2, "operator.depths": [1] * 5}, "expected a multiple of 4"),
-        ({"operator.depths": [1, 1]}, "operator.depths: found [1, 1], expected an odd number"),
+        ({"latent.tokens": 2, "operator": {"depths": [1] * 5}}, "expected a multiple of 4"),
+        ({"operator": {"depths": [1, 1]}}, "operator.depths: found [1, 1], expected an odd number"),
         ({"data.sources.test": [{"key": "a.h5", "rows": [5, 5]}]}, "0.rows: found [5, 5]"),
         ({"name.first": 1}, "name is a value, not a section"),
         ({"data.sources.train": [{"kee": "a.h5"}]}, "kee: unknown key; did you mean key"),
@@ -82,7 +82,7 @@ def test_the_other_operators_are_trained_on_the_data_of_smoke(name):
         ({"operator.hidden_dim": 8}, "operator.hidden_dim: unknown key; known keys: kind, history"),
         (
             {"operator.kind": "fnoo"},
-            "operator.kind: found 'fnoo'; expected latent_transformer, fno",
+            "operator.kind: found 'fnoo'; expected latent_transformer, latent_cnn",
         ),
         ({"latent.dim": 2}, "latent.dim: found 2, expected 1: with encoder.kind identity"),
         ({"evaluation.given_frames": 9}, "given_frames: found 9, expected at least operator.hist"),

@@ -148,7 +148,7 @@ def as_pdebench(s3, tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "small"),
     [
-        ("", {"latent.tokens": 4, "latent.dim": 4, "operator.depths": [1]}),
+        ("", {"latent.tokens": 4, "latent.dim": 4, "operator.num_blocks": 1}),
         ("_fno", {"latent.tokens": 16, "operator.modes": 6, "operator.width": 4}),
     ],
 )

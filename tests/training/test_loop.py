@@ -214,7 +214,13 @@ def test_a_file_that_torch_or_matplotlib_cannot_write_is_named_and_not_left_in_p
     tiny_config, small_disk
 ):
     large = torch.zeros(1 << 18)
-    picture = (small_disk / "of.png", [(large.view(512, -1),) * 2], large.view(512, -1).numpy(), 1)
+    picture = (
+        small_disk / "of.png",
+        [(large.view(512, -1),) * 2],
+        large.view(512, -1).numpy(),
+        1,
+        1,
+    )
     with pytest.raises(OSError, match=r"No space left on device: .*/last\.pt"):
         checkpoint.save(small_disk / "last.pt", tiny_config(), {"weights": large})
     (small_disk / "of-another").write_bytes(bytes(560 << 10))

@@ -85,7 +85,7 @@ def test_the_estimate_fetches_the_objects_of_all_problems(tmp_path):
     config = load_config("smoke_mixed", {"data.root": str(tmp_path / "staged")})
     _, sources = validate_data(config, offline=True)
     found = by_name(validate_estimate(config, sources, entries={}, folder=tmp_path))
-    num_bytes = 3 * (256 + 32 + 32) * 201 * 1024 * 4
+    num_bytes = 3 * (256 + 32 + 128) * 201 * 1024 * 4
     assert found["to fetch"].figures["num_bytes"] == num_bytes
 
 

@@ -39,11 +39,11 @@ WITHOUT_EFFECT = (
     {"checkpoint.every_epochs": 7},
     {"data.root": "elsewhere"},
     {"training.latent_cache_dir": "elsewhere"},
-    {"training.batch_size": 8},  # as it is
-    {"operator.mlp_ratio": 4.0},  # a default that is written out
+    {"training.pairs_per_step": 20},  # as it is
+    {"operator.token_kernel": 3},  # a default that is written out
 )
 WITH_EFFECT = (
-    {"training.batch_size": 9},
+    {"training.pairs_per_step": 9},
     {"latent.dim": 16},
     {"operator.hidden_dim": 128},
     {"features.warm_up": False},
