@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ups.files import LEFTOVER_AGE_S, start_writeback, write_atomically
+from ups.files import LEFTOVER_AGE_S, link_or_copy, start_writeback, write_atomically
 
 WITHOUT_LOCKS = """
 #include <errno.h>
@@ -97,3 +97,22 @@ def test_what_killed_writers_left_aside_goes_with_the_next_write_of_the_same_fil
         os.utime(path, (time.time() - 2 * LEFTOVER_AGE_S,) * 2)
     write_atomically(tmp_path / "[1].json", b"{}")
     assert set(tmp_path.iterdir()) == {tmp_path / "[1].json", young, others}
+
+
+def test_a_file_has_another_name_too_or_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    path, other = tmp_path / "best.pt", tmp_path / "last.pt"
+    other.write_bytes(b"old")
+    path.write_bytes(b"new")
+    link_or_copy(path, other)
+    assert path.samefile(other)
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path.unlink()
+    path.write_bytes(b"newer")
+    link_or_copy(path, other)
+    assert not path.samefile(other)
+    assert other.read_bytes() == b"newer"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["best.pt", "last.pt"]

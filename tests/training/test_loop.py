@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
 
 from ups.errors import CheckpointError, DeviceError, Interrupted, TrainingDiverged
 from ups.runs.metrics import read_metrics
-from ups.training import checkpoint
+from ups.training import checkpoint, loop
 from ups.training.evaluate import evaluate
 from ups.training.loop import epoch_order, train
 from ups.training.step import TrainStep
@@ -238,6 +239,49 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(prepared, assert_
     assert result.resumed_from_step == 8
     assert_same_weights(whole, killed)
     assert [row["epoch"] for row in read_metrics(killed).epochs] == [1, 2, 3]
+
+
+def test_a_large_checkpoint_is_written_beside_training_as_it_was_when_it_was_taken(
+    prepared, stop_after, assert_same_weights, monkeypatch
+):
+    config, latents, whole = prepared("whole")
+    train(config, latents, whole)
+    write, written = checkpoint.write, []
+
+    def late(record, *paths):
+        before = digest(record["model"])
+        time.sleep(0.1)  # in which steps are taken
+        written.append(before == digest(record["model"]))
+        write(record, *paths)
+
+    def digest(weights):
+        return sum(weight.double().abs().sum().item() for weight in weights.values())
+
+    monkeypatch.setattr(checkpoint, "write", late)
+    monkeypatch.setattr(loop, "LARGE_BYTES", 0)
+    config, latents, halves = prepared("halves")
+    with pytest.raises(Interrupted):
+        train(config, latents, halves, stop=stop_after(latents.train, 6))
+    assert checkpoint.load(halves / "checkpoints/last.pt")["position"]["step"] == 6
+    config, latents, halves = prepared("halves")
+    assert train(config, latents, halves).resumed_from_step == 6
+    assert_same_weights(whole, halves)
+    assert written == [True] * 4
+
+
+@pytest.mark.parametrize("large_bytes", [0, 1 << 40])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(prepared, monkeypatch, large_bytes):
+    monkeypatch.setattr(loop, "LARGE_BYTES", large_bytes)
+    config, latents, run_dir = prepared()
+    (run_dir / "checkpoints").touch()
+    with pytest.raises(FileExistsError, match="checkpoints"):
+        train(config, latents, run_dir)
+
+
+def test_the_best_epoch_that_is_the_last_is_written_once(prepared):
+    config, latents, run_dir = prepared(stages__operator__epochs=1)
+    best = train(config, latents, run_dir).checkpoint
+    assert best.samefile(best.with_name("last.pt"))
 
 
 def test_a_stop_during_validation_takes_effect_between_its_batches(prepared, stop_after):
