@@ -26,6 +26,7 @@ def load(checkpoint: str | Path, device: str = "auto") -> TrainedOperator:
     Raises:
         ups.errors.CheckpointError: there is none, it is damaged, or of another version.
         ups.errors.DeviceError: CUDA is asked for, and there is none.
+        ups.errors.InputError: no device is called so.
     """
     from ups.inference.operator import load as load_operator  # and with it torch
 

@@ -187,7 +187,7 @@ def test_of_several_problems_the_parameter_chooses_or_the_name(mixed_config, sav
     for rows, nu in ((slice(3), 0.02), (slice(3, 6), 0.1)):
         alone = operator.predict(both[rows], nu=nu, steps=2)
         assert found[rows] == pytest.approx(alone, abs=1e-5)
-    assert operator.problem_of("beta", 3.0).name == "advection1d"
+    assert operator.problem_of(beta=3.0).name == "advection1d"
     with pytest.raises(InputError, match="nu = 0.05 fits none of .* name one, problem='burg"):
         operator.predict(both, nu=0.05, steps=1)
     own = operator.predict(both, nu=0.05, steps=1, problem="burgers1d")

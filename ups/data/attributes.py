@@ -69,9 +69,13 @@ def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tupl
 def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     """Time between frames: `t-coordinate`, else attribute `dt`, else PDEBench's span of 2.
 
+    Of a single frame there is none: NaN.
+
     Raises:
         DataError: the times are not evenly spaced, or not those of the frames.
     """
+    if num_frames == 1:
+        return math.nan
     if (coordinate := member(file, "t-coordinate", path)) is not None:
         if coordinate.shape is None or coordinate.dtype.kind not in "fiu":
             raise DataError(
@@ -97,6 +101,11 @@ def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     dt = 2.0 / (num_frames - 1)
     log.warning("%s: no t-coordinate and no attribute dt; took %g, PDEBench's t = 0 to 2", path, dt)
     return dt
+
+
+def named_equations(file: Any, data: Any) -> list[Equation]:
+    """The equations whose parameter an attribute gives."""
+    return [e for e in EQUATIONS.values() if _attributes(file, data, e.attribute)]
 
 
 def _attributes(file: Any, data: Any, name: str) -> list[tuple[str, Any]]:

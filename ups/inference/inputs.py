@@ -18,9 +18,11 @@ from ups.inference.problems import TrainedProblem
 OFF_STEP = 1e-3  # of a step, by which a time may miss one
 
 
-def as_fields(u0: Any, config: RunConfig) -> tuple[Tensor, bool]:
+def as_fields(u0: Any, config: RunConfig, where: str = "u0") -> tuple[Tensor, bool]:
     """The last `history` frames of each trajectory on the encoder's grid, and if u0 is one field.
 
+    Args:
+        where: they are from, in messages.
     Returns:
         (N, H, X) float32, where u0 is.
     Raises:
@@ -30,41 +32,51 @@ def as_fields(u0: Any, config: RunConfig) -> tuple[Tensor, bool]:
     is_real = u.is_floating_point() if isinstance(u, Tensor) else u.dtype.kind == "f"
     if not is_real:
         raise ShapeError(
-            f"u0: found values of type {u.dtype}, expected real numbers in floating point: "
+            f"{where}: found values of type {u.dtype}, expected real numbers in floating point: "
             "convert it, such as by astype('float32')"
         )
     history, shape = config.operator.history, tuple(u.shape)
     if history > 1 and len(shape) in (1, 2):
         raise ShapeError(
-            f"u0: found {shape}, one frame of each trajectory, expected (N, H, X) with "
+            f"{where}: found {shape}, one frame of each trajectory, expected (N, H, X) with "
             f"{history} frames or more, one operator step apart; a single trajectory is u0[None]"
         )
     if len(shape) not in (1, 2, 3) or 0 in shape:
-        raise ShapeError(f"u0: found shape {shape}, expected (X,), (N, X) or (N, H, X)")
+        raise ShapeError(f"{where}: found shape {shape}, expected (X,), (N, X) or (N, H, X)")
     if len(shape) == 3 and shape[1] < history:
         raise ShapeError(
-            f"u0: found {shape[1]} frames of each trajectory, expected {history} or more, one "
+            f"{where}: found {shape[1]} frames of each trajectory, expected {history} or more, one "
             "operator step apart: give the frames before, too"
         )
-    own, whole = config.encoded_points, config.data.grid_points
-    if shape[-1] not in (own, whole):
-        or_whole = "" if own == whole else f", or the {whole} of which those are every "
-        or_whole += "" if own == whole else f"{config.encoder.x_stride}th"
-        raise ShapeError(
-            f"u0: found {shape[-1]} grid points, expected the {own} that the operator was trained "
-            f"on{or_whole}: interpolate it to that grid, or train on this one"
-        )
+    x_stride = grid_stride(shape[-1], config, where)
     if not isinstance(u, Tensor):
         u = torch.from_numpy(np.ascontiguousarray(u, np.float32))
     u_NHX = u.detach().float().reshape(-1, shape[1] if len(shape) == 3 else 1, shape[-1])
-    u_NHX = u_NHX[:, -history:, :: config.encoder.x_stride if shape[-1] != own else 1]
+    u_NHX = u_NHX[:, -history:, ::x_stride]
     is_bad_N = ~u_NHX.isfinite().all(-1).all(-1)
     if is_bad_N.any():
         raise DataError(
-            f"u0: trajectory {int(is_bad_N.int().argmax())} has NaN or infinite values "
+            f"{where}: trajectory {int(is_bad_N.int().argmax())} has NaN or infinite values "
             f"({int(is_bad_N.sum())} of {len(is_bad_N)} do), expected finite ones: leave them out"
         )
     return u_NHX, len(shape) == 1
+
+
+def grid_stride(points: int, config: RunConfig, where: str) -> int:
+    """Which of the points of a field are those that an operator was trained on: every so many-th.
+
+    Raises:
+        ShapeError: they are of another grid.
+    """
+    own, whole = config.encoded_points, config.data.grid_points
+    if points not in (own, whole):
+        every = f"those are every {config.encoder.x_stride}th"
+        or_whole = "" if own == whole else f", or the {whole} of which {every}"
+        raise ShapeError(
+            f"{where}: found {points} grid points, expected the {own} that the operator was "
+            f"trained on{or_whole}: interpolate it to that grid, or train on this one"
+        )
+    return 1 if points == own else config.encoder.x_stride
 
 
 def as_given(fields: Tensor, u0: Any) -> Any:
@@ -142,3 +154,11 @@ def step_numbers(times: Any, steps: int | None, step_dt: float) -> Sequence[int]
                 "from 0 on (the last given frame): take the nearest"
             )
     return [round(number) for number in numbers.tolist()]
+
+
+def frames_per_step(step_dt: float, dt: float) -> int | None:
+    """How many frames, `dt` apart, an operator step takes; None where it is no whole number."""
+    ratio = step_dt / dt
+    if not np.isfinite(ratio) or round(ratio) < 1 or abs(ratio - round(ratio)) > OFF_STEP:
+        return None
+    return round(ratio)

@@ -25,6 +25,7 @@ from ups.training.step import rollout
 log = logging.getLogger(__name__)
 
 F = TypeVar("F")
+DEVICES = ("auto", "cpu", "cuda")
 SAME = 1e-6  # relative; a parameter that differs by less is the one that was trained on
 
 
@@ -104,23 +105,22 @@ class TrainedOperator:
         out_NTX = torch.empty(len(u_NHX), num_times, self.grid_points, device=u_NHX.device)
         for own, rows_N in rows_of.items():
             for rows_B in rows_N.split(batch_size):
-                value_B = torch.from_numpy(values_N)[rows_B].float().to(self.device)
-                given_BHX = u_NHX[rows_B.to(u_NHX.device)].to(self.device)
-                predicted = self._roll(self.problems[own], given_BHX, value_B, numbers_of[own])
+                value_B = torch.from_numpy(values_N)[rows_B]
+                given_BHX, numbers = u_NHX[rows_B.to(u_NHX.device)], numbers_of[own]
+                predicted = self.roll(self.problems[own], given_BHX, value_B, numbers)
                 out_NTX[rows_B.to(out_NTX.device)] = predicted.to(out_NTX.device)
         if not out_NTX.isfinite().all():
             log.warning("the prediction is not finite: it diverged, predict fewer steps")
         return cast(F, as_given(out_NTX[0] if is_single else out_NTX, u0))
 
-    def problem_of(self, name: str, value: float, problem: str | None = None) -> TrainedProblem:
+    def problem_of(self, problem: str | None = None, **parameter: float) -> TrainedProblem:
         """Which problem fields with this parameter are of: see `predict`.
 
-        Args:
-            name: of the parameter, `nu` or `beta`.
         Raises:
             InputError: none, or several are.
         """
-        return self.problems[next(iter(self._assign(name, np.array([value]), problem)))]
+        values_N = as_values(parameter, 1, self.problems.values())
+        return self.problems[next(iter(self._assign(next(iter(parameter)), values_N, problem)))]
 
     def _assign(
         self, name: str, values_N: NDArray[np.float64], problem: str | None
@@ -149,11 +149,18 @@ class TrainedOperator:
         return {own: torch.tensor(rows) for own, rows in found.items()}
 
     @torch.no_grad()
-    def _roll(
+    def roll(
         self, problem: TrainedProblem, u_BHX: Tensor, value_B: Tensor, numbers: Sequence[int]
     ) -> Tensor:
-        """(B, T, X), the given frame and those after it by the numbers of their steps."""
+        """The frames so many steps after the last of those given, as `as_fields` gives them.
+
+        Args:
+            value_B: (B,), the parameter of each trajectory.
+        Returns:
+            (B, T, X), on the operator's device.
+        """
         encoder, equations = problem.encoder, self.config.data.equations
+        u_BHX, value_B = u_BHX.to(self.device), value_B.float().to(self.device)
         condition_BC = conditioning(equations, problem.equation.name, value_B, problem.step_dt)
         out_BTX = u_BHX[:, -1:].repeat(1, len(numbers), 1)
         later = [place for place, number in enumerate(numbers) if number]
@@ -187,6 +194,8 @@ def _listed(problems: Iterable[TrainedProblem]) -> str:
 
 def load(path: Path, device: str = "auto") -> TrainedOperator:
     """See `ups.load`."""
+    if device not in DEVICES:
+        raise InputError(f"device: found {device!r}, expected one of {', '.join(DEVICES)}")
     record = checkpoint.load(path, mmap=True)
     config = config_of(path, record)
     training = config.training.model_copy(update={"device": device})
