@@ -47,7 +47,7 @@ def test_what_is_exported_takes_the_same_step_without_this_project(
     project = tomllib.loads((ups.PROJECT_DIR / "pyproject.toml").read_text())["project"]
     assert card["licence"] == project["license"]
     assert str(tmp_path) not in exported.card.read_text()
-    with pytest.raises(InputError, match="operator.safetensors is there already: .* --force"):
+    with pytest.raises(InputError, match="weights.safetensors is there already: .* --force"):
         export(operator, path, tmp_path / "out")
 
 
@@ -64,5 +64,5 @@ def test_a_network_that_is_no_program_is_exported_without_one_which_is_said(
     assert json.loads(exported.card.read_text())["problems"]["burgers1d"]["program"] is None
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "card.json",
-        "operator.safetensors",
+        "weights.safetensors",
     ]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import ups
+from ups.config import load_config
 from ups.errors import CheckpointError, DataError, DeviceError, InputError, ShapeError
 from ups.latents.build import ensure
 from ups.latents.encode import PatchEncoder
@@ -216,6 +218,20 @@ def test_a_checkpoint_that_is_none_is_refused_in_a_line(tiny_config, saved, tmp_
 def test_cuda_that_is_not_there_is_refused(tiny_config, saved):
     with pytest.raises(DeviceError, match="found cuda, but torch sees no CUDA device"):
         ups.load(saved(tiny_config()), device="cuda")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/predict.md"])
+def test_the_lines_of_the_pages_run(page, tmp_path):
+    config, weight = load_config("smoke"), torch.eye(64)[:, :32]
+    said = {"equation": "burgers1d", "parameters": [0.01], "step_dt": 0.1, "sources": {}}
+    said["encoder"] = PatchEncoder(weight, 0.0, 1.0).to_manifest()
+    state = {"ema": build_operator(config).state_dict(), "trained_on": {"burgers1d": said}}
+    checkpoint.save(tmp_path / "best.pt", config, state)
+    (lines,) = re.findall(r"```python\n(.*?)```", (ups.PROJECT_DIR / page).read_text(), re.S)
+    assert "runs/…/checkpoints/best.pt" in lines
+    names = {"u0": np.random.default_rng(0).standard_normal((2, 1024))}
+    exec(lines.replace("runs/…/checkpoints", str(tmp_path)), names)
+    assert names["u"].shape == (2, 3 if page == "README.md" else 20, 1024)
 
 
 def write_as_before(path, holds_encoder):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 CARD_VERSION = 1
 LICENCE = "Apache-2.0"
-WEIGHTS, CARD = "operator.safetensors", "card.json"
+WEIGHTS, CARD = "weights.safetensors", "card.json"
 SECTIONS = ("latent", "encoder", "operator", "training", "stages")
 ENCODER = "a frame's X points are K patches of P = X / K; weight is (P, D)"
 ENCODE = "z[k] = ((patch[k] - mean) / std) @ weight"
@@ -54,7 +54,7 @@ class Exported(Model):
 def export(
     operator: TrainedOperator, path: Path, folder: Path, *, overwrite: bool = False
 ) -> Exported:
-    """Write `operator.safetensors`, `card.json` and a program `step.pt2` of each problem.
+    """Write `weights.safetensors`, `card.json` and a program `step.pt2` of each problem.
 
     Args:
         operator: on the CPU.
