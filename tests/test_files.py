@@ -14,6 +14,7 @@ from ups.files import (
     LEFTOVER_AGE_S,
     exclusive_lock,
     is_locked,
+    link_or_copy,
     lock_now,
     read_json,
     start_writeback,
@@ -175,3 +176,22 @@ def test_a_lock_on_a_file_deleted_since_it_was_opened_is_not_taken(
         patch.setattr(files, "try_lock", deleted_meanwhile)
         assert lock_now(path) is None
     os.close(lock_now(path))
+
+
+def test_a_file_has_another_name_too_or_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    path, other = tmp_path / "best.pt", tmp_path / "last.pt"
+    other.write_bytes(b"old")
+    path.write_bytes(b"new")
+    link_or_copy(path, other)
+    assert path.samefile(other)
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path.unlink()
+    path.write_bytes(b"newer")
+    link_or_copy(path, other)
+    assert not path.samefile(other)
+    assert other.read_bytes() == b"newer"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["best.pt", "last.pt"]

@@ -6,6 +6,7 @@ UpsError
 ├── MissingExtra        a library is needed that is not installed; the extra that brings it is named
 ├── ValidationFailed    a run would fail, for reasons that are known before it begins
 ├── ShapeError          an array has the wrong shape; a ValueError
+├── InputError          an operator is asked for what it cannot predict; a ValueError
 ├── DataError           a data file is truncated, lacks its data set, or holds NaN
 ├── FetchError          a transfer failed in a way that can pass: the only error that is retried
 │   └── ChecksumMismatch
@@ -72,6 +73,10 @@ class ValidationFailed(UpsError):
 
 class ShapeError(UpsError, ValueError):
     """Raised when an array's shape or type is not the one that a function takes."""
+
+
+class InputError(UpsError, ValueError):
+    """Raised when an operator is asked for a time, or given a parameter, that it does not take."""
 
 
 class DataError(UpsError):

@@ -46,7 +46,7 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
     """
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    aside = _aside(path)
     try:
         with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
@@ -65,6 +65,10 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
             sync_directory(folder)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+
+
 def _remove_leftovers(path: Path) -> None:
     oldest = time.time() - LEFTOVER_AGE_S
     ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+")
@@ -78,6 +82,22 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
     """Write bytes by `replacing`."""
     with replacing(path, durable=durable, mode=mode) as file:
         file.write(data)
+
+
+def link_or_copy(path: Path, other: Path) -> None:
+    """Put a file into the place of `other`, too: as a link, or a copy where there are none."""
+    aside = _aside(other)
+    try:
+        os.link(path, aside)
+    except OSError:
+        with path.open("rb") as source, replacing(other) as copy:
+            shutil.copyfileobj(source, copy)
+        return
+    try:
+        aside.replace(other)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_directory(other.parent)
 
 
 def write_json(path: Path, content: object, *, in_place: bool = False) -> None:

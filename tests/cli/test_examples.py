@@ -34,12 +34,14 @@ def test_the_help_of_every_command_has_an_example_of_it_that_is_accepted(command
 
 
 @pytest.fixture
-def workplace(tiny_config, stage_all, tmp_path, monkeypatch):
+def workplace(tiny_config, tiny_data, stage_all, saved, tmp_path, monkeypatch):
     """A folder with what the examples name; returns what stands there for their names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "PROJECT_DIR", tmp_path)
     config = tiny_config(training__latent_cache_dir="data/latent_cache", runs_dir="runs")
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
+    saved(config)
+    (tmp_path / "burgers.h5").hardlink_to(tiny_data / "burgers1d_test.h5")
     keys = []
     for dim in (8, 4):
         other = tiny_config(training__latent_cache_dir="data/latent_cache", latent__dim=dim)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -14,7 +15,7 @@ from ups.pipeline.state import RunState, running
 from ups.runs.folder import open_run_dir
 from ups.runs.metrics import read_metrics
 from ups.runs.stored import RunInfo
-from ups.training import checkpoint
+from ups.training import checkpoint, loop
 from ups.training.evaluate import evaluate
 from ups.training.loop import train
 from ups.training.pictures import draw_prediction
@@ -269,6 +270,49 @@ def test_a_val_trajectory_that_is_zero_is_named_once_and_the_best_is_picked_by_t
     latents.val_ranges = {"burgers1d": range(4)}
     others = validate(step, latents, config, lambda: False)
     assert found[-1] == pytest.approx(others.mean)
+
+
+def test_a_large_checkpoint_is_written_beside_training_as_it_was_when_it_was_taken(
+    prepared, stop_after, assert_same_weights, monkeypatch
+):
+    config, latents, whole = prepared("whole")
+    train(config, latents, whole)
+    write, written = checkpoint.write, []
+
+    def late(record, *paths):
+        before = digest(record["model"])
+        time.sleep(0.1)  # in which steps are taken
+        written.append(before == digest(record["model"]))
+        write(record, *paths)
+
+    def digest(weights):
+        return sum(weight.double().abs().sum().item() for weight in weights.values())
+
+    monkeypatch.setattr(checkpoint, "write", late)
+    monkeypatch.setattr(loop, "LARGE_BYTES", 0)
+    config, latents, halves = prepared("halves")
+    with pytest.raises(Interrupted):
+        train(config, latents, halves, stop=stop_after(latents.train, 6))
+    assert checkpoint.load(halves / "checkpoints/last.pt")["position"]["step"] == 6
+    config, latents, halves = prepared("halves")
+    assert train(config, latents, halves).resumed_from_step == 6
+    assert_same_weights(whole, halves)
+    assert written == [True] * 4
+
+
+@pytest.mark.parametrize("large_bytes", [0, 1 << 40])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(prepared, monkeypatch, large_bytes):
+    monkeypatch.setattr(loop, "LARGE_BYTES", large_bytes)
+    config, latents, run_dir = prepared()
+    (run_dir / "checkpoints").touch()
+    with pytest.raises(FileExistsError, match="checkpoints"):
+        train(config, latents, run_dir)
+
+
+def test_the_best_epoch_that_is_the_last_is_written_once(prepared):
+    config, latents, run_dir = prepared(stages__operator__epochs=1)
+    best = train(config, latents, run_dir).checkpoint
+    assert best.samefile(best.with_name("last.pt"))
 
 
 def test_a_stop_during_validation_takes_effect_between_its_batches(prepared, stop_after):

@@ -70,9 +70,13 @@ def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tupl
 def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     """Time between frames: `t-coordinate`, else attribute `dt`, else PDEBench's span of 2.
 
+    Of a single frame there is none: NaN.
+
     Raises:
         DataError: the times are not evenly spaced, or not those of the frames.
     """
+    if num_frames == 1:
+        return math.nan
     if (coordinate := member(file, TIMES, path)) is not None:
         if coordinate.shape is None or coordinate.dtype.kind not in "fiu":
             raise DataError(
@@ -105,6 +109,11 @@ def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
 def _say_once(level: int, line: str) -> None:
     """Log it the first time only: each phase of a run opens the file anew."""
     log.log(level, "%s", line)
+
+
+def named_equations(file: Any, data: Any) -> list[Equation]:
+    """The equations whose parameter an attribute gives."""
+    return [e for e in EQUATIONS.values() if _attributes(file, data, e.attribute)]
 
 
 def _attributes(file: Any, data: Any, name: str) -> list[tuple[str, Any]]:

@@ -146,7 +146,9 @@ def _elsewhere(path: Path, name: str, kind: str, files: list[str]) -> DataError:
     )
 
 
-def check_shape(data: Any, path: Path, grid_points: int | None) -> tuple[int, int, int]:
+def check_shape(
+    data: Any, path: Path, grid_points: int | None, least_frames: int = 2
+) -> tuple[int, int, int]:
     """Numbers of trajectories, frames and points.
 
     Raises:
@@ -167,10 +169,10 @@ def check_shape(data: Any, path: Path, grid_points: int | None) -> tuple[int, in
             "floating point, as they are; convert the file (packed values: value x scale_factor + "
             "add_offset)"
         )
-    if num < 1 or num_frames < 2:
+    if num < 1 or num_frames < least_frames:
         raise DataError(
             f"{path}: data set {name!r} has {num} trajectories of {num_frames} frames, "
-            "expected at least 1 of at least 2; generate it again"
+            f"expected at least 1 of at least {least_frames}; generate it again"
         )
     if grid_points is not None and points != grid_points:
         raise DataError(

@@ -38,6 +38,8 @@ class TrajectoryFile:
         grid_points: what X must be.
         equation: that the trajectories are of.
         strides: of time and of space; of the frames every so many-th is read, of the points, too.
+        parameter: its value, which the file then need not tell.
+        least_frames: what T must be at least.
     Attributes:
         num_trajectories, num_frames, grid_points: N (of `rows`), T, X, as they are read.
         dt: time between the frames that are read.
@@ -58,6 +60,8 @@ class TrajectoryFile:
         grid_points: int | None = None,
         equation: EquationName = "burgers1d",
         strides: tuple[int, int] = (1, 1),
+        parameter: float | None = None,
+        least_frames: int = 2,
     ) -> None:
         self.path, self.equation = Path(path), EQUATIONS[equation]
         self._t_stride, self._x_stride = strides
@@ -65,15 +69,23 @@ class TrajectoryFile:
         self._file = header.open_hdf5(self.path)
         try:
             with header.damage_named(self.path):
-                self._read_header(rows, grid_points)
+                self._read_header(rows, grid_points, parameter, least_frames)
         except BaseException:  # whoever called has no file yet to close
             self.close()
             raise
 
-    def _read_header(self, rows: tuple[int, int] | None, grid_points: int | None) -> None:
+    def _read_header(
+        self,
+        rows: tuple[int, int] | None,
+        grid_points: int | None,
+        parameter: float | None,
+        least_frames: int,
+    ) -> None:
         file, path = self._file, self.path
         self._data = data = header.find_data(file, path)
-        total, saved_frames, saved_points = header.check_shape(data, path, grid_points)
+        total, saved_frames, saved_points = header.check_shape(
+            data, path, grid_points, least_frames
+        )
         header.check_axes(file, saved_points, path)
         self._first, end = rows or (0, total)
         if not 0 <= self._first < end <= total:
@@ -87,7 +99,11 @@ class TrajectoryFile:
         self._saved_points = saved_points
         self._row_bytes = 4 * saved_frames * saved_points
         self.num_bytes = 4 * self.num_trajectories * self.num_frames * self.grid_points
-        self.parameter, self.is_named = attributes.find_parameter(file, data, path, self.equation)
+        if parameter is not None:
+            self.parameter, self.is_named = parameter, False
+        else:
+            found = attributes.find_parameter(file, data, path, self.equation)
+            self.parameter, self.is_named = found
         self.dt = attributes.find_dt(file, data, saved_frames, path) * self._t_stride
         self._no_values, self._fill = header.no_values(data), header.fill_value(data)
         header.check_written(data, (self._first, end), path)

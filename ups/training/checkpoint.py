@@ -20,7 +20,7 @@ import xxhash
 from ups.config import RunConfig
 from ups.equations import in_order
 from ups.errors import CheckpointError
-from ups.files import replacing
+from ups.files import link_or_copy, replacing
 from ups.latents.encode import PatchEncoder
 from ups.latents.key import explain_difference
 from ups.latents.loader import Latents
@@ -44,15 +44,40 @@ CHECK_BYTES = len(CHECK) + 16
 READ_BYTES = 8 << 20
 
 
-def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
-    """Write a checkpoint; a reader, or a crash, never sees half of one."""
-    record = {
+def snapshot(config: RunConfig, state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of this moment holds, its tensors copied to the CPU: training may go on."""
+    record: dict[str, Any] = _copied(state)
+    return {
         "format": FORMAT_VERSION,
         "config": config.model_dump_json(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        **state,
+        **record,
     }
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copied(member) for name, member in value.items()}
+    return [_copied(member) for member in value] if isinstance(value, list) else value
+
+
+def num_bytes(state: Any) -> int:
+    """Of all the tensors in it."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    members = state.values() if isinstance(state, Mapping) else state
+    return sum(map(num_bytes, members)) if isinstance(state, Mapping | list) else 0
+
+
+def write(record: dict[str, Any], path: Path, *others: Path) -> None:
+    """Write what `snapshot` took; a reader, or a crash, never sees half of it.
+
+    Args:
+        others: further names that it is to have.
+    """
     with replacing(path) as file:
         checked = _Checked(file)
         try:
@@ -62,6 +87,13 @@ def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
                 raise
             raise checked.error from error
         file.write(CHECK + checked.digest.hexdigest().encode())
+    for other in others:
+        link_or_copy(path, other)
+
+
+def save(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
+    """Write a checkpoint of this moment, and wait until it is on the disk."""
+    write(snapshot(config, state), path)
 
 
 class _Checked:

@@ -21,6 +21,7 @@ from ups.latents.encode import PatchEncoder
 from ups.machine.devices import limit_torch_threads, training_device
 from ups.models.build import build_operator
 from ups.models.conditioning import conditioning
+from ups.progress import Progress
 from ups.runs.metrics import add_to_summary
 from ups.training import checkpoint
 from ups.training.metrics import Metrics, is_zero, note_zeros, nrmse_over_time
@@ -29,6 +30,7 @@ from ups.training.step import rollout, windows
 log = logging.getLogger(__name__)
 
 Places = list[tuple[Path, int]]  # of each trajectory: its file, and its row there
+SCORES = "scores.json"
 KINDS = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
 PERCENTILES = {"median": 0.5, "p90": 0.9}
 SUMMARY = (
@@ -92,6 +94,10 @@ class Scores(Model):
             found |= scores.metrics(f"{prefix}/{name}")
         return found
 
+    def save(self, folder: Path) -> None:
+        """Write `scores.json`."""
+        write_json(folder / SCORES, self.model_dump(mode="json", exclude_defaults=True))
+
     @classmethod
     def together(cls, problems: dict[str, Scores]) -> Scores:
         """Of the whole run: a single problem's own, or the means over several."""
@@ -146,12 +152,11 @@ def evaluate(
         encoder, equations = encoders[name], config.data.equations
         if of_problem := record.get("trained_on", {}).get(name):
             encoder = PatchEncoder.from_manifest(of_problem["encoder"])
-        of_problems[name] = _score(
+        of_problems[name] = score_problem(
             own_config, equations, model, test[name], encoder.to(device), picture
         )
     scores = Scores.together(of_problems)
-    saved = scores.model_dump(mode="json", exclude_defaults=True)
-    write_json(run_dir / "scores.json", saved)
+    scores.save(run_dir)
     add_to_summary(run_dir, scores.metrics())
     for name, of_problem in of_problems.items():
         what = "test" if len(of_problems) == 1 else f"test of {name}"
@@ -162,18 +167,20 @@ def evaluate(
 
 
 @torch.no_grad()
-def _score(
+def score_problem(
     config: ProblemConfig,
     equations: Sequence[str],
     model: Any,
     test: Sequence[Staged],
     encoder: PatchEncoder,
-    picture: Path,
+    picture: Path | None,
+    progress: Progress = lambda _done, _total: None,
 ) -> Scores:
     """Scores on the test split of one problem, and its picture.
 
     Args:
         equations: of the whole run, which the model is told apart by.
+        progress: takes trajectories done, and in all of the file that is being read.
     """
     stride, given, device = config.training.time_stride, config.given_frames, encoder.device
     totals: dict[str, Metrics] = defaultdict(Metrics)
@@ -206,6 +213,7 @@ def _score(
                 examples += zip(target[:wanted].cpu(), pred[:wanted].cpu(), strict=True)
                 row = first + (source.rows[0] if source.rows else 0)
                 places += [(source.path, row + i) for i in range(len(u_BTX))]
+                progress(end, reader.num_trajectories)
     where = f"test of {config.problem.name}"
     if note := note_zeros(where, torch.cat(zeros), target.shape[1], lambda i: _place(places[i])):
         log.warning("%s", note)
@@ -213,9 +221,10 @@ def _score(
     for name, metrics in totals.items():
         _check_finite(where, name, means[name], metrics.first_not_finite(), places)
     errors_NT = torch.cat(errors)
-    from ups.training.pictures import draw_prediction
+    if picture is not None:
+        from ups.training.pictures import draw_prediction
 
-    draw_prediction(picture, examples, errors_NT.numpy(), step_dt, given)
+        draw_prediction(picture, examples, errors_NT.numpy(), step_dt, given)
     return Scores(
         num_trajectories=len(places),
         step_dt=step_dt,

@@ -6,10 +6,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ups.background import Background
 from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
 from ups.latents.loader import Latents
@@ -22,6 +24,8 @@ from ups.training.step import TrainStep, epoch_order, num_starts
 from ups.training.validation import validate
 
 log = logging.getLogger(__name__)
+
+LARGE_BYTES = 64 << 20  # of a checkpoint; less is on the disk before the next step would be done
 
 
 class TrainResult(Model):
@@ -130,6 +134,7 @@ class _Loop:
         self.first_epoch: tuple[float, float] | None = None
         self._notes: list[str] = []
         self._signals = DeferredSignals()
+        self._writing: Background[None] | None = None
         items = len(latents.train) * (num_starts(latents.train, config) or 1)
         self.steps_per_epoch = -(-items // step.items_per_step)
         self.num_epochs = config.stages.operator.epochs
@@ -139,7 +144,7 @@ class _Loop:
     def run(self, on_first_step: Callable[[float], None], progress: Progress) -> float | None:
         position, first_step_at, stopped = self.position, None, False
         data = self.latents.train
-        with self._signals, self.step.on_stream():
+        with self._signals, self._written(), self.step.on_stream():
             self.step.begin(data, self.total_steps, position.step)
             while not self._is_done():
                 started = time.monotonic()
@@ -213,10 +218,9 @@ class _Loop:
         }
         position.history.append(metrics)
         write_epochs(self.run_dir, position.history)
-        if is_best:
-            self.save(BEST)
-        if position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done():
-            self.save(LAST)
+        is_due = position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done()
+        if names := [name for name, wanted in ((BEST, is_best), (LAST, is_due)) if wanted]:
+            self.save(*names)
         epoch, best = f"{position.epoch}/{self.num_epochs}", " (best)" if is_best else ""
         losses = f"train loss {train_loss:.3e}, val rollout nRMSE {val_nrmse:.4f}{best}"
         log.info("epoch %s: %s, %.2f s", epoch, losses, trained - started)
@@ -240,14 +244,35 @@ class _Loop:
         out_of_patience = patience is not None and waited >= patience
         return all_taken or position.epoch >= self.num_epochs or out_of_patience
 
-    def save(self, name: str) -> None:
+    def save(self, *names: str) -> None:
+        """Write a checkpoint under these names; a large one while training goes on.
+
+        Raises:
+            OSError: this one, or the large one before it, could not be written.
+        """
         self._check_loss()
-        position, trained_on = (
-            asdict(self.position),
-            checkpoint.trained_on(self.config, self.latents),
-        )
+        trained_on = checkpoint.trained_on(self.config, self.latents)
+        position = asdict(self.position)
         state = {**self.step.state_dict(), "position": position, "trained_on": trained_on}
-        checkpoint.save(self.run_dir / CHECKPOINTS / name, self.config, state)
+        self._wait_for_writing()
+        record = checkpoint.snapshot(self.config, state)
+        paths = [self.run_dir / CHECKPOINTS / name for name in names]
+        self._writing = Background(lambda: checkpoint.write(record, *paths), "checkpoint")
+        if checkpoint.num_bytes(record) < LARGE_BYTES:
+            self._wait_for_writing()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What is being written is there in the end, however that comes."""
+        try:
+            yield
+        finally:
+            self._wait_for_writing()
+
+    def _wait_for_writing(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
 
 def _ignore(*_: object) -> None:

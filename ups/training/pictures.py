@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -38,16 +39,7 @@ def draw_prediction(
         for column, (name, field) in enumerate(fields.items()):
             scale = float((field if name == "error" else target).abs().max())
             axes = figure.add_subplot(grid[row, column])
-            image = axes.imshow(
-                field.T.numpy(),
-                origin="lower",
-                aspect="auto",
-                extent=(*edges, 0, 1),  # a column is centred on its time
-                cmap="RdBu_r",
-                vmin=-scale,
-                vmax=scale,
-            )
-            figure.colorbar(image, ax=axes, ticks=MaxNLocator(nbins=4))
+            _draw_field(axes, field, scale, edges)
             axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
             axes.tick_params(labelbottom=row == rows - 1, labelleft=column == 0)
             if row == 0:
@@ -71,3 +63,35 @@ def draw_prediction(
     axes.legend(loc="upper left")
     with replacing(path, durable=False) as file:
         figure.savefig(file, format="png", dpi=130)
+
+
+def draw_fields(path: Path, fields: Sequence[Tensor], step_dt: float, given_frames: int) -> None:
+    """Predictions that there is no truth of, each (T, X), field units, one below the other."""
+    first = step_dt * (given_frames - 0.5)
+    edges = (first, first + step_dt * len(fields[0]))
+    figure = Figure(figsize=(6, 1.9 * len(fields) + 0.8), layout="constrained")
+    for row, field in enumerate(fields):
+        axes = figure.add_subplot(len(fields), 1, row + 1)
+        _draw_field(axes, field, float(field.abs().max()), edges)
+        axes.set_yticks([0, 0.5, 1], ["0", "", "1"])
+        axes.set_ylabel(f"trajectory {row}\nx")
+        axes.tick_params(labelbottom=row == len(fields) - 1)
+        if row == 0:
+            axes.set_title("prediction")
+    axes.set_xlabel("t")
+    with replacing(path, durable=False) as file:
+        figure.savefig(file, format="png", dpi=130)
+
+
+def _draw_field(axes: Axes, field: Tensor, scale: float, edges: tuple[float, float]) -> None:
+    """(T, X) as colours, and their bar; a column is centred on its time."""
+    image = axes.imshow(
+        field.T.numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=(*edges, 0, 1),
+        cmap="RdBu_r",
+        vmin=-scale,
+        vmax=scale,
+    )
+    axes.figure.colorbar(image, ax=axes, ticks=MaxNLocator(nbins=4))

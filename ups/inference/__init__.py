@@ -1,0 +1,1 @@
+"""Using an operator that was trained: predict, score, export."""
