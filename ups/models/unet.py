@@ -1,9 +1,9 @@
 """The U-Net (Ronneberger et al. 2015) on the points of a frame, as a residual update.
 
-Two convolutions a level, which go around the periodic domain. Normalised are the channels of each
-sample (GroupNorm), not those of a batch: what a BatchNorm learns of its batches is no parameter,
-so the moving average of the weights would not have it; and a batch is of pairs that are neighbours
-in time.
+The update did better than giving the next frame itself. Two convolutions a level, which go around
+the periodic domain. Normalised are the channels of each sample (GroupNorm), not those of a batch:
+what a BatchNorm learns of its batches is no parameter, so the moving average of the weights would
+not have it; and a batch is of pairs that are neighbours in time.
 """
 
 from __future__ import annotations
