@@ -44,7 +44,7 @@ def complete(tiny_config, stage_all, tmp_path, monkeypatch):
 def test_names_of_commands_configs_keys_runs_and_benchmarks_are_completed(complete):
     key = complete.key
     assert complete("ups cac") == ["cache"]
-    assert complete("ups train smo") == ["smoke", "smoke_mixed"]
+    assert complete("ups train smo") == ["smoke", "smoke_fno", "smoke_mixed", "smoke_unet"]
     assert complete("ups run -c train_burgers_p") == ["train_burgers_pdebench"]
     for command in ("launch", "onstart"):
         assert complete(f"ups vast {command} --config train_burgers_p") == [
@@ -78,4 +78,4 @@ def test_bash_completes_with_the_script_that_ups_shows():
     """
     env = {**os.environ, "PATH": f"{BIN_DIR}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
-    assert done.stdout == "completed: smoke smoke_mixed\n", done.stderr
+    assert done.stdout == "completed: smoke smoke_fno smoke_mixed smoke_unet\n", done.stderr
