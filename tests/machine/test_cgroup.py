@@ -74,3 +74,12 @@ def test_to_ask_for_the_device_changes_nothing_and_to_encode_or_train_limits_thr
     torch.set_num_threads(3)
     TrainStep(config)
     assert torch.get_num_threads() == 1
+
+
+def test_a_small_step_is_done_by_one_thread_and_a_large_one_by_all(threads):
+    threads(2)
+    devices.limit_torch_threads()
+    for size, expected in ((5e7, 1), (2e9, 2)):
+        with devices.threads_that_pay(size):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 2

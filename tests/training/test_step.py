@@ -167,3 +167,15 @@ def test_the_seed_determines_the_weights(tiny_config):
     weights = [TrainStep(tiny_config(training__seed=seed)).model.embed.weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_size_of_a_step_counts_each_weight_for_each_token_of_each_pair(tiny_config):
+    data = of_pairs(4, 12)
+    of_pairs_alone, of_whole = (
+        TrainStep(tiny_config(training__device="cpu", **settings))
+        for settings in (PAIRS, {"training__batch_size": 3})
+    )
+    weights = sum(p.numel() for p in of_pairs_alone.model.parameters())
+    assert of_pairs_alone.multiplications(data) == 7 * 8 * weights
+    weights = sum(p.numel() for p in of_whole.model.parameters())
+    assert of_whole.multiplications(data) == 3 * 11 * 8 * weights

@@ -15,6 +15,7 @@ from ups.background import Background
 from ups.config import Model, RunConfig
 from ups.errors import Interrupted, TrainingDiverged
 from ups.latents.loader import Latents
+from ups.machine.devices import threads_that_pay
 from ups.machine.processes import DeferredSignals
 from ups.progress import Progress
 from ups.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
@@ -144,7 +145,8 @@ class _Loop:
     def run(self, on_first_step: Callable[[float], None], progress: Progress) -> float | None:
         position, first_step_at, stopped = self.position, None, False
         data = self.latents.train
-        with self._signals, self._written(), self.step.on_stream():
+        size = self.step.multiplications(data)
+        with self._signals, self._written(), self.step.on_stream(), threads_that_pay(size):
             self.step.begin(data, self.total_steps, position.step)
             while not self._is_done():
                 started = time.monotonic()

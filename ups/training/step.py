@@ -58,6 +58,14 @@ class TrainStep:
         bf16 = ("bf16", "auto") if self.device == "cuda" else ("bf16",)
         self.bf16 = config.training.precision in bf16
 
+    def multiplications(self, data: LatentDataset) -> float:
+        """Of a step on full batches, about: each weight meets each token of each pair."""
+        pairs = self._micro
+        if num_starts(data, self.config) is None:
+            pairs *= data.num_frames - window_frames(self.config) + 1
+        num_weights = sum(p.numel() for p in self.model.parameters())
+        return float(pairs * self.config.latent.tokens * num_weights)
+
     def begin(self, data: LatentDataset, total_steps: int, taken: int = 0) -> None:
         """Train on `data`, by the schedule of `total_steps` of which some were taken before."""
         if self._feed is None or self._feed.data is not data:
