@@ -67,6 +67,9 @@ def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_w
     wanted = r"test_000\.h5 have 41 frames and those of .*test_001\.h5 61: .* that is 11 and 16"
     with pytest.raises(DataError, match=wanted):
         stage(make(), "test", None)
+    strided = make(encoder__t_stride=2, training__time_stride=1)
+    with pytest.raises(DataError, match=r"21 frames left by encoder\.t_stride 2 and .* 31: with"):
+        stage(strided, "test", None)
     write("burgers1d_test_001.h5", 3, 41, 128)
     with pytest.raises(DataError, match=r"test_001\.h5: .* has 128 grid points, expected 256"):
         stage(make(), "test", None)

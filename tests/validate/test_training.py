@@ -64,11 +64,18 @@ def test_a_checkpoint_is_looked_at_in_each_state_it_can_be_in(tiny_config, check
     shutil.copy(checkpoint, cut)
     os.truncate(cut, checkpoint.stat().st_size // 2)
     torch.save(torch.zeros(3), tensor)
-    own, other = tiny_config(), tiny_config(latent__dim=8)
+    own, other = tiny_config(), tiny_config(latent__dim=8, latent__tokens=16)
+    identity = tiny_config(encoder__kind="identity", encoder__x_stride=2)
     for config, path, status, message in (
         (own, None, "skip", "none is named"),
         (own, checkpoint, "ok", "epoch 1, step 1, of this model"),
-        (other, checkpoint, "fault", "was trained with latent {'dim': 16, 'tokens': 8}"),
+        (
+            other,
+            checkpoint,
+            "fault",
+            "was trained with latent.dim 16 (this run: 8), latent.tokens 8 (this run: 16): resume",
+        ),
+        (identity, checkpoint, "fault", "encoder.kind patch_subspace (this run: identity): resume"),
         (own, none, "fault", f"no checkpoint {none}"),
         (own, text, "fault", "is not a checkpoint that can be read"),
         (own, cut, "fault", "is not a checkpoint that can be read"),

@@ -195,8 +195,9 @@ def check_frames(config: RunConfig, num_frames: int) -> None:
         more = f", operator.history {history}" if history > 1 else ""
         more += f", evaluation.given_frames {given}" if given > history else ""
         raise DataError(
-            f"trajectories have {num_frames} frames; training.time_stride {training.time_stride} "
-            f"and rollout_horizon {training.rollout_horizon}{more} need {needed}: lower one of them"
+            f"trajectories have {num_frames} {_as_read(config)}; training.time_stride "
+            f"{training.time_stride} and rollout_horizon {training.rollout_horizon}{more} need "
+            f"{needed}: lower one of them"
         )
 
 
@@ -214,10 +215,16 @@ def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> 
         check_frames(config, found)
         if -(-found // stride) != -(-expected // stride):
             raise DataError(
-                f"trajectories of {first} have {expected} frames and those of {name} {found}: with "
-                f"training.time_stride {stride} that is {-(-expected // stride)} and "
+                f"trajectories of {first} have {expected} {_as_read(config)} and those of {name} "
+                f"{found}: with training.time_stride {stride} that is {-(-expected // stride)} and "
                 f"{-(-found // stride)}, expected the same number: use data saved alike"
             )
+
+
+def _as_read(config: RunConfig) -> str:
+    """What the number of frames counts: those of the file, or those that are read of them."""
+    stride = config.encoder.t_stride
+    return "frames" if stride == 1 else f"frames left by encoder.t_stride {stride}"
 
 
 def is_untouched(source: Staged) -> bool:

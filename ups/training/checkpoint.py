@@ -221,8 +221,8 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
     for section in FIXED_SECTIONS:
         if saved[section] != now[section]:
             raise CheckpointError(
-                f"{path} was trained with {section} {saved[section]}, and this run has "
-                f"{now[section]}: resume with the config it was made with, or start anew"
+                f"{path} was trained with {_differences(section, saved[section], now[section])}: "
+                "resume with the config it was made with, or start anew"
             )
     if record["position"]["batch"]:
         for name, value in _order_of(now).items():
@@ -231,6 +231,15 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
                     f"{path} is in the middle of an epoch with {name} {found}, and this run has "
                     f"{value}: resume with {found}, or from the end of an epoch"
                 )
+
+
+def _differences(section: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """The keys of a section that differ, with both values; of another kind, the kind alone."""
+    keys = [key for key in {**now, **saved} if saved.get(key) != now.get(key)]
+    return ", ".join(
+        f"{section}.{key} {saved.get(key)} (this run: {now.get(key)})"
+        for key in (["kind"] if "kind" in keys else keys)
+    )
 
 
 def _order_of(config: dict[str, Any]) -> dict[str, float | None]:
