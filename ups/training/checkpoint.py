@@ -222,9 +222,9 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
         then, own = saved[section], now[section]
         if then != own:
             names = [name for name in {**then, **own} if then.get(name) != own.get(name)]
-            found, expected = ({n: of[n] for n in names if n in of} for of in (own, then))
+            was, has = ({n: of[n] for n in names if n in of} for of in (then, own))
             raise CheckpointError(
-                f"{path} was trained with {section} {expected}, and this run has {found}: "
+                f"{path} was trained with {section} {was}, and this run has {has}: "
                 f"{_resume_with(record, 'config')}"
             )
     if record["position"]["batch"]:
