@@ -72,7 +72,9 @@ def test_a_network_that_is_no_program_is_exported_without_one_which_is_said(
     operator = ups.load(path, "cpu")
     forward = operator.model.forward
     operator.model.forward = lambda z, c: forward(z, c) if z.sum() > 0 else z[:, -1]
-    exported = export(operator, path, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "step.pt2").write_bytes(b"of an earlier export")
+    exported = export(operator, path, tmp_path / "out", overwrite=True)
     assert exported.programs == {"burgers1d": None}
     assert "burgers1d: no program: " in caplog.text
     assert json.loads(exported.card.read_text())["problems"]["burgers1d"]["program"] is None
