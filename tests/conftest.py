@@ -159,6 +159,7 @@ ON_GRID = {
 }
 OF_KIND = {
     "latent_transformer": {},
+    "latent_cnn": {"operator": {"kind": "latent_cnn", "hidden_dim": 16, "num_blocks": 1}},
     "fno": {**ON_GRID, "operator": {"kind": "fno", "width": 8, "modes": 6, "num_layers": 2}},
     "unet": {**ON_GRID, "operator": {"kind": "unet", "width": 8, "num_levels": 3}},
 }

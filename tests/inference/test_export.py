@@ -18,7 +18,7 @@ from ups.models.build import build_operator
 def test_what_is_exported_takes_the_same_step_without_this_project(
     tiny_config, saved, tiny_data, tmp_path
 ):
-    config = tiny_config()
+    config = tiny_config(operator={"kind": "latent_cnn", "hidden_dim": 16, "num_blocks": 1})
     path = saved(config)
     operator = ups.load(path, "cpu")
     exported = export(operator, path, tmp_path / "out")
@@ -51,6 +51,20 @@ def test_what_is_exported_takes_the_same_step_without_this_project(
         export(operator, path, tmp_path / "out")
 
 
+def test_a_program_of_the_fno_takes_batches_of_any_size(tiny_config, saved, tmp_path):
+    on_grid = {"encoder__kind": "identity", "encoder__x_stride": 8, "latent__dim": 4}
+    settings = {"kind": "fno", "history": 2, "width": 4, "modes": 4, "num_layers": 1}
+    path = saved(tiny_config(operator=settings, **on_grid))
+    operator = ups.load(path, "cpu")
+    exported = export(operator, path, tmp_path / "out")
+    u0 = torch.randn(3, 2, 32)
+    expected = operator.predict(u0, nu=0.02, steps=1)[:, 0]
+    program = torch.export.load(exported.programs["burgers1d"]).module()
+    for num in (1, 3):
+        found = program(u0[:num], torch.full((num,), 0.02))
+        assert torch.allclose(found, expected[:num], atol=1e-5)
+
+
 def test_a_network_that_is_no_program_is_exported_without_one_which_is_said(
     tiny_config, saved, tmp_path, caplog
 ):
@@ -58,7 +72,9 @@ def test_a_network_that_is_no_program_is_exported_without_one_which_is_said(
     operator = ups.load(path, "cpu")
     forward = operator.model.forward
     operator.model.forward = lambda z, c: forward(z, c) if z.sum() > 0 else z[:, -1]
-    exported = export(operator, path, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "step.pt2").write_bytes(b"of an earlier export")
+    exported = export(operator, path, tmp_path / "out", overwrite=True)
     assert exported.programs == {"burgers1d": None}
     assert "burgers1d: no program: " in caplog.text
     assert json.loads(exported.card.read_text())["problems"]["burgers1d"]["program"] is None

@@ -251,8 +251,8 @@ def write_as_before(path, holds_encoder):
 def test_an_earlier_checkpoint_takes_what_it_lacks_from_its_cache_entry(
     tiny_config, saved, stage_all, u0, tmp_path, holds_encoder
 ):
-    before = {f"operator__{k}": v for k, v in checkpoint.OF_FORMAT_1["operator"].items()}
-    config = tiny_config(**before)
+    then = {"token_kernel": 1, "amplitude_scaling": False, "conserve_mean": False}
+    config = tiny_config(**{f"operator__{name}": value for name, value in then.items()})
     path = saved(config)
     expected = ups.load(path).predict(u0, nu=NU, steps=2)
     write_as_before(path, holds_encoder)

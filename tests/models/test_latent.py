@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from ups.equations import EQUATIONS
+from ups.equations.advection import ADVECTION
 from ups.models.build import build_operator
 from ups.models.conditioning import conditioning
 from ups.models.latent import LatentOperator
@@ -56,6 +60,23 @@ def test_the_mean_over_space_is_conserved_and_nothing_else(model, tiny_config, k
     assert not torch.isclose(after[:, 1:], before[:, 1:], atol=1e-6).any()
     model.conserves_mean = False
     assert not torch.isclose(model(z, condition(2)).mean(1)[:, 0], before[:, 0], atol=1e-6).any()
+
+
+def test_the_mean_is_kept_where_all_equations_of_the_run_conserve_it(tiny_config, monkeypatch):
+    both = {"data__task": ["burgers1d", "advection1d"]}
+    assert build_operator(tiny_config(**both)).conserves_mean
+    assert not build_operator(tiny_config(**both, operator__conserve_mean=False)).conserves_mean
+    monkeypatch.setitem(EQUATIONS, "advection1d", replace(ADVECTION, conserves_mean=False))
+    assert not build_operator(tiny_config(**both)).conserves_mean
+
+
+def test_of_the_fields_own_values_it_is_the_mean_of_all_that_is_conserved(tiny_config, kind):
+    model = build_operator(tiny_config(**kind, encoder__kind="identity", latent__dim=32)).double()
+    torch.nn.init.normal_(model.head.bias)
+    z = torch.randn(2, 1, 8, 32, dtype=torch.float64)
+    after = model(z, condition(2))
+    assert torch.allclose(after.mean((1, 2)), z.mean((1, 2, 3)), atol=1e-14)
+    assert not torch.isclose(after.mean(1), z.mean((1, 2)), atol=1e-6).any()
 
 
 def test_the_amplitude_of_a_frame_scales_the_update_and_is_told_by_its_logarithm(model):

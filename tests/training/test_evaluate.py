@@ -118,6 +118,9 @@ def test_the_scores_of_pdebench_are_of_all_frames_and_averaged_batch_by_batch(
     names = ("RMSE", "nRMSE", "cRMSE", "max")
     expected = dict(zip(names, np.mean(found, 0), strict=True))
     assert {name: scores.pdebench[name] for name in names} == pytest.approx(expected, rel=1e-4)
+    stays = np.linalg.norm(u[:, given:] - u[:, given - 1, None], axis=2)
+    persistence = (stays / np.linalg.norm(u[:, given:], axis=2)).mean()
+    assert scores.persistence_rollout["nRMSE"] == pytest.approx(persistence, rel=1e-4)
     predicted_only = scores.rollout["RMSE"] * (u.shape[1] - given) / u.shape[1]
     assert predicted_only == pytest.approx(expected["RMSE"], rel=0.3)
     assert predicted_only != pytest.approx(expected["RMSE"], rel=1e-3)  # of unequal batches
@@ -145,6 +148,15 @@ def test_a_trajectory_that_is_zero_is_named_and_left_out_of_the_mean(random_stat
     for kind in ("rollout", "one_step", "persistence_rollout"):
         nrmse = getattr(found, kind)["nRMSE"]
         assert nrmse == pytest.approx(getattr(others, kind)["nRMSE"], rel=1e-5)
+
+
+def test_a_batch_that_is_zero_leaves_the_scores_of_pdebench_finite(random_state, score):
+    def zero(tensor):
+        tensor[4:] = 0
+
+    scores = score(random_state, zero)  # in batches of 4
+    assert all(map(math.isfinite, scores.pdebench.values())), scores.pdebench
+    assert scores.pdebench["nRMSE"] == score(random_state, rows=[(0, 4)]).pdebench["nRMSE"]
 
 
 def test_a_test_split_of_zeros_has_no_score(random_state, score):

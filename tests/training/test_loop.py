@@ -38,18 +38,19 @@ def test_training_lowers_the_loss_and_leaves_a_record_and_a_checkpoint_with_the_
     assert result.best_val_nrmse == best["val/nrmse_rollout"]
 
 
-# The end of an epoch, the start and the middle of one.
-@pytest.mark.parametrize("steps", [8, 9, 10])
+# The end of an epoch, the start and the middle of one; the middle of one of pairs.
+@pytest.mark.parametrize(("steps", "pairs"), [(8, None), (9, None), (10, None), (3, 40)])
 def test_a_stopped_run_resumes_to_the_same_weights(
-    prepared, stop_after, assert_same_weights, steps
+    prepared, stop_after, assert_same_weights, steps, pairs
 ):
-    config, latents, whole = prepared("whole")
+    overrides = {"training__pairs_per_step": pairs}
+    config, latents, whole = prepared("whole", **overrides)
     train(config, latents, whole)
-    config, latents, halves = prepared("halves")
+    config, latents, halves = prepared("halves", **overrides)
     with pytest.raises(Interrupted):
         train(config, latents, halves, stop=stop_after(latents.train, steps))
     assert checkpoint.load(halves / "checkpoints/last.pt")["position"]["step"] == steps
-    config, latents, halves = prepared("halves")
+    config, latents, halves = prepared("halves", **overrides)
     result = train(config, latents, halves)
     assert result.resumed_from_step == steps
     assert_same_weights(whole, halves)

@@ -1,5 +1,6 @@
 """What is resumed is what was written, by a run of the same kind on the same data."""
 
+import json
 import shutil
 
 import h5py
@@ -111,6 +112,44 @@ def test_within_an_epoch_neither_the_batch_nor_the_order_may_change(prepared, st
     assert train(*prepared(**halved)).resumed_from_step == 6
     ended = {"training__batch_size": 3, "stages__operator__epochs": 4}
     assert train(*prepared("ended", **ended), resume=first).num_epochs == 4
+
+
+def test_within_an_epoch_of_pairs_what_they_are_drawn_by_may_not_change(prepared, stop_after):
+    pairs = {"training__pairs_per_step": 40, "stages__operator__epochs": 1}
+    config, latents, run_dir = prepared(**pairs)
+    with pytest.raises(Interrupted):
+        train(config, latents, run_dir, stop=stop_after(latents.train, 2))
+    for name, value in (
+        ("pairs_per_step", 20),
+        ("early_pairs", 0.5),
+        ("rollout_horizon", 2),
+        ("time_stride", 2),
+    ):
+        message = f"middle of an epoch with training.{name} .*, and this run has {value}: resume"
+        with pytest.raises(CheckpointError, match=message):
+            train(*prepared(**pairs | {f"training__{name}": value}))
+
+
+def test_of_a_checkpoint_of_format_1_it_is_said_what_can_be_done_with_it(prepared, first):
+    record = checkpoint.load(first)
+    config = json.loads(record["config"])
+    for section, added in checkpoint.OF_FORMAT_1.items():
+        for name in added:
+            del config[section][name]
+    torch.save({**record, "format": 1, "config": json.dumps(config)}, first)
+    longer, before = {"stages__operator__epochs": 4}, checkpoint.OF_FORMAT_1["operator"]
+    remedy = "it is of an earlier version, which encoded otherwise: predict with it"
+    message = rf"trained with operator.token_kernel 1 \(this run: 3\), .*: {remedy}"
+    with pytest.raises(CheckpointError, match=message):
+        train(*prepared("second", **longer), resume=first)
+    as_then = {f"operator__{name}": value for name, value in before.items()}
+    config, latents, run_dir = prepared("third", **longer, **as_then)
+    encoder = latents.encoders["burgers1d"]
+    latents.encoders["burgers1d"] = PatchEncoder(
+        encoder.weight_PD.flip(1), encoder.mean, encoder.std
+    )
+    with pytest.raises(CheckpointError, match=f"trained with another encoder .*; {remedy}"):
+        train(config, latents, run_dir, resume=first)
 
 
 def test_patience_counts_from_where_the_checkpoint_of_another_run_was_taken_up(prepared, first):

@@ -157,6 +157,7 @@ def _write_program(operator: TrainedOperator, problem: TrainedProblem, path: Pat
         )
     except Exception as error:  # noqa: BLE001 (what a network does that no program holds)
         log.warning("%s: no program: %s", problem.name, str(error).partition("\n")[0])
+        path.unlink(missing_ok=True)  # of an earlier export, with other weights
         return False
     with replacing(path) as file:
         torch.export.save(program, file)

@@ -24,7 +24,9 @@ class Operator(nn.Module):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         from neuralop.models import FNO as Layers
+        from tensorly.plugins import use_default_einsum
 
+        use_default_einsum()  # the library's looks for an order of two factors: no program has that
         op, points = config.operator, config.latent.tokens * config.latent.dim
         assert isinstance(op, FNO)
         self.layers = Layers(
@@ -43,7 +45,7 @@ class Operator(nn.Module):
         with torch.autocast(z_BHKD.device.type, enabled=False):  # there is no FFT of bfloat16
             u_BHX = z_BHKD.float().flatten(2)
             told_BCX = condition_BC.float().unsqueeze(-1).expand(-1, -1, len(self.x_X))
-            x_B1X = self.x_X.expand(len(u_BHX), 1, -1)
+            x_B1X = self.x_X.expand(u_BHX.shape[0], 1, -1)
             next_B1X = self.layers(torch.cat([u_BHX, x_B1X, told_BCX], 1))
         return cast(Tensor, next_B1X).view_as(z_BHKD[:, -1])
 

@@ -40,6 +40,8 @@ class LatentOperator(nn.Module):
         self.conserves_mean = op.conserve_mean and all(
             EQUATIONS[name].conserves_mean for name in equations
         )
+        # Of a patch's points all make its mean; of its latents the first is that.
+        self.mean_channels = dim if config.encoder.kind == "identity" else 1
         self.embed = TokenConvolution(op.history * dim, width, op.token_kernel)
         self.condition = nn.Sequential(
             nn.Linear(num_conditions(equations) + self.is_scaled, width),
@@ -63,9 +65,10 @@ class LatentOperator(nn.Module):
         increment_BKD: Tensor = self.head(self.norm(x_BKW))
         if self.is_scaled:
             increment_BKD = a_B11 * increment_BKD
-        if self.conserves_mean:  # the first channel is the mean of a patch
-            mean_B11 = increment_BKD[..., :1].mean(1, keepdim=True)
-            increment_BKD = increment_BKD - F.pad(mean_B11, (0, increment_BKD.shape[-1] - 1))
+        if self.conserves_mean:
+            num = self.mean_channels
+            mean_B1M = increment_BKD[..., :num].mean((1, 2), keepdim=True).expand(-1, -1, num)
+            increment_BKD = increment_BKD - F.pad(mean_B1M, (0, increment_BKD.shape[-1] - num))
         return last_BKD + increment_BKD
 
     def update(self, x_BKW: Tensor, c_BW: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def _read(path: Path, device: str, mmap: bool) -> dict[str, Any]:
         config = json.loads(record["config"])
         for section, then in OF_FORMAT_1.items():
             config[section] |= then
-        record |= {"format": FORMAT_VERSION, "config": json.dumps(config)}
+        record["config"] = json.dumps(config)
     elif version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {version}, expected 1 to {FORMAT_VERSION}: "
@@ -219,10 +219,11 @@ def check_fits(path: Path, record: dict[str, Any], config: RunConfig) -> None:
             "with tasks of the same equations, or start anew"
         )
     for section in FIXED_SECTIONS:
-        if saved[section] != now[section]:
+        then, own = saved[section], now[section]
+        if then != own:
             raise CheckpointError(
-                f"{path} was trained with {_differences(section, saved[section], now[section])}: "
-                "resume with the config it was made with, or start anew"
+                f"{path} was trained with {_differences(section, then, own)}: "
+                f"{_resume_with(record, 'config')}"
             )
     if record["position"]["batch"]:
         for name, value in _order_of(now).items():
@@ -242,6 +243,15 @@ def _differences(section: str, saved: dict[str, Any], now: dict[str, Any]) -> st
     )
 
 
+def _resume_with(record: dict[str, Any], what: str) -> str:
+    if record["format"] == FORMAT_VERSION:
+        return f"resume with the {what} that it was trained with, or start anew"
+    return (
+        "it is of an earlier version, which encoded otherwise: predict with it (`ups predict`), "
+        "and start anew to train"
+    )
+
+
 def _order_of(config: dict[str, Any]) -> dict[str, float | None]:
     """What the order of an epoch, and the place in it, depend on."""
     training = config["training"]
@@ -252,7 +262,7 @@ def _order_of(config: dict[str, Any]) -> dict[str, float | None]:
         * training["accumulation_steps"],
         "training.seed": training["seed"],
     }
-    of_pairs = ("early_pairs", "rollout_horizon")
+    of_pairs = ("early_pairs", "rollout_horizon", "time_stride")
     return order | ({f"training.{name}": training[name] for name in of_pairs} if pairs else {})
 
 
@@ -318,7 +328,7 @@ def check_data(
             raise CheckpointError(
                 f"{path} was trained with another encoder of {name}: a basis vector, the mean or "
                 f"the scale differs by {distance:.2g}, expected {ENCODER_TOLERANCE} at most; "
-                "resume with the cache entry that it was trained with, or start anew"
+                f"{_resume_with(record, 'cache entry')}"
             )
     return True
 

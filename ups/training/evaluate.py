@@ -233,11 +233,14 @@ def score_problem(
         picture=picture,
         rollout_spread=_spread(errors_NT.nanmean(1)),
         rollout_over_time=_over_time(errors_NT, step_dt, given),
-        pdebench={
-            name: sum(found[name] for found in of_batches) / len(of_batches)
-            for name in of_batches[0]
-        },
+        pdebench={name: _mean([of[name] for of in of_batches]) for name in of_batches[0]},
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that there are: a batch of zeros has no nRMSE."""
+    found = [value for value in values if not math.isnan(value)]
+    return sum(found) / len(found)
 
 
 def _spread(errors_N: Tensor) -> dict[str, float]:

@@ -109,7 +109,7 @@ class TrainStep:
         before = copy.deepcopy(self.state_dict())
         training, latent = self.config.training, self.config.latent
         frames = -(-WARM_UP_FRAMES // (self.config.encoder.t_stride * training.time_stride))
-        if training.pairs_per_step is not None:
+        if training.pairs_per_step is not None or frames < window_frames(self.config):
             frames = window_frames(self.config)
         shape = (self._micro, frames, latent.tokens, latent.dim)
         dtype = getattr(torch, training.latent_cache_dtype)
