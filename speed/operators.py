@@ -18,6 +18,8 @@ from speed.operator_training import (
     NUM,
     NUS,
     PAIRS_FACTOR,
+    TIMED_STEPS,
+    X_STRIDE,
     Choice,
     Job,
     Trained,
@@ -50,11 +52,12 @@ CHOSEN = {
     ("U-Net", 0.001): Choice(2e-3, 10),
 }
 CHOOSE_AFTER_S = 10
-RATES, PAIRS = (2e-3, 4e-3, 8e-3), (10, 20)
-SIZES: dict[str, tuple[dict[str, Any], ...]] = {
-    OURS: ({}, {"latent.tokens": 32}),
-    "FNO": ({}, {"operator.modes": 24}),
-    "U-Net": ({}, {"operator.width": 32}),
+RATES = (4e-3, 8e-3, 16e-3)
+PAIRS = {OURS: (10, 20), "FNO": (5, 10), "U-Net": (5, 10)}
+SIZES: dict[str, dict[str, Any]] = {  # tried where shocks are narrow
+    OURS: {"latent.tokens": 32},
+    "FNO": {"operator.modes": 24},
+    "U-Net": {"operator.width": 32},
 }
 
 
@@ -138,7 +141,8 @@ def choose_from(
         Job(name, nu, Choice(lr, pairs, size), budget, split="val")
         for nu in nus
         for name in names
-        for size, lr, pairs in product(SIZES[name], RATES, PAIRS)
+        for size in ({}, SIZES[name])[: 1 + (nu < NUS[0])]
+        for lr, pairs in product(RATES, PAIRS[name])
     ]
     trained = list(_trained(settings, each, jobs))
     for (name, nu), chosen in CHOSEN.items():
@@ -177,7 +181,7 @@ def _notes(settings: Settings, names: Sequence[str]) -> list[str]:
         + ". Those were chosen on val (`python -m speed operators --sections choice`).",
         f"A training has one thread; {_num_processes(settings)} run side by side, the kinds in "
         "turn. Its steps are as many as the budget allows by the time of "
-        f"{settings.scaled(40)} steps just before; what they took is beside each figure.",
+        f"{settings.scaled(TIMED_STEPS)} steps just before; what they took is beside each figure.",
     ]
 
 
@@ -193,7 +197,7 @@ def _mean(result: Result) -> float:
 
 def _persistence(settings: Settings, nu: float) -> float:
     u_NTX, _ = fields(settings, config_of(settings, OURS, nu, CHOSEN[OURS, nu]), nu, "test")
-    u_NTX = u_NTX[..., ::4]
+    u_NTX = u_NTX[..., ::X_STRIDE]
     return mean_error(u_NTX[:, :1].expand_as(u_NTX[:, 1:]), u_NTX)
 
 

@@ -52,9 +52,8 @@ def test_the_comparison_has_a_row_a_budget_and_a_picture(settings):
 
 
 def test_the_choice_marks_what_is_used(settings, monkeypatch):
-    monkeypatch.setattr(operators, "PAIRS", (20,))
+    monkeypatch.setitem(operators.PAIRS, "latent CNN", (20,))
     monkeypatch.setattr(operators, "RATES", (2e-3, 4e-3))
-    monkeypatch.setitem(operators.SIZES, "latent CNN", ({},))
     monkeypatch.setitem(operators.CHOSEN, ("latent CNN", NU), Choice(4e-3, 20))
     (row,) = operators.choose_from(settings, map, NAMES[:1], [NU])
     assert {r.name: r.role for r in row.results} == {
