@@ -38,6 +38,7 @@ NUM: dict[str, dict[Split, int]] = {
 }
 PAIRS_FACTOR = {"cpu": 1, "cuda": 16}  # a GPU takes a step of more pairs in the same time
 WARM_UP_STEPS, TIMED_STEPS = 10, 40
+PARTS = 10
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class Trained:
 def train_and_score(settings: Settings, job: Job) -> Trained:
     """Train for the budget, and score the average of the weights.
 
-    The number of steps is set before, from the time of some steps of an operator that is thrown
-    away, so that the schedule ends with the budget.
+    The number of steps is first set from the time of some steps of an operator that is thrown away.
     """
     torch.set_num_threads(1)
     config = config_of(settings, job.name, job.nu, job.choice, job.seed)
@@ -105,13 +105,33 @@ def train_and_score(settings: Settings, job: Job) -> Trained:
     num_steps = warm_up + timed
     take_steps(trial, data, num_steps, range(warm_up))
     step_s = take_steps(trial, data, num_steps, range(warm_up, num_steps)) / timed
-    num_steps = max(1, round(job.budget_s / step_s))
     step = TrainStep(config)
-    seconds = take_steps(step, data, num_steps, range(num_steps))
+    seconds, num_steps = train_for(step, data, job.budget_s, step_s)
     encoder = latents.encoders[inputs.PROBLEM].to(step.device)
     latents.close()
     error = score(settings, config, step.ema, encoder, job.nu, job.split)
     return Trained(error, seconds, num_steps)
+
+
+def train_for(
+    step: TrainStep, data: LatentDataset, budget_s: float, step_s: float
+) -> tuple[float, int]:
+    """Train so that the schedule ends with the budget; the seconds really spent, and the steps.
+
+    A tenth of the steps at a time, after which their number is set anew from the time that they
+    took: on a busy machine that changes by a third.
+
+    Args:
+        step_s: what a step will take, about.
+    """
+    taken, seconds, total = 0, 0.0, max(1, round(budget_s / step_s))
+    for part in range(1, PARTS + 1):
+        end = max(taken, total * part // PARTS)
+        seconds += take_steps(step, data, total, range(taken, end))
+        taken = end
+        if taken and part < PARTS:
+            total = max(taken + 1, round(taken * budget_s / seconds))
+    return seconds, taken
 
 
 def take_steps(step: TrainStep, data: LatentDataset, total: int, steps: range) -> float:

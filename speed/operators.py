@@ -18,7 +18,6 @@ from speed.operator_training import (
     NUM,
     NUS,
     PAIRS_FACTOR,
-    TIMED_STEPS,
     X_STRIDE,
     Choice,
     Job,
@@ -180,8 +179,8 @@ def _notes(settings: Settings, names: Sequence[str]) -> list[str]:
         + (f" (× {PAIRS_FACTOR[device]} pairs)" if PAIRS_FACTOR[device] > 1 else "")
         + ". Those were chosen on val (`python -m speed operators --sections choice`).",
         f"A training has one thread; {_num_processes(settings)} run side by side, the kinds in "
-        "turn. Its steps are as many as the budget allows by the time of "
-        f"{settings.scaled(TIMED_STEPS)} steps just before; what they took is beside each figure.",
+        "turn. The schedule ends with the budget: the number of steps follows the time that they "
+        "take, from some steps just before on; what they took is beside each figure.",
     ]
 
 

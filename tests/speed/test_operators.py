@@ -8,12 +8,24 @@ from torch import nn
 from speed import operators
 from speed.harness import Result
 from speed.operator_cost import as_good
-from speed.operator_training import Choice, config_of, fields, mean_error, path_of, score, staged_of
+from speed.operator_training import (
+    Choice,
+    config_of,
+    fields,
+    mean_error,
+    path_of,
+    score,
+    staged_of,
+    train_for,
+)
 from speed.settings import Settings
 from ups.data.sources import open_files
 from ups.equations.burgers import solve
 from ups.equations.initial_conditions import cell_centres, initial_conditions
+from ups.latents.build import ensure
 from ups.latents.encode import fit_encoder
+from ups.latents.loader import load
+from ups.training.step import TrainStep
 
 NU = 0.01
 NAMES = ("latent CNN", "U-Net")  # importing the FNO's library takes seconds
@@ -88,3 +100,15 @@ def test_the_coarsest_solver_that_errs_no_more_is_the_one_beside_an_operator():
     beside = as_good(solver, "FNO", 0.2)
     assert (beside.values, beside.extras["points"]) == ([2.0], [32.0])
     assert as_good(solver, "FNO", 0.01).failed
+
+
+def test_the_schedule_ends_with_the_budget(settings):
+    config = config_of(settings, "latent CNN", NU, Choice(1e-3, 4))
+    staged = {"burgers1d": staged_of(settings, NU)}
+    entry = {"burgers1d": ensure(config, staged["burgers1d"])}
+    latents, step = load(config, entry, staged, device="cpu"), TrainStep(config)
+    seconds, num_steps = train_for(step, latents.train, budget_s=0.4, step_s=2e-3)
+    latents.close()
+    assert num_steps < 150, "a step takes longer than two milliseconds"
+    assert 0.2 < seconds < 0.8
+    assert step.schedule.lr < 1e-4
