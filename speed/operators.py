@@ -43,12 +43,12 @@ OURS = next(iter(CONFIGS))
 
 # What each kind has for itself; `choose` shows it beside others.
 CHOSEN = {
-    (OURS, 0.01): Choice(4e-3, 20),
-    ("FNO", 0.01): Choice(4e-3, 10),
-    ("U-Net", 0.01): Choice(2e-3, 10),
-    (OURS, 0.001): Choice(4e-3, 10, {"latent.tokens": 32}),
-    ("FNO", 0.001): Choice(4e-3, 10),
-    ("U-Net", 0.001): Choice(2e-3, 10),
+    (OURS, 0.01): Choice(8e-3, 20),
+    ("FNO", 0.01): Choice(16e-3, 10),
+    ("U-Net", 0.01): Choice(4e-3, 10),
+    (OURS, 0.001): Choice(4e-3, 10),
+    ("FNO", 0.001): Choice(16e-3, 10),
+    ("U-Net", 0.001): Choice(4e-3, 10),
 }
 CHOOSE_AFTER_S = 10
 RATES = (4e-3, 8e-3, 16e-3)
