@@ -51,7 +51,7 @@ CHOSEN = {
     ("U-Net", 0.001): Choice(4e-3, 10),
 }
 CHOOSE_AFTER_S = 10
-RATES = (4e-3, 8e-3, 16e-3)
+RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 PAIRS = {OURS: (10, 20), "FNO": (5, 10), "U-Net": (5, 10)}
 SIZES: dict[str, dict[str, Any]] = {  # tried where shocks are narrow
     OURS: {"latent.tokens": 32},
