@@ -57,7 +57,10 @@ def draw(
     for row in panels:
         row[0].set_ylabel("rollout nRMSE")
     seeds = max(len(result.values) for row in rows.values() for result in row.results)
-    figure.suptitle(f"Above: median of {seeds} seeds, least and most. Below: after the longest.")
+    figure.suptitle(
+        f"Error against the cost of training (median, least and most of {seeds} seeds),\n"
+        f"and against that of a prediction (mean of the seeds, after {budgets[-1]:g} {clock})"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -106,7 +109,8 @@ def _predictions(
     for result in operators:
         place, colour = (_ms(result), errors[result.name]), COLOURS[result.name]
         panel.plot(*place, color=colour, marker="o", markersize=8)
-        panel.annotate(result.name, place, xytext=(8, 4), textcoords="offset points", color=colour)
+        above = {"xytext": (9, 9), "ha": "center", "color": colour, "fontsize": 9}
+        panel.annotate(result.name, place, textcoords="offset points", **above)
     panel.set_xscale("log")
     panel.margins(x=0.2)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
