@@ -11,7 +11,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 unexport PYTHONDONTWRITEBYTECODE
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install vast up run benchmark down test test-ui speed speed-gpu lock clean
+.PHONY: help install vast up run benchmark down test test-ui speed speed-gpu compare lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ speed: install $(SPEED_INSTALLED)  ## measure each phase beside its peers on the
 
 speed-gpu: install  ## measure encoding, loading and training on a GPU; ARGS="--device cpu --size 0.01"
 	@$(BIN)/python -m speed gpu $(ARGS)
+
+compare: install  ## our operator, FNO and U-Net: error for equal seconds of training; ARGS="--device cuda"
+	@$(BIN)/python -m speed operators $(ARGS)
 
 # The peers have an environment of their own, so that they never bend the project's lock.
 $(SPEED_INSTALLED): speed/requirements.txt | $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Measure the speed of each phase: `python -m speed cpu` and `python -m speed gpu`."""
+"""Measure the speed of each phase, and operators: `python -m speed cpu`, `gpu` or `operators`."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ SECTIONS = {
         "gpu_train": "train.run",
         "gpu_startup": "startup.run_gpu",
     },
+    "operators": {"operators": "operators.run", "choice": "operators.choose"},
 }
 PREPARED = ("download", "load", "batches")  # these have `prepare`, which is not timed
+ON_REQUEST = ("choice",)  # run only where --sections names them
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parse(arguments)
     sections = SECTIONS[given.suite]
-    chosen = given.sections.split(",") if given.sections else list(sections)
+    usual = [name for name in sections if name not in ON_REQUEST]
+    chosen = given.sections.split(",") if given.sections else usual
     if unknown := set(chosen) - set(sections):
         print(f"--sections: found {', '.join(sorted(unknown))}; expected {', '.join(sections)}")
         return 2
@@ -54,6 +57,7 @@ def run(settings: Settings, suite: str, chosen: list[str]) -> int:
     out = settings.results
     kind = host.kind(settings.device) + ("" if settings.is_default else "-trial")
     kind += "-gpu-script" if suite == "gpu" and settings.device == "cpu" else ""
+    kind = f"operators-{kind}" if suite == "operators" else kind
     report = Report.load_or_new(out, kind, host.record(settings.folder))
     _make_inputs(settings, suite, chosen)
     commit = host.commit()  # the results that are written change the working tree
@@ -87,13 +91,14 @@ def run(settings: Settings, suite: str, chosen: list[str]) -> int:
 
 def _make_inputs(settings: Settings, suite: str, chosen: list[str]) -> None:
     started = time.monotonic()
-    if suite == "cpu":
-        path = inputs.tiled_set(settings)
-        what = f"{settings.num_solved} solved trajectories tiled with random periodic shifts"
-    else:
-        path, what = inputs.solved_set(settings), "each trajectory solved"
-    seconds = time.monotonic() - started
-    print(f"inputs: {path.name}, {what} ({seconds:.1f} s, not timed)", flush=True)
+    if suite != "operators":
+        if suite == "cpu":
+            path = inputs.tiled_set(settings)
+            what = f"{settings.num_solved} solved trajectories tiled with random periodic shifts"
+        else:
+            path, what = inputs.solved_set(settings), "each trajectory solved"
+        seconds = time.monotonic() - started
+        print(f"inputs: {path.name}, {what} ({seconds:.1f} s, not timed)", flush=True)
     for section in chosen:
         started = time.monotonic()
         if section in PREPARED:
