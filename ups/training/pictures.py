@@ -60,7 +60,7 @@ def draw_prediction(
     axes.set_xlim(edges[0] - step_dt / 2, edges[1])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     with replacing(path, durable=False) as file:
         figure.savefig(file, format="png", dpi=130)
 
