@@ -71,7 +71,7 @@ def train_burgers(
         latent_tokens: Tokens of a frame, a divisor of the grid. None: as in the config.
         epochs: Passes over the training split, 1 or more. None: as in the config.
         seed: Seed of the weights and of the shuffling. None: as in the config.
-        overrides: Any other value by its dotted key, such as {"training.batch_size": 24}.
+        overrides: Any other value by its dotted key, such as {"training.pairs_per_step": 40}.
         features: The optimisations, to switch them off one by one. None: as in the config.
         overwrite_cache: Build the latent cache again although it is there.
         resume_from: A checkpoint of another run to go on from. None: start new.

@@ -256,7 +256,7 @@ def _overrides(text: str | None) -> dict[str, Any] | None:
     """The flow's parameter `overrides`, which may also change where the data lies."""
     if text is None:
         return None
-    fault = f'found {text!r}, expected JSON such as {{"training.batch_size": 24}}'
+    fault = f'found {text!r}, expected JSON such as {{"training.pairs_per_step": 40}}'
     try:
         if isinstance(found := json.loads(text, object_pairs_hook=once), dict):
             return found

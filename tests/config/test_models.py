@@ -101,6 +101,13 @@ def test_credentials_in_an_endpoint_are_refused_and_not_repeated():
     assert error.value.__suppress_context__
 
 
+def test_an_override_without_effect_is_refused():
+    with pytest.raises(ConfigError, match=r"no effect, as training.pairs_per_step is 20: set that"):
+        load_config("smoke", {"training.batch_size": 16})
+    whole = {"training.batch_size": 16, "training.pairs_per_step": None}
+    assert load_config("smoke", whole).training.batch_size == 16
+
+
 def test_overrides_are_the_callers_own_and_stay_as_they_are():
     section = {"dim": 16}
     config = load_config("smoke", {"latent": section, "latent.tokens": 32})

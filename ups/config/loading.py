@@ -28,7 +28,7 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
         InvalidConfig: single fields have faults, or, where none has, they break rules together;
             a line for each.
         ConfigError: it is not there, is not YAML as `read_yaml` takes it, or an override leads
-            nowhere.
+            nowhere, or would have no effect.
     """
     path = find_config(name_or_path)
     try:
@@ -39,9 +39,17 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping of sections")
-    for dotted, value in (overrides or {}).items():
+    overrides = overrides or {}
+    for dotted, value in overrides.items():
         _set(tree, dotted, value)
-    return parse_config(tree, path.name)
+    config = parse_config(tree, path.name)
+    pairs = config.training.pairs_per_step
+    if pairs and "training.batch_size" in overrides and "training.pairs_per_step" not in overrides:
+        raise ConfigError(
+            f"override 'training.batch_size': it has no effect, as training.pairs_per_step is "
+            f"{pairs}: set that, or have it be null for whole trajectories"
+        )
+    return config
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:

@@ -3,7 +3,7 @@
 Every data set answers `batch(index)` with whole trajectories, subsampled by the time stride, so
 that the pairs of a batch are views of one tensor: with L = T' - h starts, z0 is `z[:, :L]` and the
 targets are `z[:, j : j + L]` for j = 1 … h. `batch(index, frames)` picks frames of each of them.
-Which data set serves a run never changes its batches.
+Which data set serves a run never changes what its batches are of.
 """
 
 from __future__ import annotations
