@@ -151,7 +151,8 @@ def test_what_the_system_refuses_is_one_line_with_a_remedy(tiny_config, ups_on):
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path):
     command = [sys.executable, "-m", "deployments.cli.app", "runs", "list", "--dir", str(tmp_path)]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # then what is left is tried again at exit
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
     (line,) = done.stderr.splitlines()
     assert (done.returncode, line.startswith("error: standard output")) == (1, True), line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -33,6 +34,14 @@ PIPE_COLUMNS = 200
 LOG_FORMAT, LOG_TIME = "%(asctime)s %(message)s", "%H:%M:%S"
 
 
+def _let_go_of_unwritten_output() -> None:
+    """What standard output has refused would be tried again at the exit, with lines about that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def errors_shown() -> Iterator[None]:
     """Log to standard error; what is meant for the user ends in a message and exit code 1.
@@ -52,6 +61,7 @@ def errors_shown() -> Iterator[None]:
             yield
     except UpsError as error:
         typer.echo(f"error: {error}", err=True)
+        _let_go_of_unwritten_output()
         raise typer.Exit(FAILED) from None
     finally:
         if before is not None:
