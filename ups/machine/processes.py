@@ -49,7 +49,8 @@ class DeferredSignals:
     """While it is open, SIGTERM and SIGINT only set `pending`; at its end they are delivered.
 
     The step that runs is finished, and what it leaves can be saved. A second signal is delivered
-    at once. Outside the main thread, where no signal arrives, nothing is done.
+    at once. One that is ignored, as SIGINT by what a shell starts with `&`, stays ignored. Outside
+    the main thread, where no signal arrives, nothing is done.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,8 @@ class DeferredSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self._handlers[number] = signal.signal(number, self._remember)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
