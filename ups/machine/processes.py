@@ -49,8 +49,7 @@ class DeferredSignals:
     """While it is open, SIGTERM and SIGINT only set `pending`; at its end they are delivered.
 
     The step that runs is finished, and what it leaves can be saved. A second signal is delivered
-    at once. One that is ignored, as SIGINT by what a shell starts with `&`, stays ignored. Outside
-    the main thread, where no signal arrives, nothing is done.
+    at once. Outside the main thread, where no signal arrives, nothing is done.
     """
 
     def __init__(self) -> None:
@@ -60,8 +59,7 @@ class DeferredSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._handlers[number] = signal.signal(number, self._remember)
+                self._handlers[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
