@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,30 @@ OF_KIND = {
 def of_kind(request: pytest.FixtureRequest) -> dict[str, object]:
     """What `tiny_config` takes for each kind of operator, one after the other."""
     return {key.replace(".", "__"): value for key, value in OF_KIND[request.param].items()}
+
+
+@pytest.fixture(scope="session")
+def as_format_1() -> Callable[..., None]:
+    """`as_format_1(path, keep)`: make a checkpoint one of format 1.
+
+    Of what it was trained on it then says `keep`, of each problem; of nothing, without.
+    """
+    import torch
+
+    from ups.training import checkpoint
+
+    def rewrite(path: Path, keep: Sequence[str] = ()) -> None:
+        record = checkpoint.load(path)
+        config = json.loads(record["config"])
+        for section, added in checkpoint.OF_FORMAT_1.items():
+            for name in added:
+                del config[section][name]
+        said = record.pop("trained_on").items()
+        if keep:
+            record["trained_on"] = {n: {k: of[k] for k in keep} for n, of in said}
+        torch.save({**record, "format": 1, "config": json.dumps(config)}, path)
+
+    return rewrite
 
 
 @pytest.fixture(scope="session")

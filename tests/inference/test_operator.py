@@ -1,6 +1,5 @@
 """An operator predicts from its checkpoint alone, and says what it does not take."""
 
-import json
 import math
 import os
 import re
@@ -234,28 +233,15 @@ def test_the_lines_of_the_pages_run(page, tmp_path):
     assert names["u"].shape == (2, 3 if page == "README.md" else 20, 1024)
 
 
-def write_as_before(path, holds_encoder):
-    """Make it one of format 1, which says less of what it was trained on, or nothing."""
-    record = checkpoint.load(path)
-    config = json.loads(record["config"])
-    for section, added in checkpoint.OF_FORMAT_1.items():
-        for name in added:
-            del config[section][name]
-    (said,) = record.pop("trained_on").values()
-    if holds_encoder:
-        record["trained_on"] = {"burgers1d": {n: said[n] for n in ("sources", "encoder")}}
-    torch.save({**record, "format": 1, "config": json.dumps(config)}, path)
-
-
 @pytest.mark.parametrize("holds_encoder", [True, False])
 def test_an_earlier_checkpoint_takes_what_it_lacks_from_its_cache_entry(
-    tiny_config, saved, stage_all, u0, tmp_path, holds_encoder
+    tiny_config, saved, as_format_1, stage_all, u0, tmp_path, holds_encoder
 ):
     then = {"token_kernel": 1, "amplitude_scaling": False, "conserve_mean": False}
     config = tiny_config(**{f"operator__{name}": value for name, value in then.items()})
     path = saved(config)
     expected = ups.load(path).predict(u0, nu=NU, steps=2)
-    write_as_before(path, holds_encoder)
+    as_format_1(path, ("sources", "encoder") if holds_encoder else ())
     lacks = "step time" if holds_encoder else "encoder"
     message = f"earlier version, without the {lacks} of burgers1d, and {tmp_path}/cache has no"
     with pytest.raises(CheckpointError, match=message):

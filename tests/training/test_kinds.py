@@ -54,8 +54,9 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_weights_and_is_scored(
         assert scores.reconstruction_nrmse == 0
 
 
-def test_what_it_takes_is_counted_as_a_real_step_keeps_it(tiny_config, of_kind):
-    config = tiny_config(training__device="cpu", **of_kind)
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_what_it_takes_is_counted_as_a_real_step_keeps_it(tiny_config, of_kind, horizon):
+    config = tiny_config(training__device="cpu", training__rollout_horizon=horizon, **of_kind)
     step, latent = TrainStep(config), config.latent
     weights = {p.untyped_storage().data_ptr() for p in step.model.parameters()}
     kept = {}
@@ -71,6 +72,8 @@ def test_what_it_takes_is_counted_as_a_real_step_keeps_it(tiny_config, of_kind):
     found = footprint(config, 41, "cpu")
     expected = sum(num_bytes for pointer, num_bytes in kept.items() if pointer not in weights)
     assert found.activation_bytes == pytest.approx(expected, rel=0.1)
+    numbers = [torch.view_as_real(p) if p.is_complex() else p for p in step.model.parameters()]
+    assert found.num_parameters == sum(p.numel() for p in numbers)
     groups = step.optimizer.state_dict().values()
     moments = [tensor for group in groups for k in ("mean", "square") for tensor in group[k]]
     tensors = [*step.model.parameters(), *step.ema.parameters(), *moments]

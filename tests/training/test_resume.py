@@ -1,6 +1,5 @@
 """What is resumed is what was written, by a run of the same kind on the same data."""
 
-import json
 import shutil
 
 import h5py
@@ -130,13 +129,10 @@ def test_within_an_epoch_of_pairs_what_they_are_drawn_by_may_not_change(prepared
             train(*prepared(**pairs | {f"training__{name}": value}))
 
 
-def test_of_a_checkpoint_of_format_1_it_is_said_what_can_be_done_with_it(prepared, first):
-    record = checkpoint.load(first)
-    config = json.loads(record["config"])
-    for section, added in checkpoint.OF_FORMAT_1.items():
-        for name in added:
-            del config[section][name]
-    torch.save({**record, "format": 1, "config": json.dumps(config)}, first)
+def test_of_a_checkpoint_of_format_1_it_is_said_what_can_be_done_with_it(
+    prepared, first, as_format_1
+):
+    as_format_1(first, ("sources", "encoder"))
     longer, before = {"stages__operator__epochs": 4}, checkpoint.OF_FORMAT_1["operator"]
     remedy = "it is of an earlier version, which encoded otherwise: predict with it"
     message = rf"trained with operator.token_kernel 1 \(this run: 3\), .*: {remedy}"
