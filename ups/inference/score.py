@@ -12,7 +12,7 @@ from ups.inference.inputs import frames_per_step
 from ups.inference.operator import TrainedOperator
 from ups.inference.problems import TrainedProblem
 from ups.progress import Show
-from ups.training.evaluate import Scores, score_problem
+from ups.training.evaluate import Scores, picture_of, score_problem
 
 OWN_SECTIONS = ("latent", "encoder", "operator")
 
@@ -65,10 +65,7 @@ def score(
         folder.mkdir(parents=True, exist_ok=True)
     for name, own_config in by_problem.items():
         trained, own_config = _trained_and_stride(operator, own_config, test[name])
-        picture = None
-        if folder is not None:
-            tail = "" if len(by_problem) == 1 else f"-{name}"
-            picture = folder / f"prediction{tail}.png"
+        picture = None if folder is None else picture_of(folder, name, by_problem)
         of_problems[name] = score_problem(
             own_config,
             operator.config.data.equations,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def evaluate(
     model.eval()
     of_problems, by_problem = {}, config.by_problem()
     for name, own_config in by_problem.items():
-        picture = run_dir / ("prediction.png" if len(by_problem) == 1 else f"prediction-{name}.png")
+        picture = picture_of(run_dir, name, by_problem)
         encoder, equations = encoders[name], config.data.equations
         if of_problem := record.get("trained_on", {}).get(name):
             encoder = PatchEncoder.from_manifest(of_problem["encoder"])
@@ -164,6 +164,11 @@ def evaluate(
         num, said = of_problem.num_trajectories, SUMMARY.format(**nrmse)
         log.info("%s, %d trajectories: %s", what, num, said)
     return scores
+
+
+def picture_of(folder: Path, name: str, problems: Collection[str]) -> Path:
+    """Where the picture of one of these problems goes."""
+    return folder / ("prediction.png" if len(problems) == 1 else f"prediction-{name}.png")
 
 
 @torch.no_grad()
