@@ -253,3 +253,17 @@ def test_a_file_without_a_parameter_or_with_that_of_another_equation_is_refused(
     for equation, name in (("burgers1d", "Nu"), ("advection1d", "beta")):
         with pytest.raises(DataError, match=rf"no attribute '{name}'.*add the attribute"):
             TrajectoryFile(path, equation=equation)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (2, T, X), "compression": "gzip"}])
+@pytest.mark.parametrize("strides", [(2, 1), (1, 4), (2, 4)])
+def test_of_frames_and_points_only_every_so_many_th_is_read(tmp_path, array, options, strides):
+    every_t, every_x = strides
+    path = write(tmp_path / "a.h5", array, t=0.1 * np.arange(T), **options)
+    expected = array[2:, ::every_t, ::every_x]
+    with TrajectoryFile(path, (2, N), grid_points=X, strides=strides) as file:
+        assert (file.num_frames, file.grid_points) == expected.shape[1:]
+        assert file.num_bytes == expected.nbytes
+        assert file.dt == pytest.approx(0.1 * every_t)
+        assert np.array_equal(file.read(0, N - 2), expected)
+        assert np.array_equal(file.read_frames(1, 2), expected[1, ::2])

@@ -80,6 +80,13 @@ def test_the_fit_is_the_same_every_time_and_the_manifest_holds_it_to_the_bit(fit
         assert (other.mean, other.std) == (encoder.mean, encoder.std)
 
 
+def test_the_fit_takes_the_same_saved_frames_whatever_is_encoded(tiny_config, tiny_data, fitted):
+    strides = {"encoder__t_stride": 4}
+    with TrajectoryFile(tiny_data / "burgers1d_train.h5", strides=(4, 1)) as every_fourth:
+        encoder = fit_encoder(tiny_config(**strides), [every_fourth])
+    assert torch.equal(encoder.weight_PD, fitted().weight_PD)
+
+
 def test_the_seed_chooses_what_is_fitted(fitted):
     few = {"encoder__fit_trajectories": 3}
     stds = [fitted(**few, encoder__fit_seed=seed).std for seed in (0, 0, 1)]

@@ -74,6 +74,14 @@ def test_scores_are_those_of_the_average_told_the_parameter_and_the_time_of_its_
     expected = ((predicted - u[:, 1:]).norm(dim=-1) / u[:, 1:].norm(dim=-1)).mean().item()
     scores = score(random_state)
     assert scores.rollout["nRMSE"] == pytest.approx(expected, rel=1e-4)
+    error_NT = ((predicted - u[:, 1:]).norm(dim=-1) / u[:, 1:].norm(dim=-1)).numpy()
+    spread = {"median": 50, "p90": 90}
+    assert scores.rollout_spread == pytest.approx(
+        {name: np.percentile(error_NT.mean(1), share) for name, share in spread.items()}, rel=1e-4
+    )
+    p10, over_time = np.percentile(error_NT, 10, 0), scores.rollout_over_time
+    assert over_time["p10"] == pytest.approx(p10, rel=1e-4)
+    assert over_time["mean"] == pytest.approx(error_NT.mean(0), rel=1e-4)
     assert scores.step_dt == pytest.approx(DT * STRIDE)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ups.errors import CheckpointError, DeviceError, DiskFull, Interrupted, TrainingDiverged
+from ups.machine.cgroup import num_cores
 from ups.pipeline.state import RunState, running
 from ups.runs.folder import open_run_dir
 from ups.runs.metrics import read_metrics
@@ -370,3 +371,15 @@ def test_a_run_stopped_before_its_first_step_is_not_a_finished_one(prepared):
     with pytest.raises(Interrupted):
         train(config, latents, run_dir, stop=stop)
     assert train(config, latents, run_dir).num_steps == 12
+
+
+def test_small_steps_are_trained_by_one_thread_and_all_are_there_afterwards(prepared):
+    config, latents, run_dir = prepared(training__log_every=1)
+    before, taken = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        train(config, latents, run_dir, progress=lambda *_: taken.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == min(2, num_cores())
+    finally:
+        torch.set_num_threads(before)
+    assert set(taken) == {1}
