@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ups.latents.datasets import PreloadedCacheDataset
+from ups.latents.order import first_epoch_windows
 from ups.models.conditioning import conditioning
 from ups.training.step import Feed, TrainStep, epoch_order
 
@@ -57,7 +58,7 @@ def of_pairs(num, num_frames):
 def test_an_epoch_of_pairs_takes_each_trajectory_as_often_and_early_starts_more_often(tiny_config):
     config = tiny_config(**PAIRS)
     data = of_pairs(300, 12)
-    feed, order = Feed(data, config, "cpu"), epoch_order(data, config, 0)
+    feed, order = Feed(data, config, "cpu"), epoch_order(data, config, 1)
     assert len(feed) == len(order) == 300 * 8  # 12 frames less the 5 of a pair, and one
     feed.begin_epoch(order, 0)
     pairs, conditions = feed.draw(len(order))
@@ -72,8 +73,21 @@ def test_an_epoch_of_pairs_takes_each_trajectory_as_often_and_early_starts_more_
     expected = 2400 * weights / weights.sum()
     assert ((starts.bincount(minlength=8) - expected).abs() < 4 * expected.sqrt()).all()
     uniform = tiny_config(**PAIRS, training__early_pairs=0.0)
-    counts = (epoch_order(data, uniform, 0) % 8).bincount(minlength=8)
+    counts = (epoch_order(data, uniform, 1) % 8).bincount(minlength=8)
     assert ((counts - 300).abs() < 4 * 300**0.5).all()
+
+
+@pytest.mark.parametrize("pairs", [None, 7])
+def test_the_first_epoch_takes_one_window_of_trajectories_after_the_other(tiny_config, pairs):
+    config, data = tiny_config(training__pairs_per_step=pairs), of_pairs(300, 12)
+    laps = 1 if pairs is None else 12 - 2 + 1  # the starts of a pair of two frames
+    trajectories = epoch_order(data, config, 0) // laps
+    assert len(trajectories) == laps * 300
+    for window in first_epoch_windows(300, config.training.seed):
+        for lap in trajectories[: laps * len(window)].split(len(window)):
+            assert lap.tolist() != window.tolist()  # shuffled
+            assert sorted(lap.tolist()) == sorted(window.tolist())
+        trajectories = trajectories[laps * len(window) :]
 
 
 def test_a_step_of_pairs_has_the_loss_of_these_pairs_alone(tiny_config):

@@ -7,11 +7,13 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ups.config import RunConfig
 from ups.latents.datasets import LatentDataset
+from ups.latents.order import first_epoch_windows
 from ups.machine.devices import check_compile, limit_torch_threads, training_device
 from ups.models.build import build_operator
 from ups.models.conditioning import num_conditions
@@ -203,23 +205,28 @@ def num_starts(data: LatentDataset, config: RunConfig) -> int | None:
 
 
 def epoch_order(data: LatentDataset, config: RunConfig, epoch: int) -> Tensor:
-    """(M,) what an epoch takes, one after another, drawn where the data's indices are looked up.
+    """(M,) what an epoch takes, one after another, on the CPU.
 
     Of whole trajectories each once, shuffled. Of pairs as many as there are: every trajectory, all
     of them shuffled, again and again, and of each the start that the dice give, as the number
-    trajectory · starts + start. A function of seed, epoch and kind of device alone.
+    trajectory · starts + start. The first epoch does so with one window of trajectories after the
+    other, see `order`. A function of seed and epoch alone.
     """
-    generator = torch.Generator(data.index_device)
-    generator.manual_seed(config.training.seed * 1_000_003 + epoch)
-
-    def shuffled() -> Tensor:
-        return torch.randperm(len(data), generator=generator, device=data.index_device)
-
-    if (starts := num_starts(data, config)) is None:
-        return shuffled()
-    steps = torch.arange(1, starts + 1, dtype=torch.float64, device=data.index_device)
-    weights = steps**-config.training.early_pairs
-    trajectories = torch.cat([shuffled() for _ in range(starts)])
+    generator = torch.Generator().manual_seed(config.training.seed * 1_000_003 + epoch)
+    starts = num_starts(data, config)
+    windows = [np.arange(len(data))]
+    if epoch == 0:
+        windows = first_epoch_windows(len(data), config.training.seed)
+    trajectories = torch.cat(
+        [
+            torch.from_numpy(window)[torch.randperm(len(window), generator=generator)]
+            for window in windows
+            for _ in range(starts or 1)
+        ]
+    )
+    if starts is None:
+        return trajectories
+    weights = torch.arange(1, starts + 1, dtype=torch.float64) ** -config.training.early_pairs
     drawn = weights.multinomial(len(trajectories), replacement=True, generator=generator)
     return trajectories * starts + drawn
 
