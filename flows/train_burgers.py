@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +17,28 @@ from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.cache import cache_task
+from tasks.cache import cache_task, follow_latent_cache
 from tasks.cancel import told_from_a_crash
 from tasks.phases import (
     download,
     evaluate,
     load_latents,
+    stream_latents,
     train_operator,
     validate_config,
     warm_up_device,
 )
 from tasks.report import report_overhead
+from ups.background import Background
 from ups.config import SPLITS, Features, Problem, RunConfig, load_config
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
+from ups.latents.scout import Scouted, scout
 from ups.latents.store import valid_generation
 from ups.pipeline.provision import claim
 from ups.pipeline.state import ProblemSplit, RunState, running
+from ups.progress import logged
 from ups.runs.folder import has_to_build, open_run_dir
 from ups.tracking import Trackers
 
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
 _Downloads = dict[ProblemSplit, PrefectFuture[Any]]
+_Entries = dict[str, PrefectFuture[Any]]
 
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 
@@ -125,37 +131,81 @@ def _run_phases(
     overwrite_cache: bool,
 ) -> None:
     config = run.config
-    overwrite = overwrite_cache or not config.features.reuse_cache
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
-    problems = config.data.problems
-    downloads: _Downloads = {}
+    problems, downloads = config.data.problems, _Downloads()
+    scouting = Background(lambda: scout(config, store, stop, logged), "scout")
     for split, problem in itertools.product(SPLITS, problems):
         wanted, label = (problem.name, split), config.data.label(problem, split)
-        downloads[wanted] = download.submit(config.of_problem(problem), split, label, store, stop)
-        if not config.features.parallel_downloads:
+        of_problem = config.of_problem(problem)
+        downloads[wanted] = download.submit(of_problem, split, label, store, scouting, stop)
+        if not config.features.parallel_downloads and scouting.result() is None:
             run.staged[wanted] = downloads[wanted].result()
+    with ExitStack() as ended:
+        entries: _Entries = {}
+        if (scouted := scouting.result()) is not None:
+            ended.callback(scouted.close)
+            entries = _stream(run, scouted, stop, ended)
+        if run.latents is None:
+            _prepare(run, stop, downloads, warm_up, overwrite_cache)
+        latents = run.latents
+        assert latents is not None
+        step = warm_up.result() if warm_up else None
+        # A test split that is here and cannot be scored ends the run before it is trained for.
+        local = [problem.name for problem in config.data.problems if problem.sources is None]
+        arrived = [
+            w for w, future in downloads.items() if w[0] in local or future.wrapped_future.done()
+        ]
+        _wait_for(run, downloads, arrived, None)
+
+        def note_first_step(at: float) -> None:
+            run.first_step_at = at
+            trackers.start()
+
+        run.result = train_operator(config, latents, run.run_dir, step, resume, note_first_step)
+        _wait_for(run, downloads, list(downloads), None)
+        for name, future in entries.items():
+            from ups.latents.build import CacheEntry  # it imports torch
+
+            run.entries[name] = CacheEntry.model_validate(future.result())
+        test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
+        run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
+
+
+def _stream(run: RunState, scouted: Scouted, stop: threading.Event, ended: ExitStack) -> _Entries:
+    """Have training read latents as they come, unless all has to be there first: `run.latents`.
+
+    Returns:
+        Problem → the task that builds its entry.
+    """
+    config = run.config
+    stream = stream_latents(config, scouted, stop)
+    if stream is None:
+        return {}
+    ended.callback(stream.close)
+    run.latents = stream.latents
+    run.config_hashes = dict(scouted.keys)
+    entries = _Entries()
+    for name, key in scouted.keys.items():
+        build = cache_task(config, key, overwrite=False, reused=False, body=follow_latent_cache)
+        entries[name] = build.submit(stream, name, key)
+    return entries
+
+
+def _prepare(
+    run: RunState,
+    stop: threading.Event,
+    downloads: _Downloads,
+    warm_up: PrefectFuture[Any] | None,
+    overwrite_cache: bool,
+) -> None:
+    """Once train and val are here, encode and load them: `run.latents`."""
+    config, problems = run.config, run.config.data.problems
+    overwrite = overwrite_cache or not config.features.reuse_cache
     for problem in problems:
         _wait_for(run, downloads, [(problem.name, split) for split in ENCODED_SPLITS], warm_up)
         _find_entry(run, problem, overwrite, stop)
-
     encoded = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
-    latents = run.latents = load_latents(config, encoded, run.entries or None, stop)
-    step = warm_up.result() if warm_up else None
-    # A test split that is here and cannot be scored ends the run before it is trained for.
-    local = [problem.name for problem in problems if problem.sources is None]
-    arrived = [
-        w for w, future in downloads.items() if w[0] in local or future.wrapped_future.done()
-    ]
-    _wait_for(run, downloads, arrived, None)
-
-    def note_first_step(at: float) -> None:
-        run.first_step_at = at
-        trackers.start()
-
-    run.result = train_operator(config, latents, run.run_dir, step, resume, note_first_step)
-    _wait_for(run, downloads, list(downloads), None)
-    test = {problem.name: run.staged[problem.name, "test"] for problem in problems}
-    run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
+    run.latents = load_latents(config, encoded, run.entries or None, stop)
 
 
 def _find_entry(run: RunState, problem: Problem, overwrite: bool, stop: threading.Event) -> None:

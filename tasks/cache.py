@@ -6,20 +6,25 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultRecordMetadata
+from prefect.states import Cancelled, State
 from prefect.transactions import IsolationLevel
 
 from tasks.locks import FlockManager
 from tasks.timeline import phase_task, watch
 from ups.config import ProblemConfig, RunConfig
 from ups.data.sources import Staged
+from ups.errors import UpsError
 from ups.progress import logged
+
+if TYPE_CHECKING:
+    from ups.latents.stream import Stream
 
 KEY_PREFIX = "latents-"
 
@@ -75,8 +80,31 @@ def build_latent_cache(
     return entry.model_dump(mode="json")
 
 
-def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) -> Task[..., Any]:
-    """`build_latent_cache` with its key store, results and lock inside this cache directory.
+@phase_task("cache")
+def follow_latent_cache(
+    stream: Stream,
+    problem: str,
+    key: str,  # noqa: ARG001 (what Prefect's cache key is made of)
+) -> dict[str, Any] | State[None]:
+    """Wait for the entry that is built of what arrives; its record as plain JSON.
+
+    Or Cancelled where that ended with an error, which the training says.
+    """
+    try:
+        return stream.result()[problem].model_dump(mode="json")
+    except UpsError as error:
+        return Cancelled(message=f"the training says why: {type(error).__name__}")
+
+
+def cache_task(
+    config: RunConfig,
+    key: str,
+    *,
+    overwrite: bool,
+    reused: bool,
+    body: Task[..., Any] = build_latent_cache,
+) -> Task[..., Any]:
+    """`build_latent_cache`, or another body, with key store, results and lock of this directory.
 
     Two cache directories never answer for each other. Legacy mode, which wipes its cache, has none,
     and neither has a cache directory that can only be read.
@@ -89,14 +117,14 @@ def cache_task(config: RunConfig, key: str, *, overwrite: bool, reused: bool) ->
     cache_dir = config.training.latent_cache_dir
     is_read_only = cache_dir.exists() and not os.access(cache_dir, os.W_OK)
     if config.features.is_legacy or is_read_only:
-        return build_latent_cache.with_options(task_run_name=name)
+        return body.with_options(task_run_name=name)
     prefect_dir = cache_dir.resolve() / ".prefect"
     policy = CacheKeyFnPolicy(cache_key_fn=_cache_key).configure(
         key_storage=ValidEntries(basepath=str(prefect_dir / "keys")),
         isolation_level=IsolationLevel.SERIALIZABLE,
         lock_manager=FlockManager(prefect_dir / "locks"),
     )
-    return build_latent_cache.with_options(
+    return body.with_options(
         task_run_name=name,
         cache_policy=policy,
         persist_result=True,

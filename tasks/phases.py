@@ -19,18 +19,23 @@ from tasks.timeline import phase_task
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.s3errors import StoreRefuses
 from ups.data.sources import Staged, stage
-from ups.errors import ConfigError, UpsError
+from ups.errors import ConfigError, Interrupted, UpsError
 from ups.progress import logged
 from ups.validate.run import require_valid
 
 if TYPE_CHECKING:
+    from ups.background import Background
     from ups.data.objectstore import ObjectStore
     from ups.latents.build import CacheEntry
     from ups.latents.encode import PatchEncoder
     from ups.latents.loader import Latents
+    from ups.latents.scout import Scouted
+    from ups.latents.stream import Stream
     from ups.training.evaluate import Scores
     from ups.training.loop import TrainResult
     from ups.training.step import TrainStep
+
+    Scouting = Background[Scouted | None]
 
 
 @phase_task("validate", task_run_name="0 validate-config")
@@ -68,17 +73,27 @@ def download(
     split: Split,
     label: str,
     store: ObjectStore | None,
+    scouting: Scouting,
     stop: threading.Event,
 ) -> list[Staged] | State[None]:
     """Stage the sources of a split, with a progress artifact while bytes move.
 
     Args:
         label: the split, after the name of its problem where there are several.
+        scouting: says whether training reads them as they come: then this follows how far they are.
     Returns:
-        They; or Cancelled where the store refuses for a reason that another download fails with.
+        They; or Cancelled where the store refuses for a reason that another download fails with, or
+        where something else ended the run.
     """
     key = re.sub("[^a-z0-9]+", "-", f"download-{label}".lower())  # all that an artifact's key takes
     with ProgressArtifact(key, f"download of the {label} split") as artifact:
+        scouted = scouting.result_unless(stop, "the object store")
+        if scouted is not None:
+            try:
+                return scouted.finished(config.problem.name, split, artifact.update)
+            except Interrupted as stopped:
+                if not scouted.is_given_up:
+                    return Cancelled(message=str(stopped))
         log_progress = logged(f"[{label}] fetched", "MB", 1e6)
 
         def progress(done: int, total: int) -> None:
@@ -94,6 +109,14 @@ def download(
         if not any(source.fetched_bytes for source in staged):
             artifact.discard()
         return staged
+
+
+@phase_task("load", task_run_name="3 load-latents")
+def stream_latents(config: RunConfig, scouted: Scouted, stop: threading.Event) -> Stream | None:
+    """Fit the encoder, and have latents be read as they come; None where they cannot be."""
+    from ups.latents.stream import stream_latents as stream
+
+    return stream(config, scouted, stop, logged)
 
 
 @phase_task("load", task_run_name="3 load-latents")

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
+from ups.errors import Interrupted
+
+WATCH_S = 0.05
 T = TypeVar("T")
 
 
@@ -29,6 +32,23 @@ class Background(Generic[T]):
     def result(self) -> T:
         """What the call returned, once it has; raises what it raised."""
         return self._outcome.result()
+
+    def result_unless(self, stop: threading.Event | None, what: str) -> T:
+        """What the call returned; whoever sets `stop` need not wait for it.
+
+        Args:
+            what: this waits for, such as `the object store`.
+        Raises:
+            Interrupted: `stop` was set first; what the call raised.
+        """
+        while not self.is_done(WATCH_S):
+            if stop is not None and stop.is_set():
+                raise Interrupted(f"stopped while waiting for {what}")
+        return self.result()
+
+    def error(self) -> BaseException | None:
+        """What the call raised, once it has ended; None where it returned."""
+        return self._outcome.exception()
 
     def _work(self, call: Callable[[], T]) -> None:
         try:

@@ -83,6 +83,10 @@ class DataError(UpsError):
     """Raised when a data file, or what is said of it, cannot be what it should be."""
 
 
+class CannotStream(UpsError):
+    """Raised when data cannot be trained on while they are being fetched; the message says why."""
+
+
 class FetchError(UpsError):
     """Raised when a transfer failed for a reason that can pass, after the attempts to repeat it."""
 

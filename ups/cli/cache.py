@@ -56,11 +56,12 @@ def build(
     flags = {key: value for key, value in given.items() if value is not None}
     with errors_shown():
         from ups.config import load_config
+        from ups.data.sources import open_store
         from ups.pipeline.phases import build_caches, stage_splits
 
         resolved = load_config(config, once([*parse_settings(settings).items(), *flags.items()]))
         with progress_shown() as show:
-            staged = stage_splits(resolved, ("train", "val"), show)
+            staged = stage_splits(resolved, ("train", "val"), open_store(resolved), show)
             entries = build_caches(resolved, staged, show, overwrite=overwrite)
         cache_dir = resolved.training.latent_cache_dir
         if as_json:

@@ -93,6 +93,7 @@ def score(
     """Score a checkpoint on the test split of a config, with the model that the checkpoint has."""
     with errors_shown():
         from ups.config import load_config
+        from ups.data.sources import open_store
         from ups.inference.operator import load
         from ups.inference.score import config_to_score, score
         from ups.pipeline.phases import stage_splits
@@ -100,7 +101,7 @@ def score(
         operator = load(checkpoint, device)
         scored = config_to_score(operator, load_config(config, parse_settings(settings)))
         with progress_shown() as show:
-            staged = stage_splits(scored, ["test"], show)
+            staged = stage_splits(scored, ["test"], open_store(scored), show)
             test = {name: splits["test"] for name, splits in staged.items()}
             scores = score(operator, scored, test, output, show)
         if as_json:

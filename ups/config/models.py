@@ -108,6 +108,9 @@ class Features(Model):
     preload: Annotated[Literal["auto", "gpu", "ram", "disk", "off"], OffIsAWord] = Field(
         "auto", description="where training reads latents; off: encode on demand"
     )
+    stream: Annotated[Literal["auto", "on", "off"], OffIsAWord] = Field(
+        "auto", description="train on the first rows while the others are fetched and encoded"
+    )
     warm_up: bool = Field(True, description="import, build and warm the model beside the downloads")
 
     @classmethod
@@ -119,6 +122,7 @@ class Features(Model):
             parallel_encode=False,
             reuse_cache=False,
             preload="disk",
+            stream="off",
             warm_up=False,
         )
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -29,12 +29,19 @@ FETCH_AGAIN = "fetch or generate it again"
 UNREADABLE = "change who may read it, or look at the health of its disk"
 
 
-def open_hdf5(path: Path) -> Any:
+def open_hdf5(path: Path, content: BinaryIO | None = None) -> Any:
     """The open file.
 
+    Args:
+        content: what is read in its place, of a file that is on its way to `path`.
     Raises:
         DataError: it is missing, not HDF5, or truncated.
     """
+    if content is not None:
+        try:
+            return h5py.File(content, "r")
+        except OSError as error:
+            raise DataError(f"{path}: h5py cannot open what is fetched for it: {error}") from error
     if not path.is_file():
         raise DataError(f"{path}: no such file; stage or generate the data first")
     size = path.stat().st_size
@@ -126,7 +133,7 @@ def member(file: Any, name: str, path: Path) -> Any:
         ) from error
     if not isinstance(found, h5py.Dataset):
         return None
-    if not path.samefile(found.file.filename):
+    if found.file.filename != file.filename and not path.samefile(found.file.filename):
         raise _elsewhere(path, name, "a link into another file", [found.file.filename])
     if found.is_virtual:
         sources = sorted({source.file_name for source in found.virtual_sources()})
@@ -221,9 +228,11 @@ def check_written(data: Any, rows: tuple[int, int], path: Path) -> None:
             )
 
 
-def find_offset(data: Any, path: Path) -> int | None:
+def find_offset(data: Any, path: Path, size: int) -> int | None:
     """Where the bytes start, if they lie in the file as contiguous float32.
 
+    Args:
+        size: of the file, in bytes.
     Raises:
         DataError: they reach beyond the end of the file, or were never written.
     """
@@ -233,7 +242,7 @@ def find_offset(data: Any, path: Path) -> int | None:
     if offset is None:
         raise DataError(f"{path}: {data.name.lstrip('/')!r} was never written; generate it again")
     num_bytes = int(np.prod(data.shape, dtype=np.int64)) * data.dtype.itemsize
-    if offset + num_bytes > (size := path.stat().st_size):
+    if offset + num_bytes > size:
         raise truncated(path, size, offset + num_bytes)
     return int(offset) if data.dtype == np.dtype("<f4") else None
 

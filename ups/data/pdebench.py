@@ -12,15 +12,16 @@ read straight from its offset: h5py holds one lock for the whole process, `pread
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ups.data import attributes, header
 from ups.equations import EQUATIONS, EquationName
-from ups.errors import DataError, ShapeError
+from ups.errors import CannotStream, DataError, ShapeError
 from ups.files import read_fully
 
 SUFFIXES = (".h5", ".hdf5")
@@ -28,6 +29,21 @@ ALIASES = {"val": ("val", "valid")}
 BOUND = 1e15  # fields are of order one, fill values 1e20 and more; squares below sum up in float32
 
 Frames = npt.NDArray[np.float32]
+
+
+class Coming(Protocol):
+    """A file that is on its way to the disk."""
+
+    num_bytes: int
+
+    def header(self) -> BinaryIO:
+        """The file, to be read here and there: it waits for what it is asked for."""
+
+    def open(self) -> int:
+        """A file descriptor of what is there of it; whoever calls closes it."""
+
+    def wait(self, start: int, end: int) -> None:
+        """Return when the bytes [start, end) are there."""
 
 
 class TrajectoryFile:
@@ -40,6 +56,7 @@ class TrajectoryFile:
         strides: of time and of space; of the frames every so many-th is read, of the points, too.
         parameter: its value, which the file then need not tell.
         least_frames: what T must be at least.
+        coming: the file, where it is only on its way to `path`: reading waits for the rows.
     Attributes:
         num_trajectories, num_frames, grid_points: N (of `rows`), T, X, as they are read.
         dt: time between the frames that are read.
@@ -50,6 +67,7 @@ class TrajectoryFile:
         DataError: the file is missing, not HDF5, damaged, or lacks its data set or its parameter,
             or these lie in other files; the data set has the wrong rank, type, grid or axes, or
             was packed by a filter that is not there; `rows` are not all there, or not written.
+        CannotStream: a file that is on its way holds no contiguous float32.
     """
 
     def __init__(
@@ -62,11 +80,14 @@ class TrajectoryFile:
         strides: tuple[int, int] = (1, 1),
         parameter: float | None = None,
         least_frames: int = 2,
+        coming: Coming | None = None,
     ) -> None:
         self.path, self.equation = Path(path), EQUATIONS[equation]
         self._t_stride, self._x_stride = strides
         self._fd: int | None = None
-        self._file = header.open_hdf5(self.path)
+        self._coming = coming
+        self._opening = threading.Lock()
+        self._file = header.open_hdf5(self.path, coming.header() if coming else None)
         try:
             with header.damage_named(self.path):
                 self._read_header(rows, grid_points, parameter, least_frames)
@@ -106,11 +127,15 @@ class TrajectoryFile:
             self.parameter, self.is_named = found
         self.dt = attributes.find_dt(file, data, saved_frames, path) * self._t_stride
         self._no_values, self._fill = header.no_values(data), header.fill_value(data)
+        size = path.stat().st_size if self._coming is None else self._coming.num_bytes
+        self._offset = header.find_offset(data, path, size)
+        if self._offset is None and self._coming is not None:
+            raise CannotStream(f"{path} is in chunks, or not float32")
         header.check_written(data, (self._first, end), path)
         self._filters = header.missing_filters(data)
-        self._offset = header.find_offset(data, path)
         if self._offset is not None:
-            self._fd = os.open(path, os.O_RDONLY)
+            if self._coming is None:
+                self._fd = os.open(path, os.O_RDONLY)
             file.close()
         elif self._filters:
             self.read_frames(0, saved_frames)  # a chunk may have been written without it
@@ -136,18 +161,18 @@ class TrajectoryFile:
             raise ShapeError(
                 f"out: found {out.dtype} {out.shape}, expected contiguous float32 {shape}"
             )
+        self._wait(lo, hi)
         if (self._t_stride, self._x_stride) != (1, 1):
             for row, frames in enumerate(out, lo):
                 self._read_frames(row, self._t_stride, frames)
-        elif self._fd is None:
+        elif self._offset is None:
             rows = slice(self._first + lo, self._first + hi)
             try:
                 self._data.read_direct(out.reshape(hi - lo, *self._data.shape[1:]), rows)
             except (OSError, RuntimeError) as error:
                 raise self._unreadable(lo, hi, error) from error
         else:
-            assert self._offset is not None
-            self._read_raw(self._fd, self._offset + (self._first + lo) * self._row_bytes, out)
+            self._read_raw(self.bytes_of(lo, hi)[0], out)
         if self._no_values or self._fill is not None:
             self.check_finite(out, lo)
         return out
@@ -155,6 +180,7 @@ class TrajectoryFile:
     def read_frames(self, row: int, stride: int) -> Frames:
         """Every `stride`-th frame of one trajectory, (ceil(T / stride), X), and no other byte."""
         out = np.empty((-(-self.num_frames // stride), self.grid_points), np.float32)
+        self._wait(row, row + 1)
         self._read_frames(row, stride * self._t_stride, out)
         if self._no_values or self._fill is not None:
             self.check_finite(out[None], row)
@@ -162,18 +188,18 @@ class TrajectoryFile:
 
     def _read_frames(self, row: int, stride: int, out: Frames) -> None:
         """Every `stride`-th saved frame of one trajectory into (frames, X)."""
-        if self._fd is None or self._offset is None:
+        if self._offset is None:
             try:
                 read = self._data[self._first + row, ::stride]
             except (OSError, RuntimeError) as error:
                 raise self._unreadable(row, row + 1, error) from error
             out[:] = read.reshape(len(out), -1)[:, :: self._x_stride]
             return
-        start = self._offset + (self._first + row) * self._row_bytes
+        start, _ = self.bytes_of(row, row + 1)
         whole = out[0] if self._x_stride == 1 else np.empty(self._saved_points, np.float32)
         for number, frame in enumerate(out):
             into = frame if self._x_stride == 1 else whole
-            self._read_raw(self._fd, start + number * stride * whole.nbytes, into)
+            self._read_raw(start + number * stride * whole.nbytes, into)
             if into is whole:
                 frame[:] = whole[:: self._x_stride]
 
@@ -218,8 +244,22 @@ class TrajectoryFile:
             )
         return DataError(f"{rows}, the file is damaged ({error}); {header.FETCH_AGAIN}")
 
-    def _read_raw(self, fd: int, offset: int, out: Frames) -> None:
-        if missing := read_fully(fd, out.data.cast("B"), offset):
+    def bytes_of(self, lo: int, hi: int) -> tuple[int, int]:
+        """Where in the file trajectories [lo, hi) are, of one that is contiguous float32."""
+        assert self._offset is not None
+        first = self._offset + self._first * self._row_bytes
+        return first + lo * self._row_bytes, first + hi * self._row_bytes
+
+    def _wait(self, lo: int, hi: int) -> None:
+        if self._coming is not None:
+            self._coming.wait(*self.bytes_of(lo, hi))
+            with self._opening:
+                if self._fd is None:
+                    self._fd = self._coming.open()
+
+    def _read_raw(self, offset: int, out: Frames) -> None:
+        assert self._fd is not None
+        if missing := read_fully(self._fd, out.data.cast("B"), offset):
             raise DataError(
                 f"{self.path} ends at byte {offset + out.nbytes - missing}, {missing} bytes early: "
                 "it became shorter while it was read; fetch or generate it again"

@@ -1,25 +1,32 @@
-"""Ranges of one object, fetched in parallel into one partial file, and hashed on the way.
+"""Ranges of objects, fetched in parallel into partial files, and hashed on the way.
 
 Worker threads take the ranges in order, and write what they read from the socket to its final
-place in the preallocated file. The calling thread follows behind them with SHA-256, which so
-hides behind the transfer. A journal says how far each range is: a killed download goes on there.
+place in the preallocated file. Another thread follows behind them with SHA-256, which so hides
+behind the transfer. A journal says which bytes are there: a killed download goes on from them.
+
+The order is that of the file, or that in which somebody wants the bytes, who may read them out of
+the partial file as they come: see `Want` and `RangedFetch.wait`.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import contextvars
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import mmap
 import os
+import secrets
 import threading
 import time
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.s3errors import retrying
@@ -33,6 +40,9 @@ MIB = 1 << 20
 # far behind as the ranges that arrive together are long.
 RANGE_BYTES = 16 * MIB
 ROOT_REMEDY = "set data.root or PDEBENCH_ROOT to a larger disk"
+# What is wanted first comes in short ranges, so that all threads bring the first of it together.
+EARLY_BYTES = 64 * MIB
+EARLY_RANGE_BYTES = MIB
 # With 256 KiB the threads hand the interpreter's lock over so often that three objects of 128 MiB
 # took 0.54 s from loopback; with 1 MiB 0.47, s5cmd 0.51 (medians of 13).
 _CHUNK_BYTES = MIB
@@ -41,17 +51,30 @@ _JOURNAL_BYTES = 8 * MIB  # of a range, between two lines in the journal: what a
 _WATCH_S = 0.05
 _PROGRESS_S = 0.1
 
+Interval = tuple[int, int]
+"""Bytes [start, end) of an object."""
+
+
+class Want(NamedTuple):
+    """Bytes [start, end) of an object that somebody waits for, before those of a higher `turn`."""
+
+    turn: int
+    start: int
+    end: int
+
 
 class RangedFetch:
     """One download into the partial file of `dest`; used once, under the lock of `dest`.
 
     Args:
         num_threads: ranges fetched at once.
-        range_bytes: of one request, in whole MiB.
+        range_bytes: of one request, at most.
         first: the object's first range, where it has been asked for already.
+        wants: what comes first; the rest follows in the order of the file.
     Attributes:
         resumed_bytes: what an earlier, interrupted download left and is not fetched again.
         md5: of the whole, once it is there, where nothing but an MD5 is there to compare with.
+        token: names the bytes that have arrived, which another download may go on from.
     """
 
     def __init__(
@@ -62,17 +85,21 @@ class RangedFetch:
         num_threads: int,
         range_bytes: int = RANGE_BYTES,
         first: Opened | None = None,
+        wants: Sequence[Want] = (),
     ) -> None:
         self.store, self.info, self.dest = store, info, dest
         self.partial, self._journal = beside(dest, "part"), beside(dest, "journal")
-        self.range_bytes = max(1, -(-range_bytes // MIB)) * MIB  # a memory map starts at a page
         self.md5: str | None = None
         self._first = first
+        self.token = secrets.token_hex(8)
         arrived = self._read_journal()
-        num_ranges = -(-info.num_bytes // self.range_bytes)
-        self._filled = [min(self._length(i), arrived.get(i, 0)) for i in range(num_ranges)]
-        missing = [i for i in range(num_ranges) if self._filled[i] < self._length(i)]
-        self._todo, self._num_threads = iter(missing), min(num_threads, len(missing))
+        self._starts, self._ends = _cut(info.num_bytes, range_bytes, arrived, wants)
+        self._filled = [
+            end - start if _holds(arrived, start) else 0
+            for start, end in zip(self._starts, self._ends, strict=True)
+        ]
+        self._turns = _turns(self._starts, wants)
+        self._num_threads = num_threads
         self.resumed_bytes = self._done = sum(self._filled)
         self._changed = threading.Condition()  # guards what stands below, _filled and _done
         self._halt = threading.Event()
@@ -88,23 +115,52 @@ class RangedFetch:
             FetchError (ObjectChanged and NoRanges too), ObjectUnavailable: from the first thread
                 that failed.
         """
+        with self.opened():
+            start_fetching([self], self._num_threads)
+            return self.hash(stop, progress)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Have the partial file ready to be filled; at the end no thread fills it any more.
+
+        Raises:
+            DiskFull: there is no room for it.
+        """
         present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
         needed = max(0, self.info.num_bytes - present)
         require_free_space(self.dest.parent, needed, self.info.uri, ROOT_REMEDY)
         with contextlib.ExitStack() as stack:
-            self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            stack.callback(os.close, self._fd)
+            self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            stack.callback(os.close, self.fd)
             self._allocate()
             self._write_journal()
             self._journal_fd = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             stack.callback(os.close, self._journal_fd)
             stack.callback(self._write_journal)  # after the workers: to the byte
             stack.callback(self._stop_workers)
-            for n in range(self._num_threads):
-                name = f"fetch {self.dest.name} {n}"
-                work = functools.partial(contextvars.copy_context().run, self._work)  # for its log
-                threading.Thread(target=work, name=name, daemon=True).start()
-            return self._hash(stop, progress)
+            yield
+
+    def wait(self, start: int, end: int) -> None:
+        """Return when the bytes [start, end) are in the partial file.
+
+        Raises:
+            Interrupted: the fetch was stopped before.
+            FetchError, …: what it has failed with.
+        """
+        first = bisect.bisect_right(self._starts, start) - 1
+        last = bisect.bisect_left(self._starts, end)
+        with self._changed:
+            while any(self._filled[i] < self._length(i) for i in range(first, last)):
+                if self._error is not None:
+                    raise self._error
+                if self._halt.is_set():
+                    raise self._stopped()
+                self._changed.wait(_WATCH_S)
+
+    @property
+    def num_arrived(self) -> int:
+        """Bytes that are in the partial file."""
+        return self._done
 
     def discard(self) -> None:
         """Remove what has arrived."""
@@ -117,13 +173,16 @@ class RangedFetch:
         self._journal.unlink(missing_ok=True)
         return self.dest.stat()
 
-    def _work(self) -> None:
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """(turn, index) of the ranges that are not there in full."""
+        for index, turn in enumerate(self._turns):
+            if self._filled[index] < self._length(index):
+                yield turn, index
+
+    def fetch(self, index: int) -> None:
+        """Fetch a range; what it fails with is raised to whoever waits, and ends the others."""
         try:
-            while not self._halt.is_set():
-                with self._changed:
-                    index = next(self._todo, None)
-                if index is None:
-                    return
+            if not self._halt.is_set():
                 retrying(
                     functools.partial(self._fetch, index),
                     uri=self.info.uri,
@@ -132,15 +191,16 @@ class RangedFetch:
                     halt=self._halt,
                     progressed=functools.partial(self._filled.__getitem__, index),
                 )
-        except BaseException as error:  # noqa: BLE001, raised again by the calling thread
+        except BaseException as error:  # noqa: BLE001, raised again by whoever waits
             with self._changed:
                 self._error = self._error or error
+                self._halt.set()
                 self._changed.notify_all()
 
     def _fetch(self, index: int) -> None:
         """Read the rest of a range; a halt ends it early."""
-        first = index * self.range_bytes
-        start, end = first + self._filled[index], first + self._length(index)
+        first, end = self._starts[index], self._ends[index]
+        start = first + self._filled[index]
         if self._first is not None and end - start == self._first.num_bytes and start == 0:
             body, self._first = self._first.body, None
         else:
@@ -153,14 +213,14 @@ class RangedFetch:
                     chunk = body.read(min(_CHUNK_BYTES, end - start))
                     if not chunk:
                         raise ConnectionError(f"the body ended {end - start} bytes early")
-                    self._write(self._fd, chunk, start)
+                    self._write(self.fd, chunk, start)
                     start += len(chunk)
                     with self._changed:
                         self._filled[index] = start - first
                         self._done += len(chunk)
                         self._changed.notify_all()
                     if start == end or (start - first) % _JOURNAL_BYTES < len(chunk):
-                        self._write(self._journal_fd, _line(index, start - first))
+                        self._write(self._journal_fd, _line(first, start - first))
             finally:
                 with self._changed:
                     self._live.remove(body)
@@ -189,31 +249,35 @@ class RangedFetch:
                     body._raw_stream.shutdown()  # boto3 has no name for it; it may be over already
             self._changed.wait_for(lambda: not self._live)
 
-    def _hash(self, stop: threading.Event | None, progress: Progress | None) -> str:
+    def hash(self, stop: threading.Event | None, progress: Progress | None) -> str:
+        """The SHA-256 of the whole, following behind the ranges in the order of the file.
+
+        Raises: as `run`.
+        """
         digest, total, reported_at = hashlib.sha256(), self.info.num_bytes, 0.0
         md5 = hashlib.md5(usedforsecurity=False)
         has_md5 = self.info.sha256 is None and self.info.md5 is not None
-        for index in range(len(self._filled)):
-            length, position = self._length(index), 0
-            with mmap.mmap(
-                self._fd, length, access=mmap.ACCESS_READ, offset=index * self.range_bytes
-            ) as window:
-                while position < length:
+        with contextlib.ExitStack() as stack:
+            if total:  # an empty file cannot be mapped
+                window = mmap.mmap(self.fd, total, access=mmap.ACCESS_READ)
+                view = stack.enter_context(memoryview(stack.enter_context(window)))
+            for index, start in enumerate(self._starts):
+                position = 0
+                while position < self._length(index):
                     if stop is not None and stop.is_set():
-                        raise Interrupted(
-                            f"{self.info.uri}: stopped after {self._done / 1e6:.0f} of "
-                            f"{total / 1e6:.0f} MB; the next download goes on from there"
-                        )
+                        raise self._stopped()
                     with self._changed:
                         if self._error is not None:
                             raise self._error
                         if self._filled[index] == position:
+                            if self._halt.is_set():
+                                raise self._stopped()
                             self._changed.wait(_WATCH_S)
                         ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
                     if progress is not None and time.monotonic() - reported_at >= _PROGRESS_S:
                         reported_at = time.monotonic()
                         progress(self._done, total)
-                    with memoryview(window) as view, view[position:ready] as part:
+                    with view[start + position : start + ready] as part:
                         digest.update(part)
                         if has_md5:
                             md5.update(part)
@@ -223,8 +287,14 @@ class RangedFetch:
         self.md5 = md5.hexdigest() if has_md5 else None
         return digest.hexdigest()
 
+    def _stopped(self) -> Interrupted:
+        return Interrupted(
+            f"{self.info.uri}: stopped after {self._done / 1e6:.0f} of "
+            f"{self.info.num_bytes / 1e6:.0f} MB; the next download goes on from there"
+        )
+
     def _length(self, index: int) -> int:
-        return min(self.range_bytes, self.info.num_bytes - index * self.range_bytes)
+        return self._ends[index] - self._starts[index]
 
     def _write(self, fd: int, data: bytes, offset: int | None = None) -> None:
         try:
@@ -235,9 +305,9 @@ class RangedFetch:
     def _allocate(self) -> None:
         size = self.info.num_bytes
         try:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self.fd, size)
             if size:
-                os.posix_fallocate(self._fd, 0, size)
+                os.posix_fallocate(self.fd, 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # then it stays sparse
                 raise self._disk_error(error) from error
@@ -254,51 +324,119 @@ class RangedFetch:
         return {
             "etag": self.info.etag,
             "num_bytes": self.info.num_bytes,
-            "range_bytes": self.range_bytes,
             "boot_id": boot_id(),
+            "token": self.token,
         }
 
-    def _read_journal(self) -> dict[int, int]:
-        """Bytes of each range that an interrupted download of the same object has written.
+    def _read_journal(self) -> list[Interval]:
+        """What an interrupted download of the same object has written, in the order of the file.
 
-        Its range size is taken over. What the journal names may not have reached the disk before
-        a reboot, so it is then used only if there is a SHA-256 to tell.
+        What the journal names may not have reached the disk before a reboot, so it is then used
+        only if there is a SHA-256 to tell.
         """
         try:
             first, *rest = self._journal.read_text().splitlines()
             head = json.loads(first)
-            range_bytes = int(head["range_bytes"])
+            range_bytes = int(head.pop("range_bytes", 1))  # before, a line named a range of these
             whole = self.partial.stat().st_size == self.info.num_bytes
             arrived = dict(_read_line(line) for line in rest)
             is_same = self.info.version.is_noted(head["etag"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
-        expected = self._journal_head() | {"range_bytes": range_bytes, "etag": head["etag"]}
+            return []
+        head.setdefault("token", self.token)
+        expected = self._journal_head() | {"etag": head["etag"], "token": head["token"]}
         if self.info.sha256 is not None:
             expected["boot_id"] = head.get("boot_id")
-        if not (whole and is_same) or head != expected or range_bytes < MIB or range_bytes % MIB:
-            return {}
-        self.range_bytes = range_bytes
-        return arrived
+        if not (whole and is_same) or head != expected or range_bytes < 1:
+            return []
+        self.token = head["token"]
+        found = sorted((at * range_bytes, at * range_bytes + n) for at, n in arrived.items())
+        return _joined((start, min(end, self.info.num_bytes)) for start, end in found)
 
     def _write_journal(self) -> None:
-        lines = [_line(index, filled) for index, filled in enumerate(self._filled) if filled]
+        lines = [_line(self._starts[i], filled) for i, filled in enumerate(self._filled) if filled]
         head = f"{json.dumps(self._journal_head())}\n".encode()
         write_atomically(self._journal, head + b"".join(lines), durable=False)
 
 
-def _line(index: int, filled: int) -> bytes:
-    """A line of the journal: how far a range is, and a check of that."""
-    text = f"{index} {filled}"
+def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
+    """Start threads that fetch what is missing of several objects, as its turn comes.
+
+    Each of the objects is `opened`; whatever a range fails with is told to who waits for it.
+    """
+    missing = [(*job, fetch) for fetch in fetches for job in fetch.missing()]
+    jobs = [(fetch, index) for _, index, fetch in sorted(missing, key=lambda job: job[0])]
+    todo, lock = iter(jobs), threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                job = next(todo, None)
+            if job is None:
+                return
+            fetch, index = job
+            fetch.fetch(index)
+
+    for n in range(min(num_threads, len(jobs))):
+        run = functools.partial(contextvars.copy_context().run, work)  # for its log
+        threading.Thread(target=run, name=f"fetch {n}", daemon=True).start()
+
+
+def _cut(
+    total: int, range_bytes: int, arrived: Sequence[Interval], wants: Sequence[Want]
+) -> tuple[list[int], list[int]]:
+    """Starts and ends of ranges that cover an object: each there or not, wanted or not."""
+    borders = {0, total, *(at for interval in arrived for at in interval)}
+    early = 0
+    for _, start, end in sorted(wants):
+        step = EARLY_RANGE_BYTES if early < EARLY_BYTES else range_bytes
+        borders.update(range(start, end, step), (end,))
+        early += end - start
+    ordered = sorted(borders)
+    starts = [
+        at for start, end in itertools.pairwise(ordered) for at in range(start, end, range_bytes)
+    ]
+    return starts, [*starts[1:], total][: len(starts)]
+
+
+def _turns(starts: Sequence[int], wants: Sequence[Want]) -> list[int]:
+    """When each range is to come: with the first that wants it, or after all of them."""
+    turns = [max((want.turn for want in wants), default=0) + 1] * len(starts)
+    for turn, start, end in sorted(wants, reverse=True):
+        first, last = bisect.bisect_left(starts, start), bisect.bisect_left(starts, end)
+        turns[first:last] = [turn] * (last - first)
+    return turns
+
+
+def _holds(intervals: Sequence[Interval], at: int) -> bool:
+    """Whether a byte is in one of these intervals, which are in order."""
+    place = bisect.bisect_right(intervals, at, key=lambda interval: interval[0])
+    return place > 0 and at < intervals[place - 1][1]
+
+
+def _joined(intervals: Iterable[Interval]) -> list[Interval]:
+    """Sorted intervals, those that touch made one."""
+    joined: list[Interval] = []
+    for start, end in intervals:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        elif start < end:
+            joined.append((start, end))
+    return joined
+
+
+def _line(start: int, filled: int) -> bytes:
+    """A line of the journal: how far the range from there is, and a check of that."""
+    text = f"{start} {filled}"
     return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
 
 
 def _read_line(line: str) -> tuple[int, int]:
-    """(index, filled); one that is cut short or damaged says that nothing has arrived.
+    """(start, filled); one that is cut short or damaged says that nothing has arrived.
 
     Lines written before have no check.
     """
-    index, filled, *check = line.split(" ")
-    if check not in ([], [f"{zlib.crc32(f'{index} {filled}'.encode()):08x}"]):
+    start, filled, *check = line.split(" ")
+    if check not in ([], [f"{zlib.crc32(f'{start} {filled}'.encode()):08x}"]):
         return 0, 0
-    return int(index), int(filled)
+    return int(start), int(filled)

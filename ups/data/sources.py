@@ -17,7 +17,7 @@ from ups.progress import Progress
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
-    from ups.data.pdebench import TrajectoryFile
+    from ups.data.pdebench import Coming, TrajectoryFile
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,13 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
     return found
 
 
-def open_file(config: ProblemConfig, path: Path, rows: tuple[int, int] | None) -> TrajectoryFile:
+def open_file(
+    config: ProblemConfig, path: Path, rows: tuple[int, int] | None, coming: Coming | None = None
+) -> TrajectoryFile:
     """A file of the problem of this config, or rows of it, as far as it is encoded.
 
+    Args:
+        coming: the file, where it is only on its way to `path`.
     Raises:
         DataError: see `TrajectoryFile`.
     """
@@ -94,6 +98,7 @@ def open_file(config: ProblemConfig, path: Path, rows: tuple[int, int] | None) -
         grid_points=config.data.grid_points,
         equation=config.problem.equation,
         strides=(config.encoder.t_stride, config.encoder.x_stride),
+        coming=coming,
     )
 
 
@@ -133,26 +138,7 @@ def stage(
     staged: list[Staged] = []
     frames: list[tuple[str, int]] = []
     for source in wanted(config, split):
-        started = time.monotonic()
-        if store is None or source.bucket is None or source.key is None:
-            sha256, state = _identify(source.path, stop)
-            num_bytes, fetched, verified = state[0], 0, True
-        else:
-            from ups.data.transfer import download
-
-            one_by_one = not config.features.parallel_downloads
-            done = download(
-                store,
-                source.bucket,
-                source.key,
-                source.path,
-                num_threads=1 if one_by_one else None,
-                stop=stop,
-                progress=progress,
-            )
-            sha256, num_bytes, verified = done.sha256, done.num_bytes, done.is_verified
-            state = _state(source.path.stat())
-            fetched = 0 if done.reused else num_bytes - done.resumed_bytes
+        found = stage_one(config, source, store, stop=stop, progress=progress)
         parameter, equation = None, EQUATIONS[config.problem.equation]
         if split == "test" or equation.value_in(source.path.stem) is not None:
             with open_file(config, source.path, source.rows) as file:
@@ -162,24 +148,56 @@ def stage(
             from ups.data.header import check_own_values
 
             check_own_values(source.path)
-        staged.append(
-            Staged(
-                split=split,
-                uri=source.uri,
-                path=source.path,
-                rows=source.rows,
-                sha256=sha256,
-                num_bytes=num_bytes,
-                fetched_bytes=fetched,
-                seconds=time.monotonic() - started,
-                is_verified=verified,
-                parameter=parameter,
-                state=state,
-            )
-        )
+        staged.append(found.model_copy(update={"parameter": parameter}))
     if split == "test":
         check_frames_alike(config, frames)
     return staged
+
+
+def stage_one(
+    config: ProblemConfig,
+    source: Wanted,
+    store: ObjectStore | None,
+    *,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> Staged:
+    """Have one source on disk, whole, with its SHA-256 known; nothing is looked into.
+
+    Raises: see `stage`.
+    """
+    started = time.monotonic()
+    if store is None or source.bucket is None or source.key is None:
+        sha256, state = _identify(source.path, stop)
+        num_bytes, fetched, verified = state[0], 0, True
+    else:
+        from ups.data.transfer import download
+
+        one_by_one = not config.features.parallel_downloads
+        done = download(
+            store,
+            source.bucket,
+            source.key,
+            source.path,
+            num_threads=1 if one_by_one else None,
+            stop=stop,
+            progress=progress,
+        )
+        sha256, num_bytes, verified = done.sha256, done.num_bytes, done.is_verified
+        state = file_state(source.path)
+        fetched = 0 if done.reused else num_bytes - done.resumed_bytes
+    return Staged(
+        split=source.split,
+        uri=source.uri,
+        path=source.path,
+        rows=source.rows,
+        sha256=sha256,
+        num_bytes=num_bytes,
+        fetched_bytes=fetched,
+        seconds=time.monotonic() - started,
+        is_verified=verified,
+        state=state,
+    )
 
 
 def check_frames(config: RunConfig, num_frames: int) -> None:
@@ -229,7 +247,7 @@ def _as_read(config: RunConfig) -> str:
 
 def is_untouched(source: Staged) -> bool:
     """Whether nobody wrote to the file since its SHA-256 was known, as far as `stat` tells."""
-    return source.state in (None, _state(source.path.stat()))
+    return source.state is None or source.state == file_state(source.path)
 
 
 def check_unchanged(sources: Iterable[Staged]) -> None:
@@ -250,6 +268,11 @@ def check_unchanged(sources: Iterable[Staged]) -> None:
                 f"{source.path} was changed while it was read: found SHA-256 {found[:12]}…, "
                 f"expected {source.sha256[:12]}…; run again once nothing writes to it"
             )
+
+
+def file_state(path: Path) -> tuple[int, ...]:
+    """What `stat` says of a file that changes when its content does."""
+    return _state(path.stat())
 
 
 def _state(stat: os.stat_result) -> tuple[int, ...]:

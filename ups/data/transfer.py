@@ -8,14 +8,13 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from ups.background import Background
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ETagMismatch, NoRanges, ObjectChanged
 from ups.data.stamps import Stamp, beside, hash_file, read_stamp, save_stamp, write_stamp
-from ups.errors import ChecksumMismatch, FetchError, Interrupted
+from ups.errors import ChecksumMismatch, FetchError
 from ups.files import exclusive_lock
 from ups.machine.cgroup import num_cores
 from ups.progress import Progress
@@ -23,7 +22,7 @@ from ups.units import format_size
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+STORE = "the object store"  # what an answer is waited for
 _WHOLE = 1 << 50  # bytes of a range that is more than any object
 
 
@@ -63,7 +62,7 @@ def download(
     Args:
         num_threads: ranges fetched at once; 1 fetches them one after the other. Default: two for
             each core, up to 8; more would wait for the interpreter's lock.
-        range_bytes: of one request, in whole MiB.
+        range_bytes: of one request.
         stop: checked all the time; what has arrived is kept for the next call.
         progress: called in this thread, at most 10 times a second.
     Raises:
@@ -128,7 +127,8 @@ class _Fetch:
         def open_first() -> tuple[ObjectInfo, Opened | None]:
             return self.store.open_first(self.bucket, self.key, self.range_bytes, fresh=fresh)
 
-        info, first = _watching(self.stop, Background(open_first, "ask the object store"))
+        asked = Background(open_first, "ask the object store")
+        info, first = asked.result_unless(self.stop, STORE)
         try:
             return self._fetched(info, first, started)
         finally:
@@ -149,7 +149,7 @@ class _Fetch:
             return self.store.head(self.bucket, self.key, fresh=True, retry=retry)
 
         try:
-            return _watching(self.stop, Background(head, "ask the object store"))
+            return Background(head, "ask the object store").result_unless(self.stop, STORE)
         except FetchError as error:
             if stamp is None:
                 raise
@@ -189,21 +189,7 @@ class _Fetch:
         except (ChecksumMismatch, ObjectChanged, NoRanges):
             fetch.discard()
             raise
-        write_stamp(self.dest, fetch.publish(), sha256, info.etag)
-        seconds, resumed = time.perf_counter() - started, fetch.resumed_bytes
-        size, rate = format_size(info.num_bytes), (info.num_bytes - resumed) / 1e6 / seconds
-        how = f", {format_size(resumed)} resumed" if resumed else ""
-        if info.sha256 is not None:
-            how = f"sha256 verified against the manifest{how}"
-        elif info.md5 is not None:
-            how = f"MD5 verified against the ETag{how}"
-        else:
-            how = f"not verified: no manifest has its sha256, and its ETag is no MD5{how}"
-        level = logging.INFO if info.is_verifiable else logging.WARNING
-        said = f"downloaded {info.uri} {size} in {seconds:.1f} s, {rate:.0f} MB/s"
-        logger.log(level, "%s, %s", said, how)
-        verified = info.is_verifiable
-        return Download(self.dest, sha256, info.num_bytes, seconds, False, resumed, verified)
+        return finished(fetch, sha256, started)
 
     def _verified(self, fetch: RangedFetch, info: ObjectInfo) -> str:
         """Fetch what is missing; the SHA-256 of the whole, compared with what the store says."""
@@ -212,11 +198,8 @@ class _Fetch:
             ask = functools.partial(self.store.bytes_by_head, self.bucket, self.key)
             size = Background(ask, "ask for a size")
         sha256 = fetch.run(self.stop, self.progress)
-        if info.sha256 is not None and sha256 != info.sha256:
-            raise ChecksumMismatch(info.uri, info.sha256, sha256)
-        if info.sha256 is None and fetch.md5 != info.md5:
-            raise ETagMismatch(info.uri, info.md5, fetch.md5)
-        if size is not None and _watching(self.stop, size) not in (None, info.num_bytes):
+        compare(fetch, sha256)
+        if size is not None and size.result_unless(self.stop, STORE) not in (None, info.num_bytes):
             raise ObjectChanged(
                 f"{info.uri}: {info.num_bytes} bytes by Content-Range, {size.result()} by HEAD"
             )
@@ -233,6 +216,43 @@ class _Fetch:
         return Download(self.dest, sha256, num_bytes, seconds, True, 0, verified)
 
 
+def compare(fetch: RangedFetch, sha256: str) -> None:
+    """Compare what was fetched with what the store says of it.
+
+    Raises:
+        ChecksumMismatch: it is something else.
+    """
+    info = fetch.info
+    if info.sha256 is not None and sha256 != info.sha256:
+        raise ChecksumMismatch(info.uri, info.sha256, sha256)
+    if info.sha256 is None and fetch.md5 != info.md5:
+        raise ETagMismatch(info.uri, info.md5, fetch.md5)
+
+
+def finished(fetch: RangedFetch, sha256: str, started: float) -> Download:
+    """Move a file that is there and compared to its place, stamp it, and say so.
+
+    Args:
+        started: time.perf_counter() at which the download began.
+    """
+    info = fetch.info
+    write_stamp(fetch.dest, fetch.publish(), sha256, info.etag)
+    seconds, resumed = time.perf_counter() - started, fetch.resumed_bytes
+    size, rate = format_size(info.num_bytes), (info.num_bytes - resumed) / 1e6 / seconds
+    how = f", {format_size(resumed)} resumed" if resumed else ""
+    if info.sha256 is not None:
+        how = f"sha256 verified against the manifest{how}"
+    elif info.md5 is not None:
+        how = f"MD5 verified against the ETag{how}"
+    else:
+        how = f"not verified: no manifest has its sha256, and its ETag is no MD5{how}"
+    level = logging.INFO if info.is_verifiable else logging.WARNING
+    said = f"downloaded {info.uri} {size} in {seconds:.1f} s, {rate:.0f} MB/s"
+    logger.log(level, "%s, %s", said, how)
+    verified = info.is_verifiable
+    return Download(fetch.dest, sha256, info.num_bytes, seconds, False, resumed, verified)
+
+
 def expected_digest(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
     """The digest that a file must have to be the object, where one is known."""
     if info is not None and info.sha256 is not None:
@@ -243,11 +263,3 @@ def expected_digest(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:
         return stamp.sha256
     same = info.version.is_noted(stamp.etag) and info.num_bytes == stamp.num_bytes
     return stamp.sha256 if same else None
-
-
-def _watching(stop: threading.Event | None, asked: Background[T]) -> T:
-    """Wait for an answer from a thread, so that `stop` need not wait for a store without one."""
-    while not asked.is_done(0.05):
-        if stop is not None and stop.is_set():
-            raise Interrupted("stopped while waiting for the object store")
-    return asked.result()

@@ -84,33 +84,60 @@ def ensure(
     with exclusive_lock(entry / store.LOCK_NAME, stop):
         started = time.monotonic()
         if overwrite:
-            _drop_partial_builds(entry)
+            drop_partial_builds(entry)
         elif manifest := _open_or_set_aside(cache_dir, config_hash):
             store.mark_used(entry / manifest.generation)  # no prune takes it before it is loaded
-            return _entry_of(manifest, reused=True, seconds=time.monotonic() - started)
+            return entry_of(manifest, reused=True, seconds=time.monotonic() - started)
         changed = store.explain_miss(cache_dir, fields)
         if changed:
             log.info("cache entry %s is new: %s", config_hash, "; ".join(changed))
-        build = _Build(config, sources, fields, device)
+        build = Build(config, sources, fields, device)
         try:
             manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
         except DataError:
-            _drop_partial_builds(entry)  # there is nothing to resume in a build of bad data
+            drop_partial_builds(entry)  # there is nothing to resume in a build of bad data
             raise
         store.publish(cache_dir, manifest)
         seconds = time.monotonic() - started
-        result = _entry_of(manifest, reused=False, seconds=seconds, changed=tuple(changed))
-    num, directory, size = result.num_trajectories, entry / manifest.generation, result.num_bytes
-    rate = f"{format_size(size)} in {seconds:.2f} s, {num / seconds:.0f} trajectories/s"
-    log.info("encoded %d trajectories to %s: %s, hash=%s", num, directory, rate, config_hash)
-    if config.training.latent_cache_max_gb is not None:
-        max_bytes = int(config.training.latent_cache_max_gb * 1e9)
-        keep_budget(cache_dir, max_bytes, keep={manifest.generation, *keep})
+        result = entry_of(manifest, reused=False, seconds=seconds, changed=tuple(changed))
+    say_built(config, result)
+    keep_to_budget(config, {manifest.generation, *keep})
     return result
 
 
-class _Build:
-    """One build of one generation, in its private directory."""
+def say_built(config: ProblemConfig, built: CacheEntry) -> None:
+    """A line about an entry that was built."""
+    directory = store.entry_dir(config.training.latent_cache_dir, built.config_hash)
+    num, seconds = built.num_trajectories, max(built.seconds, 1e-3)
+    log.info(
+        "encoded %d trajectories to %s: %s in %.2f s, %.0f trajectories/s, hash=%s",
+        num,
+        directory / built.generation,
+        format_size(built.num_bytes),
+        built.seconds,
+        num / seconds,
+        built.config_hash,
+    )
+
+
+def keep_to_budget(config: ProblemConfig, keep: Collection[str]) -> None:
+    """Remove what the cache's budget has no room for, but not these generations."""
+    if config.training.latent_cache_max_gb is not None:
+        max_bytes = int(config.training.latent_cache_max_gb * 1e9)
+        keep_budget(config.training.latent_cache_dir, max_bytes, keep=set(keep))
+
+
+class Build:
+    """One build of one generation, in its private directory.
+
+    Use: `run`; or `begin`, then `encode` for each of `jobs`, from any thread, and `finish`. The
+    caller holds the entry's lock.
+
+    Args:
+        readers: of the sources of train, and of those of val; default: the files are opened.
+        unverified: names bytes that may turn out to be others than the sources' SHA-256 says; what
+            was encoded of them is gone on with by a build of the same bytes alone.
+    """
 
     def __init__(
         self,
@@ -118,59 +145,98 @@ class _Build:
         sources: Mapping[str, Sequence[Staged]],
         fields: dict[str, Any],
         device: str,
+        readers: Sequence[TrajectoryFile] | None = None,
+        unverified: Sequence[str] = (),
     ) -> None:
         self.config, self.fields, self.device = config, fields, device
+        self._unverified = list(unverified)
         self.sources = [source for split in ENCODED_SPLITS for source in sources[split]]
         self.entry = store.entry_dir(config.training.latent_cache_dir, hash_fields(fields))
-        self.readers: list[TrajectoryFile] = []
-        self.files: list[LatentFile] = []
-        for split in ENCODED_SPLITS:
-            for i, source in enumerate(sources[split]):
-                reader = open_file(config, source.path, source.rows)
-                self.readers.append(reader)
-                self.files.append(_plan_file(config, reader, f"{split}_{i:03d}", split))
+        self._own: Sequence[TrajectoryFile] = ()
+        if readers is None:
+            readers = self._own = [open_file(config, s.path, s.rows) for s in self.sources]
+        self.readers = readers
+        names = [f"{split}_{i:03d}" for split in ENCODED_SPLITS for i in range(len(sources[split]))]
+        self.files = [
+            _plan_file(config, reader, name, source.split)
+            for reader, name, source in zip(readers, names, self.sources, strict=True)
+        ]
+        self.done: dict[Job, str] = {}
+        self._lock = threading.Lock()
+        self._opened = ExitStack()
 
     def run(self, stop: threading.Event, progress: Progress) -> Manifest:
         total = sum(file.shape[0] for file in self.files)
-        directory, encoder, done = self._resume() or self._start()
-        finished = sum(len(self.files[index].chunk(chunk)) for index, chunk in done)
-        progress(finished, total)
-        jobs = [(i, c) for i, f in enumerate(self.files) for c in range(f.num_chunks)]
-        lock = threading.Lock()
-        with ExitStack() as stack:
-            chunks = stack.enter_context(ChunkEncoder(self.config, encoder, self.device))
-            notes = stack.enter_context((directory / journal.NAME).open("a", buffering=1))
-            handles = [
-                stack.enter_context((directory / file.name).open("r+b", buffering=0)).fileno()
-                for file in self.files
-            ]
-            for reader in self.readers:
-                stack.enter_context(reader)
+        with self._opened:
+            self.begin()
+            finished = sum(len(self.files[index].chunk(chunk)) for index, chunk in self.done)
+            progress(finished, total)
 
             def work(job: Job) -> None:
                 nonlocal finished
-                index, chunk = job
                 if stop.is_set():
                     raise Interrupted("the cache build was stopped; a new one goes on from here")
-                file, handle = self.files[index], handles[index]
-                rows = file.chunk(chunk)
-                data = chunks.encode(self.readers[index], rows.start, rows.stop)
-                offset = file.data_offset + rows.start * file.row_bytes
-                write_fully(handle, data, offset)
-                start_writeback(handle, offset, len(data))
-                checksum = xxhash.xxh3_64_hexdigest(data)
-                with lock:
-                    done[job] = checksum
-                    if is_untouched(self.sources[index]):  # else another build must not trust it
-                        notes.write(journal.line(job, checksum))
-                    finished += len(rows)
+                self.encode(job)
+                with self._lock:
+                    finished += len(self.files[job[0]].chunk(job[1]))
                     progress(finished, total)
 
-            self._map(work, [job for job in jobs if job not in done])
-            for handle in handles:
-                os.fsync(handle)
+            self._map(work, self.jobs())
+            self.sync()
         check_unchanged(self.sources)
-        return self._finish(directory, encoder, done)
+        return self.finish()
+
+    def begin(self) -> None:
+        """Go on with a build that was cut short, or start a new one: fit the encoder.
+
+        Raises:
+            DataError: the rows that it is fitted to are not finite.
+            DiskFull: there is no room for the entry.
+        """
+        self.directory, self.encoder, self.done = self._resume() or self._start()
+        enter = self._opened.enter_context
+        self._chunks = enter(ChunkEncoder(self.config, self.encoder, self.device))
+        self._notes = enter((self.directory / journal.NAME).open("a", buffering=1))
+        self._handles = [
+            enter((self.directory / file.name).open("r+b", buffering=0)).fileno()
+            for file in self.files
+        ]
+        for reader in self._own:
+            enter(reader)
+
+    def jobs(self) -> list[Job]:
+        """The chunks that are to be encoded."""
+        every = [(i, c) for i, file in enumerate(self.files) for c in range(file.num_chunks)]
+        return [job for job in every if job not in self.done]
+
+    def encode(self, job: Job) -> memoryview:
+        """Encode a chunk and store it.
+
+        Returns:
+            Its bytes as stored, which hold until the calling thread encodes its next chunk.
+        """
+        index, chunk = job
+        file, handle = self.files[index], self._handles[index]
+        rows = file.chunk(chunk)
+        data = self._chunks.encode(self.readers[index], rows.start, rows.stop)
+        offset = file.data_offset + rows.start * file.row_bytes
+        write_fully(handle, data, offset)
+        start_writeback(handle, offset, len(data))
+        checksum = xxhash.xxh3_64_hexdigest(data)
+        with self._lock:
+            self.done[job] = checksum
+            if is_untouched(self.sources[index]):  # else another build must not trust it
+                self._notes.write(journal.line(job, checksum))
+        return data
+
+    def sync(self) -> None:
+        """Have all chunks on the disk."""
+        for handle in self._handles:
+            os.fsync(handle)
+
+    def close(self) -> None:
+        """Close the files; what is encoded is kept, and the next build goes on from it."""
+        self._opened.close()
 
     def _map(self, work: Callable[[Job], None], jobs: list[Job]) -> None:
         """Run the jobs on the workers; a fault, or Ctrl-C, ends the others at their chunk."""
@@ -193,7 +259,7 @@ class _Build:
                 ended.set()
 
     def _start(self) -> tuple[Path, PatchEncoder, dict[Job, str]]:
-        _drop_partial_builds(self.entry)
+        drop_partial_builds(self.entry)
         needed = sum(file.data_offset + file.num_bytes for file in self.files)
         what = f"the latent cache of {self.config.name}"
         require_free_space(self.entry, needed, what, CACHE_REMEDY)
@@ -248,13 +314,16 @@ class _Build:
         return done
 
     def _plan(self, encoder: PatchEncoder) -> dict[str, Any]:
-        return {
+        plan = {
             "key_fields": self.fields,
             "files": [file.model_dump() for file in self.files],
             "encoder": encoder.to_manifest(),
         }
+        return {**plan, "unverified": self._unverified} if self._unverified else plan
 
-    def _finish(self, directory: Path, encoder: PatchEncoder, done: dict[Job, str]) -> Manifest:
+    def finish(self) -> Manifest:
+        """Write the manifest of what is encoded in full, and give the generation its name."""
+        directory, encoder, done = self.directory, self.encoder, self.done
         files = tuple(
             file.model_copy(
                 update={
@@ -292,7 +361,7 @@ def _plan_file(config: ProblemConfig, reader: TrajectoryFile, stem: str, split: 
     )
 
 
-def _entry_of(manifest: Manifest, **how: Any) -> CacheEntry:
+def entry_of(manifest: Manifest, **how: Any) -> CacheEntry:
     return CacheEntry(
         config_hash=manifest.config_hash,
         generation=manifest.generation,
@@ -317,6 +386,6 @@ def _open_or_set_aside(cache_dir: Path, config_hash: str) -> Manifest | None:
     return None
 
 
-def _drop_partial_builds(entry: Path) -> None:
+def drop_partial_builds(entry: Path) -> None:
     for directory in entry.glob(f"{BUILDING}*"):
         shutil.rmtree(directory)

@@ -24,6 +24,7 @@ from torch import Tensor
 from ups.config import ProblemConfig
 from ups.data.pdebench import Frames, TrajectoryFile, locate
 from ups.errors import ShapeError
+from ups.latents.order import fit_rows
 
 FIT_FRAME_STRIDE = 8
 
@@ -112,10 +113,8 @@ def fit_encoder(config: ProblemConfig, train: Sequence[TrajectoryFile]) -> Patch
     num_points, dim = config.patch_points, config.latent.dim
     if config.encoder.kind == "identity":
         return PatchEncoder(torch.eye(num_points), 0.0, 1.0)
-    rng = np.random.default_rng(config.encoder.fit_seed)
     ends = np.cumsum([file.num_trajectories for file in train])
-    num_fit = min(config.encoder.fit_trajectories, int(ends[-1]))
-    chosen = np.sort(rng.choice(int(ends[-1]), num_fit, replace=False))
+    chosen, rng = fit_rows(config, int(ends[-1]))
     stride = max(1, FIT_FRAME_STRIDE // config.encoder.t_stride)
     fields = np.stack([_read_for_fit(train, ends, index, stride) for index in chosen.tolist()])
     patches = fields.reshape(-1, num_points).astype(np.float64)

@@ -23,6 +23,7 @@ from ups.data.sources import Staged, open_files
 from ups.errors import CacheDamaged, CacheError, Interrupted
 from ups.files import read_fully
 from ups.latents import latent_file, store
+from ups.latents.arrival import Arrival
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.datasets import (
@@ -55,6 +56,7 @@ class Latents:
         val_ranges: problem → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
         num_bytes: read to get there.
+        arrival: what is there of them, where some still are on their way; else None.
     """
 
     train: LatentDataset
@@ -66,6 +68,7 @@ class Latents:
     tier: str
     num_bytes: int
     seconds: float
+    arrival: Arrival | None = None
     holds: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
@@ -217,7 +220,7 @@ def read_files(
     # Entries may have been built with different chunks, and have different frames before stride.
     most_bytes = max(f.chunk_rows * f.row_bytes for _, f in files)
     pinned = config.training.pin_memory and on_gpu
-    resident = torch.empty(shape, dtype=dtype, device="cuda") if on_gpu else _in_ram(shape, dtype)
+    resident = torch.empty(shape, dtype=dtype, device="cuda") if on_gpu else in_ram(shape, dtype)
     in_place = stride == 1 and not on_gpu
     local = threading.local()
 
@@ -256,7 +259,7 @@ def read_files(
     return resident
 
 
-def _in_ram(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def in_ram(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Allocated by NumPy, which asks for huge pages, as PyTorch does not.
 
     Of a load of 422 MB, clearing small pages was a third of the time: 0.133 s, 0.087 s without.

@@ -1,4 +1,4 @@
-"""The order in which the first epoch meets the trajectories, and in which a cold start fetches them.
+"""The order in which the first epoch meets the trajectories, and a cold start fetches them.
 
 Chunks of trajectories come in an order that the seed gives, a window of them after the other; what
 an epoch takes is shuffled within a window. So the first step needs one chunk, and not the data set.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ups.config import ProblemConfig
 
 CHUNK_ROWS = 16  # trajectories; 13 MB of PDEBench's own
 WINDOW_CHUNKS = 8
@@ -24,7 +26,7 @@ def first_epoch_windows(num: int, seed: int) -> list[NDArray[np.int64]]:
         num: trajectories of train, N.
         seed: of the training.
     """
-    chunks = np.random.default_rng(seed).permutation(-(-num // CHUNK_ROWS))
+    chunks = _chunks(num, seed)
     windows, first, size = [], 0, 1
     while first < len(chunks):
         rows = [
@@ -37,6 +39,21 @@ def first_epoch_windows(num: int, seed: int) -> list[NDArray[np.int64]]:
     return windows
 
 
-def arrival_order(num: int, seed: int) -> NDArray[np.int64]:
-    """(N,) the trajectories as the first epoch meets them, window after window."""
-    return np.concatenate(first_epoch_windows(num, seed))
+def arrival_turns(num: int, seed: int) -> NDArray[np.int64]:
+    """(N,) when each trajectory of train is met in the first epoch: the number of its chunk."""
+    chunks = _chunks(num, seed)
+    turns = np.empty_like(chunks)
+    turns[chunks] = np.arange(len(chunks))
+    return turns.repeat(CHUNK_ROWS)[:num]
+
+
+def _chunks(num: int, seed: int) -> NDArray[np.int64]:
+    """The chunks of N trajectories as the first epoch meets them."""
+    return np.random.default_rng(seed).permutation(-(-num // CHUNK_ROWS))
+
+
+def fit_rows(config: ProblemConfig, num: int) -> tuple[NDArray[np.int64], np.random.Generator]:
+    """Which of N trajectories of train the encoder is fitted to, and the dice after that."""
+    rng = np.random.default_rng(config.encoder.fit_seed)
+    num_fit = min(config.encoder.fit_trajectories, num)
+    return np.sort(rng.choice(num, num_fit, replace=False)), rng

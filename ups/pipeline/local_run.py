@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ups.background import Background
 from ups.config import SPLITS, RunConfig
+from ups.data.sources import open_store
+from ups.latents.scout import Scouted, scout
 from ups.machine.processes import process_started_at
 from ups.pipeline.overhead import break_down, leave
 from ups.pipeline.phases import build_caches, load_latents, stage_splits
@@ -22,6 +27,10 @@ from ups.runs.metrics import begin_summary, read_metrics
 from ups.runs.stored import RunInfo
 from ups.tracking import Trackers
 from ups.validate.run import require_valid
+
+if TYPE_CHECKING:
+    from ups.data.objectstore import ObjectStore
+    from ups.latents.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +87,68 @@ class LocalRun:
 
     def _run_phases(self, show: Show, trackers: Trackers) -> None:
         run, config, phase = self._state, self.config, self._timeline.phase
-        with phase("warm-up"):
-            from ups.training.evaluate import evaluate
-            from ups.training.loop import train
+        store, stop = open_store(config), threading.Event()
+        with ExitStack() as ended:
+            ended.callback(stop.set)
+            with phase("download"):
+                scouted = scout(config, store, stop, show)
+            if scouted is not None:
+                ended.callback(scouted.close)
+                self._timeline.follow("download", scouted.wait)
+            with phase("warm-up"):
+                from ups.training.evaluate import evaluate
+                from ups.training.loop import train
+            stream = None if scouted is None else self._stream(scouted, stop, show)
+            if stream is None:
+                self._prepare(store, show)
+            else:
+                ended.callback(stream.close)
+            latents = run.latents
+            assert latents is not None
+
+            def note_first_step(at: float) -> None:
+                run.first_step_at = at
+                trackers.start()
+                if stream is not None:
+                    run.staged.update(stream.staged())
+                so_far = self._break_down()  # whoever ends the process later, this is known
+                so_far.save(self.run_dir)
+                begin_summary(self.run_dir, so_far.metrics)
+
+            with phase("train"):
+                run.result = train(
+                    config,
+                    latents,
+                    self.run_dir,
+                    resume=self._resume,
+                    on_first_step=note_first_step,
+                    progress=show("trained", "steps"),
+                )
+            if stream is not None:
+                run.entries = stream.result()
+                run.staged.update(stream.finished())
+            with phase("evaluate"):
+                test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
+                checkpoint, encoders = run.result.checkpoint, latents.encoders
+                run.scores = evaluate(config, checkpoint, test, encoders, self.run_dir)
+
+    def _stream(self, scouted: Scouted, stop: threading.Event, show: Show) -> Stream | None:
+        """Begin to encode what arrives; None where all has to be there first."""
+        from ups.latents.stream import stream_latents
+
+        with self._timeline.phase("load"):
+            stream = stream_latents(self.config, scouted, stop, show)
+        if stream is not None:
+            self._state.latents = stream.latents
+            self._state.config_hashes = dict(scouted.keys)
+            self._timeline.follow("cache", stream.result)
+        return stream
+
+    def _prepare(self, store: ObjectStore | None, show: Show) -> None:
+        """Download all, encode all, load all, one after the other."""
+        run, config, phase = self._state, self.config, self._timeline.phase
         with phase("download"):
-            staged = stage_splits(config, SPLITS, show)
+            staged = stage_splits(config, SPLITS, store, show)
             for name, splits in staged.items():
                 run.staged.update({(name, split): splits[split] for split in SPLITS})
         if config.features.preload != "off":
@@ -92,27 +158,6 @@ class LocalRun:
             run.config_hashes = {name: entry.config_hash for name, entry in run.entries.items()}
         with phase("load"):
             run.latents = load_latents(config, staged, run.entries or None)
-
-        def note_first_step(at: float) -> None:
-            run.first_step_at = at
-            trackers.start()
-            so_far = self._break_down()  # whoever ends the process later, this is known
-            so_far.save(self.run_dir)
-            begin_summary(self.run_dir, so_far.metrics)
-
-        with phase("train"):
-            run.result = train(
-                config,
-                run.latents,
-                self.run_dir,
-                resume=self._resume,
-                on_first_step=note_first_step,
-                progress=show("trained", "steps"),
-            )
-        with phase("evaluate"):
-            test = {name: splits["test"] for name, splits in staged.items()}
-            checkpoint, encoders = run.result.checkpoint, run.latents.encoders
-            run.scores = evaluate(config, checkpoint, test, encoders, self.run_dir)
 
     def _break_down(self) -> Breakdown:
         spans = self._timeline.spans
@@ -151,27 +196,40 @@ def scores_of_complete_run(run_dir: Path, config: RunConfig) -> dict[str, float]
 
 
 class Timeline:
-    """Notes phases that follow one another in this process."""
+    """Notes phases of this process, which may go on beside one another."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
+        self._lock = threading.Lock()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Note a phase by what happens inside; it failed if that raises."""
         now, state = time.time(), "Failed"
-        self._spans.append(Span(phase=name, name=name, start=now, end=now, state="Running"))
+        with self._lock:
+            place = len(self._spans)
+            self._spans.append(Span(phase=name, name=name, start=now, end=now, state="Running"))
         try:
             yield
             state = "Completed"
         finally:
             ended = {"end": time.time(), "state": state}
-            self._spans[-1] = self._spans[-1].model_copy(update=ended)
+            self._spans[place] = self._spans[place].model_copy(update=ended)
+
+    def follow(self, name: str, wait: Callable[[], object]) -> None:
+        """Note a phase that goes on elsewhere, until this call returns or raises."""
+
+        def watch() -> None:
+            with self.phase(name):
+                wait()
+
+        Background(watch, f"note {name}")
 
     @property
     def spans(self) -> list[Span]:
         """In order of their start; a phase that goes on ends now."""
         now = {"end": time.time()}
         return [
-            span.model_copy(update=now) if span.state == "Running" else span for span in self._spans
+            span.model_copy(update=now) if span.state == "Running" else span
+            for span in sorted(self._spans, key=lambda span: span.start)
         ]

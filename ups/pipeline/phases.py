@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from ups.config import Problem, ProblemConfig, RunConfig, Split
-from ups.data.sources import Staged, open_store, stage
+from ups.data.sources import Staged, stage
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.loader import Latents, load, load_on_demand
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Progress, Show
+
+if TYPE_CHECKING:
+    from ups.data.objectstore import ObjectStore
 
 SourcesBySplit = Mapping[str, Sequence[Staged]]
 SourcesByProblem = Mapping[str, SourcesBySplit]
@@ -20,14 +24,14 @@ MOST_DOWNLOADS = 8  # objects at once, each over several connections
 
 
 def stage_splits(
-    config: RunConfig, splits: Sequence[Split], show: Show
+    config: RunConfig, splits: Sequence[Split], store: ObjectStore | None, show: Show
 ) -> dict[str, dict[str, list[Staged]]]:
     """Stage splits of all problems; whatever ends it, Ctrl-C too, ends the transfers.
 
     Returns:
         Problem → split → its sources on disk.
     """
-    store, stop = open_store(config), threading.Event()
+    stop = threading.Event()
     problems, by_problem = config.data.problems, config.by_problem()
 
     def one(wanted: tuple[Problem, Split]) -> list[Staged]:

@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ups.background import Background
 from ups.config import Model, RunConfig
-from ups.errors import Interrupted, TrainingDiverged
+from ups.errors import ChecksumMismatch, DataError, Interrupted, TrainingDiverged
 from ups.latents.loader import Latents
 from ups.machine.devices import threads_that_pay
 from ups.machine.processes import DeferredSignals
@@ -34,6 +37,7 @@ class TrainResult(Model):
 
     Attributes:
         first_epoch: start and end of the first epoch's steps, without val; None where none ended.
+        waited_s: of it, for trajectories that were still on their way.
     """
 
     checkpoint: Path
@@ -43,6 +47,7 @@ class TrainResult(Model):
     best_val_nrmse: float
     first_step_at: float | None
     first_epoch: tuple[float, float] | None
+    waited_s: float = 0.0
     seconds: float
     epoch_time_s: float
     tier: str
@@ -113,6 +118,7 @@ def train(
         best_val_nrmse=position.best_val_nrmse,
         first_step_at=first_step_at,
         first_epoch=loop.first_epoch,
+        waited_s=loop.waited_s,
         seconds=seconds,
         epoch_time_s=sorted(epoch_times)[len(epoch_times) // 2],
         tier=latents.tier,
@@ -133,10 +139,12 @@ class _Loop:
         self.config, self.latents, self.run_dir = config, latents, run_dir
         self.step, self.position, self.stop = step, position, stop
         self.first_epoch: tuple[float, float] | None = None
+        self.waited_s = 0.0
         self._notes: list[str] = []
         self._signals = DeferredSignals()
         self._writing: Background[None] | None = None
-        items = len(latents.train) * (num_starts(latents.train, config) or 1)
+        self._starts = num_starts(latents.train, config) or 1
+        items = len(latents.train) * self._starts
         self.steps_per_epoch = -(-items // step.items_per_step)
         self.num_epochs = config.stages.operator.epochs
         steps = self.steps_per_epoch * self.num_epochs
@@ -152,8 +160,9 @@ class _Loop:
                 started = time.monotonic()
                 order_M = epoch_order(data, self.config, position.epoch)
                 self.step.begin_epoch(order_M, position.batch)
+                rows_M = order_M.numpy() // self._starts
                 while position.batch < self.steps_per_epoch and position.step < self.total_steps:
-                    if stopped := self._is_stopped():
+                    if stopped := self._is_stopped() or not self._has_arrived(rows_M):
                         break
                     self.step()
                     position.step += 1
@@ -181,6 +190,36 @@ class _Loop:
             )
         return first_step_at
 
+    def _has_arrived(self, rows_M: NDArray[np.int64]) -> bool:
+        """Wait for the trajectories of the next batch; whether they are there, not stopped before.
+
+        Those of later epochs wait for the verdict on all of them.
+        """
+        arrival, items = self.latents.arrival, self.step.items_per_step
+        if arrival is None:
+            return True
+        if self.position.epoch > 0:
+            return self._has_settled()
+        first = self.position.batch * items
+        with self._dropping_what_is_false():
+            return arrival.wait_for(rows_M[first : first + items], self._is_stopped)
+
+    def _has_settled(self) -> bool:
+        """Wait until all that is trained on is verified; whether it is, not stopped before."""
+        arrival = self.latents.arrival
+        with self._dropping_what_is_false():
+            return arrival is None or arrival.wait_settled(self._is_stopped)
+
+    @contextmanager
+    def _dropping_what_is_false(self) -> Iterator[None]:
+        """Remove the checkpoints where the data that they were trained on turn out to be false."""
+        try:
+            yield
+        except (ChecksumMismatch, DataError):
+            for name in (LAST, BEST):
+                (self.run_dir / CHECKPOINTS / name).unlink(missing_ok=True)
+            raise
+
     def _is_stopped(self) -> bool:
         return self.stop.is_set() or self._signals.pending is not None
 
@@ -191,6 +230,9 @@ class _Loop:
         trained, trained_at = time.monotonic(), time.time()
         if self.first_epoch is None:
             self.first_epoch = (trained_at - (trained - started), trained_at)
+            self.waited_s = self.latents.arrival.waited_s if self.latents.arrival else 0.0
+        if not self._has_settled():
+            return False
         val = validate(self.step, self.latents, self.config, self._is_stopped)
         if val is None:
             return False

@@ -56,6 +56,8 @@ SCENARIOS = (
     _without("parallel_encode", "cold"),
     _without("gpu_encode", "cold", needs_gpu=True),
     _without("warm_up", "cold"),
+    # All is fetched, then all is encoded, then trained on.
+    _without("stream", "cold", overrides={"features.stream": "off"}),
     # Each batch is encoded on demand.
     _without("cache", "cold", overrides={"features.preload": "off"}),
     _without("reuse_cache", "warm"),

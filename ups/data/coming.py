@@ -1,0 +1,181 @@
+"""Objects on their way to the disk, of which rows are read while the rest is being fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ups.data.objectstore import ObjectInfo, ObjectStore
+from ups.data.ranges import RANGE_BYTES, RangedFetch, Want
+from ups.data.s3errors import retrying
+from ups.data.stamps import beside
+from ups.data.transfer import Download, compare, finished
+from ups.errors import CannotStream, ChecksumMismatch, Interrupted
+from ups.files import lock_now
+from ups.progress import Progress
+
+BLOCK_BYTES = 64 << 10  # HDF5 writes what describes a data set near the begin of the file
+
+
+class ComingObject:
+    """An object of the store on its way to `path`: its header at once, its rows as they arrive.
+
+    Use: `header` to learn what is in it, `begin` with what is wanted of it first, then `wait` and
+    `open` from any thread; `verdict` once, and `close` in the end.
+
+    Attributes:
+        started: time.perf_counter() at which it was asked for.
+    Raises:
+        CannotStream: nobody tells its SHA-256, which the cache key is made of.
+        ObjectUnavailable, FetchError: see `ObjectStore.open_first`.
+    """
+
+    def __init__(self, store: ObjectStore, bucket: str, key: str, path: Path) -> None:
+        self._store, self.path = store, path
+        self.started = time.perf_counter()
+        self.info, first = store.open_first(bucket, key, BLOCK_BYTES)
+        self._head = b""
+        if first is not None:
+            with contextlib.closing(first.body):
+                self._head = first.body.read(BLOCK_BYTES)
+        if self.info.sha256 is None:
+            raise CannotStream(f"no manifest has the SHA-256 of {self.info.uri}")
+        self.sha256, self.num_bytes = self.info.sha256, self.info.num_bytes
+        self._fetch: RangedFetch | None = None
+        self._lock, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
+        self._is_there, self._moving = False, threading.Lock()
+
+    def header(self) -> BinaryIO:
+        """The object as a file that fetches what is read of it."""
+        return cast(BinaryIO, _RemoteFile(self._store, self.info, self._head))
+
+    def begin(self, wants: Sequence[Want], num_threads: int) -> RangedFetch:
+        """Have the partial file ready; what of it is missing is fetched by `start_fetching`.
+
+        Raises:
+            CannotStream: another process is fetching it.
+            DiskFull: there is no room for it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if (lock := lock_now(beside(self.path, "lock"))) is None:
+            raise CannotStream(f"another process is fetching {self.path}")
+        self._lock.callback(os.close, lock)
+        fetch = RangedFetch(
+            self._store, self.info, self.path, num_threads, RANGE_BYTES, wants=wants
+        )
+        self._opened.enter_context(fetch.opened())
+        self._fetch = fetch
+        return fetch
+
+    @property
+    def token(self) -> str:
+        """Names the bytes that have arrived: what was made of others is worth nothing."""
+        return self._begun.token
+
+    @property
+    def num_arrived(self) -> int:
+        """Bytes that are there."""
+        return self._begun.num_arrived
+
+    @property
+    def num_fetched(self) -> int:
+        """Bytes that have come so far, without what an earlier fetch left."""
+        return self._begun.num_arrived - self._begun.resumed_bytes
+
+    def wait(self, start: int, end: int) -> None:
+        """Return when the bytes [start, end) are there; see `RangedFetch.wait`."""
+        if not self._is_there:
+            self._begun.wait(start, end)
+
+    def open(self) -> int:
+        """A file descriptor of what is there of it; whoever calls closes it."""
+        with self._moving:
+            path = self.path if self._is_there else f"/proc/self/fd/{self._begun.fd}"
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def verdict(self, stop: threading.Event, progress: Progress | None) -> Download:
+        """Wait until all of it is there, and is what the manifest says: then it is at `path`.
+
+        Raises:
+            ChecksumMismatch: it is not, and what arrived is removed.
+            Interrupted: `stop` was set.
+            FetchError, …: what the fetch has failed with; what arrived is kept.
+        """
+        fetch = self._begun
+        sha256 = fetch.hash(stop, progress)
+        with self._moving:
+            self._opened.close()  # no thread writes any more
+            try:
+                compare(fetch, sha256)
+            except ChecksumMismatch:
+                fetch.discard()
+                raise
+            done = finished(fetch, sha256, self.started)
+            self._is_there = True
+        return done
+
+    def close(self) -> None:
+        """Stop fetching it; what has arrived is kept, and the next fetch goes on from there."""
+        with self._moving:
+            self._opened.close()
+        self._lock.close()
+
+    @property
+    def _begun(self) -> RangedFetch:
+        if self._fetch is None:
+            raise Interrupted(f"{self.info.uri}: stopped before it was fetched")
+        return self._fetch
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object that can be read anywhere, a block of it after the other, each fetched once."""
+
+    def __init__(self, store: ObjectStore, info: ObjectInfo, head: bytes) -> None:
+        self._store, self._info = store, info
+        self._blocks = {0: head}
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._info.num_bytes}
+        self._position = begin[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        number, offset = divmod(self._position, BLOCK_BYTES)
+        if self._position >= self._info.num_bytes:
+            return 0
+        if number not in self._blocks:
+            self._blocks[number] = self._fetch(number * BLOCK_BYTES)
+        part = self._blocks[number][offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _fetch(self, start: int) -> bytes:
+        end = min(start + BLOCK_BYTES, self._info.num_bytes)
+
+        def get() -> bytes:
+            with contextlib.closing(self._store.open_range(self._info, start, end)) as body:
+                content: bytes = body.read(end - start)
+            if len(content) < end - start:
+                raise ConnectionError(f"the body ended {end - start - len(content)} bytes early")
+            return content
+
+        return retrying(
+            get, uri=self._info.uri, endpoint=self._store.endpoint, retry=self._store.retry
+        )

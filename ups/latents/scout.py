@@ -1,0 +1,365 @@
+"""What a cold run is made of, before it is there: headers, cache keys, and the order of arrival.
+
+Nothing here imports torch: the first bytes are on their way while it is being imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ups.background import Background
+from ups.config import SPLITS, ProblemConfig, RunConfig, Split
+from ups.data.coming import ComingObject
+from ups.data.objectstore import ObjectStore
+from ups.data.pdebench import TrajectoryFile
+from ups.data.ranges import Want, start_fetching
+from ups.data.sources import (
+    Staged,
+    Wanted,
+    check_frames_alike,
+    file_state,
+    open_file,
+    stage_one,
+    wanted,
+)
+from ups.data.transfer import Download
+from ups.errors import CannotStream, ConfigError, ObjectUnavailable
+from ups.latents.key import compute_cache_hash
+from ups.latents.order import arrival_turns, fit_rows
+from ups.latents.store import valid_generation
+from ups.machine.cgroup import num_cores
+from ups.progress import Progress, Show
+
+log = logging.getLogger(__name__)
+
+MOST_HEADERS = 16  # objects asked for at once
+PROGRESS_S = 0.2
+STREAMING = "training on what is there, while the rest is fetched and encoded"
+
+
+@dataclass(slots=True)
+class Source:
+    """Rows of a file that is there, or on its way.
+
+    Attributes:
+        problem: the config of its problem.
+        staged: of a file on its way, without what is known only once it is there.
+        turns: (n,), when each of its trajectories is to arrive.
+    """
+
+    problem: ProblemConfig
+    staged: Staged
+    file: TrajectoryFile
+    coming: ComingObject | None
+    turns: NDArray[np.int64]
+
+
+class Scouted:
+    """The sources of a run that has something to fetch, and to encode.
+
+    Attributes:
+        sources: of each split, problem after problem.
+        keys: problem → its cache key.
+        is_given_up: whether all has to be there first after all.
+    """
+
+    def __init__(self, config: RunConfig, store: ObjectStore, stop: threading.Event) -> None:
+        """Ask for headers and digests; nothing else is fetched yet.
+
+        Raises:
+            CannotStream: files have to be there before they can be read, or are there.
+            DataError, ObjectUnavailable, FetchError: the run would fail with it in any case.
+        """
+        self.config, self._stop = config, stop
+        self.is_given_up = False
+        self.by_problem = config.by_problem()
+        self.sources: dict[Split, list[Source]] = {}
+        self._objects: dict[tuple[str, str], ComingObject] = {}
+        self._verdicts: dict[int, Background[Download]] = {}
+        all_wanted = {
+            (name, split): wanted(own, split)
+            for split in SPLITS
+            for name, own in self.by_problem.items()
+        }
+        encoded = [w for (_, split), of in all_wanted.items() if split != "test" for w in of]
+        if all(source.path.exists() for source in encoded):
+            raise CannotStream("all files are there")
+        try:
+            self._ask_for_objects(store, [w for of in all_wanted.values() for w in of])
+            for split in SPLITS:
+                self.sources[split] = [
+                    self._open(self.by_problem[name], source, store)
+                    for (name, of_split), of in all_wanted.items()
+                    if of_split == split
+                    for source in of
+                ]
+            self.keys = {name: self._key(name) for name in self.by_problem}
+            cache_dir = config.training.latent_cache_dir
+            if any(valid_generation(cache_dir, key) for key in self.keys.values()):
+                raise CannotStream("latents are in the cache")
+            for of_split in self.sources.values():
+                frames = [(source.staged.uri, source.file.num_frames) for source in of_split]
+                check_frames_alike(config, frames)
+            self._give_turns()
+        except BaseException:  # a stop, too
+            self.close()
+            raise
+
+    def _ask_for_objects(self, store: ObjectStore, sources: Sequence[Wanted]) -> None:
+        missing = {
+            (source.bucket or "", source.key or ""): source
+            for source in sources
+            if source.bucket is not None and source.key is not None and not source.path.exists()
+        }
+
+        def ask(source: Wanted) -> ComingObject:
+            assert source.bucket is not None
+            assert source.key is not None
+            return ComingObject(store, source.bucket, source.key, source.path)
+
+        todo, lock = iter(missing.items()), threading.Lock()
+
+        def ask_for_all() -> None:
+            while not self._stop.is_set():
+                with lock:
+                    place, source = next(todo, (None, None))
+                if place is None or source is None:
+                    return
+                self._objects[place] = ask(source)
+
+        num = min(MOST_HEADERS, len(missing))
+        asked = [Background(ask_for_all, "ask for headers") for _ in range(num)]
+        for each in asked:
+            each.result_unless(self._stop, "the object store")
+
+    def _open(self, config: ProblemConfig, source: Wanted, store: ObjectStore) -> Source:
+        coming = self._objects.get((source.bucket or "", source.key or ""))
+        if coming is None:
+            staged = stage_one(config, source, store, stop=self._stop)
+        else:
+            staged = Staged(
+                split=source.split,
+                uri=source.uri,
+                path=source.path,
+                rows=source.rows,
+                sha256=coming.sha256,
+                num_bytes=coming.num_bytes,
+                fetched_bytes=0,
+                seconds=0.0,
+            )
+        file = open_file(config, source.path, source.rows, coming)
+        parameter = file.parameter if file.is_named else None
+        staged = staged.model_copy(update={"parameter": parameter})
+        return Source(config, staged, file, coming, np.zeros(file.num_trajectories, np.int64))
+
+    def _key(self, name: str) -> str:
+        encoded = {split: self.staged(name, split) for split in ("train", "val")}
+        return compute_cache_hash(self.by_problem[name], encoded)
+
+    def of_problem(self, name: str, split: Split) -> list[Source]:
+        return [source for source in self.sources[split] if source.problem.problem.name == name]
+
+    def staged(self, name: str, split: Split) -> list[Staged]:
+        return [source.staged for source in self.of_problem(name, split)]
+
+    @property
+    def objects(self) -> list[ComingObject]:
+        """What is on its way, each once."""
+        return list(self._objects.values())
+
+    def _give_turns(self) -> None:
+        """The fit's rows come at turn 0; train as the first epoch meets it; then val; then test."""
+        after = 1
+        for split in SPLITS:
+            sizes = [source.file.num_trajectories for source in self.sources[split]]
+            turns = np.zeros(sum(sizes), np.int64)
+            if split == "train":
+                turns = arrival_turns(sum(sizes), self.config.training.seed)
+            turns += after
+            after = int(turns.max()) + 1
+            for source, end in zip(self.sources[split], accumulate(sizes), strict=True):
+                source.turns = turns[end - source.file.num_trajectories : end]
+
+    def _wants(self) -> Mapping[int, list[Want]]:
+        """Object → what is wanted of it, and when."""
+        wants: dict[int, list[Want]] = {id(coming): [] for coming in self.objects}
+        for name, config in self.by_problem.items():
+            of_train = self.of_problem(name, "train")
+            ends = list(accumulate(source.file.num_trajectories for source in of_train))
+            fit = (
+                [] if config.encoder.kind == "identity" else fit_rows(config, ends[-1])[0].tolist()
+            )
+            for source, end in zip(of_train, ends, strict=True):
+                first = end - source.file.num_trajectories
+                for row in (row - first for row in fit if first <= row < end):
+                    if source.coming is not None:
+                        place = source.file.bytes_of(row, row + 1)
+                        wants[id(source.coming)].append(Want(0, *place))
+        for split in SPLITS:
+            for source in self.sources[split]:
+                if source.coming is not None:
+                    for lo, hi in _runs(source.turns):
+                        place = source.file.bytes_of(lo, hi)
+                        wants[id(source.coming)].append(Want(int(source.turns[lo]), *place))
+        return wants
+
+    def begin(self, show: Show) -> None:
+        """Start to fetch, in the order in which the run needs it, and to hash behind that.
+
+        Raises:
+            CannotStream: another process is fetching one of the files.
+            DiskFull: there is no room for them.
+        """
+        wants, num_threads = self._wants(), min(8, 2 * num_cores())
+        if not self.config.features.parallel_downloads:
+            num_threads = 1
+        fetches = [coming.begin(wants[id(coming)], num_threads) for coming in self.objects]
+        start_fetching(fetches, num_threads)
+        for coming in self.objects:
+            progress = show(f"[{self._label(coming)}] fetched", "MB", 1e6)
+            verdict = functools.partial(coming.verdict, self._stop, progress)
+            self._verdicts[id(coming)] = Background(verdict, f"hash {coming.path.name}")
+
+    def wait(self) -> None:
+        """Return when all objects are there and verified; raises as `finished`."""
+        for verdict in self._verdicts.values():
+            verdict.result()
+
+    def so_far(self, name: str, split: Split) -> list[Staged]:
+        """The sources of a split of a problem, with the bytes of them that have arrived."""
+        found = []
+        for source in self.of_problem(name, split):
+            if (coming := source.coming) is None:
+                found.append(source.staged)
+                continue
+            so_far = {
+                "fetched_bytes": coming.num_fetched if self._is_first(source) else 0,
+                "seconds": time.perf_counter() - coming.started,
+            }
+            found.append(source.staged.model_copy(update=so_far))
+        return found
+
+    def _is_first(self, source: Source) -> bool:
+        """Whether no split before it reads the same object, whose bytes count once."""
+        return source is next(
+            s for of in self.sources.values() for s in of if s.coming is source.coming
+        )
+
+    def finished(
+        self, name: str, split: Split, progress: Progress = lambda _done, _all: None
+    ) -> list[Staged]:
+        """The sources of a split of a problem, once all of them are there and verified.
+
+        Args:
+            progress: called now and then with the bytes that are there, and all.
+        Raises:
+            ChecksumMismatch: one is not what its manifest says.
+            FetchError, Interrupted, …: see `ComingObject.verdict`.
+        """
+        sources = self.of_problem(name, split)
+        coming = {id(source.coming): source.coming for source in sources if source.coming}
+        total = sum(found.num_bytes for found in coming.values())
+        for verdict in (self._verdicts[which] for which in coming):
+            while not verdict.is_done(PROGRESS_S):
+                progress(sum(found.num_arrived for found in coming.values()), total)
+            verdict.result()
+        progress(total, total)
+        return [self._finished(source) for source in sources]
+
+    def _finished(self, source: Source) -> Staged:
+        if source.coming is None:
+            return source.staged
+        done = self._verdicts[id(source.coming)].result()
+        update = {
+            "fetched_bytes": done.num_bytes - done.resumed_bytes if self._is_first(source) else 0,
+            "seconds": done.seconds,
+            "state": file_state(done.path),
+        }
+        return source.staged.model_copy(update=update)
+
+    def _label(self, coming: ComingObject) -> str:
+        """The first split of an object, after the name of its problem where there are several."""
+        source = next(s for of in self.sources.values() for s in of if s.coming is coming)
+        return self.config.data.label(source.problem.problem, source.staged.split)
+
+    def give_up(self) -> None:
+        """Leave the rest to downloads, which go on from what has arrived."""
+        self.is_given_up = True
+        self.close()
+
+    def close(self) -> None:
+        """Stop what is on its way; the next run goes on from what has arrived."""
+        for coming in self.objects:
+            coming.close()
+        for of_split in self.sources.values():
+            for source in of_split:
+                source.file.close()
+
+
+def scout(
+    config: RunConfig, store: ObjectStore | None, stop: threading.Event, show: Show
+) -> Scouted | None:
+    """Look what there is to stream, and have it begin to arrive; None where all comes first.
+
+    The log says why.
+
+    Args:
+        stop: ends the fetch; what has arrived is kept.
+        show: makes the callbacks that take how far each object is.
+    Raises:
+        ConfigError: `features.stream` is on, and it cannot be.
+        DataError, FetchError, DiskFull: the run would fail with it in any case.
+        Interrupted: `stop` was set.
+    """
+    features = config.features
+    if features.stream == "off" or features.is_legacy:
+        return None
+    try:
+        if features.preload in ("disk", "off"):
+            raise CannotStream(f"features.preload is {features.preload}")
+        if store is None:
+            raise CannotStream("the files are local")
+        scouted = Scouted(config, store, stop)
+        try:
+            scouted.begin(show)
+        except BaseException:
+            scouted.close()
+            raise
+    except CannotStream as reason:
+        cannot_stream(config, reason)
+        return None
+    except ObjectUnavailable as error:  # the download of that object says it, with its split
+        log.debug("no streaming start: %s", error)
+        return None
+    size = sum(coming.num_bytes for coming in scouted.objects) / 1e6
+    log.info("%s: %.0f MB of %d objects", STREAMING, size, len(scouted.objects))
+    return scouted
+
+
+def cannot_stream(config: RunConfig, reason: CannotStream) -> None:
+    """Say why all has to be there first.
+
+    Raises:
+        ConfigError: the config wants it otherwise.
+    """
+    if config.features.stream == "on":
+        raise ConfigError(
+            f"features.stream: found on, but {reason}; expected objects that are not here yet, in "
+            "contiguous float32, with a manifest beside them, and room in memory: set it to auto"
+        ) from reason
+    log.info("no streaming start: %s", reason)
+
+
+def _runs(turns: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """[lo, hi) of rows with one turn."""
+    borders = [0, *(np.flatnonzero(np.diff(turns)) + 1).tolist(), len(turns)]
+    return pairwise(borders)

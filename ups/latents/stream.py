@@ -1,0 +1,311 @@
+"""Latents that training reads while their sources still arrive: the streaming start.
+
+A chunk of trajectories is the unit. Once its bytes are there, a worker encodes it, writes it into
+the cache entry and into the tensor that training reads, and says so; training waits for the rows of
+its next batch alone. The entry counts from the moment on at which all sources have turned out to be
+what their digests say, which is before the first checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ups.background import Background
+from ups.config import SPLITS, RunConfig, Split
+from ups.data.sources import Staged, check_unchanged
+from ups.errors import CannotStream, ChecksumMismatch, DataError, Interrupted
+from ups.files import lock_now
+from ups.latents import store
+from ups.latents.arrival import Arrival
+from ups.latents.build import (
+    Build,
+    CacheEntry,
+    drop_partial_builds,
+    entry_of,
+    keep_to_budget,
+    say_built,
+)
+from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
+from ups.latents.journal import Job
+from ups.latents.key import ENCODED_SPLITS, key_fields
+from ups.latents.loader import Latents, assemble, in_ram, read_exactly
+from ups.latents.scout import Scouted, Source, cannot_stream
+from ups.latents.tiers import choose_tier
+from ups.machine.devices import encoding_device, limit_torch_threads, training_device
+from ups.progress import Show
+
+log = logging.getLogger(__name__)
+
+
+def stream_latents(
+    config: RunConfig, scouted: Scouted, stop: threading.Event, show: Show
+) -> Stream | None:
+    """Begin to encode what arrives; None where all has to be there first, and the fetch has ended.
+
+    Raises: see `Stream.start`.
+    """
+    limit_torch_threads()
+    stream = Stream(config, scouted, training_device(config), stop, show)
+    try:
+        stream.start()
+    except CannotStream as reason:
+        scouted.give_up()
+        stream.close()
+        cannot_stream(config, reason)
+        return None
+    except BaseException:  # a stop, too
+        stream.close()
+        raise
+    return stream
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A chunk of a file of a build, and where its trajectories are in the tensor of their split."""
+
+    turn: int
+    build: Build
+    job: Job
+    split: Split
+    first: int
+    end: int
+
+
+class Stream:
+    """The entries of a run's problems while they are built; used once.
+
+    Use: `start`, from which on training may read `latents`; `result` for what came of it; `close`
+    in the end, whatever became of it.
+    """
+
+    latents: Latents
+
+    def __init__(
+        self, config: RunConfig, scouted: Scouted, device: str, stop: threading.Event, show: Show
+    ) -> None:
+        self._config, self._scouted, self._device = config, scouted, device
+        self._stop, self._show = stop, show
+        self._is_over = threading.Event()
+        self._started = time.monotonic()
+        self._locks = ExitStack()
+        self._builds: dict[str, Build] = {}
+        self._tensors: dict[Split, Tensor] = {}
+        self._ending: Background[dict[str, CacheEntry]] | None = None
+
+    def start(self) -> None:
+        """Plan the entries, fit the encoders, and begin to encode what arrives.
+
+        Raises:
+            CannotStream: memory has no room for the latents, or another process builds an entry.
+            DataError: trajectories do not go together, or those of the fit are not finite.
+            DiskFull, FetchError, Interrupted.
+        """
+        config, started = self._config, time.monotonic()
+        self._plan()
+        rows = self._rows()
+        check_alike(config, rows)
+        num_bytes = sum(f.num_bytes for build in self._builds.values() for f in build.files)
+        tier, stepped_down = choose_tier(config, num_bytes, self._device)
+        for reason in stepped_down:
+            log.warning("%s", reason)
+        if tier == "disk":
+            raise CannotStream("the latents have no room in memory")
+        for build in self._builds.values():
+            build.begin()
+        arrival = Arrival(sum(r.num for r in rows["train"]))
+
+        def open_split(split: Split, condition_NC: Tensor) -> PreloadedCacheDataset:
+            self._tensors[split] = self._resident(rows[split], tier == "gpu")
+            return PreloadedCacheDataset(self._tensors[split], condition_NC, self._device)
+
+        encoders = {name: build.encoder for name, build in self._builds.items()}
+        fields = {name: build.fields for name, build in self._builds.items()}
+        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
+        latents.arrival = arrival
+        self.latents = latents
+        self._ending = Background(lambda: self._run(arrival), "build the latents")
+
+    def result(self) -> dict[str, CacheEntry]:
+        """Problem → its entry, once all are complete.
+
+        Raises: what ended it before.
+        """
+        assert self._ending is not None, "start comes before result"
+        return self._ending.result()
+
+    def staged(self) -> dict[tuple[str, Split], list[Staged]]:
+        """(problem, split) → its sources, with the bytes of them that have arrived so far."""
+        scouted = self._scouted
+        return {(n, s): scouted.so_far(n, s) for n in scouted.by_problem for s in SPLITS}
+
+    def finished(self) -> dict[tuple[str, Split], list[Staged]]:
+        """(problem, split) → its sources, once all of them, and those of test, are there."""
+        scouted = self._scouted
+        return {(n, s): scouted.finished(n, s) for n in scouted.by_problem for s in SPLITS}
+
+    def is_done(self, timeout_s: float) -> bool:
+        """Whether it has ended, well or not, within this time."""
+        return self._ending is None or self._ending.is_done(timeout_s)
+
+    def close(self) -> None:
+        """End what goes on; what is encoded and fetched is kept, and the next run goes on there."""
+        self._is_over.set()
+        self._scouted.close()  # wakes who waits for bytes
+        while not self.is_done(1.0):
+            pass
+        for build in self._builds.values():
+            build.close()
+        self._locks.close()
+
+    def _plan(self) -> None:
+        """A build for each problem, with the lock of its entry."""
+        for name, config in self._scouted.by_problem.items():
+            sources: dict[str, list[Staged]] = {
+                split: self._scouted.staged(name, split) for split in ENCODED_SPLITS
+            }
+            fields = key_fields(config, sources)
+            of_problem = [
+                s for split in ENCODED_SPLITS for s in self._scouted.of_problem(name, split)
+            ]
+            tokens = sorted({s.coming.token for s in of_problem if s.coming is not None})
+            build = Build(
+                config,
+                sources,
+                fields,
+                encoding_device(config),
+                [source.file for source in of_problem],
+                tokens,
+            )
+            if (lock := lock_now(build.entry / store.LOCK_NAME)) is None:
+                raise CannotStream(f"another process builds {build.entry}")
+            self._locks.callback(os.close, lock)
+            self._builds[name] = build
+
+    def _rows(self) -> dict[Split, list[Rows]]:
+        rows: dict[Split, list[Rows]] = {split: [] for split in ENCODED_SPLITS}
+        for build in self._builds.values():
+            for file in build.files:
+                rows[file.split].append(Rows.of_latents(build.config, file))
+        return rows
+
+    def _resident(self, rows: Sequence[Rows], on_gpu: bool) -> Tensor:
+        """(N, T', K, D), to be filled."""
+        config = self._config
+        frames = -(-rows[0].num_frames // config.training.time_stride)
+        shape = (sum(r.num for r in rows), frames, config.latent.tokens, config.latent.dim)
+        dtype = getattr(torch, config.training.latent_cache_dtype)
+        if on_gpu:
+            return torch.empty(shape, dtype=dtype, device="cuda")
+        return in_ram(shape, dtype)
+
+    def _chunks(self) -> list[_Chunk]:
+        """All chunks of all builds, in the order in which they arrive."""
+        chunks = []
+        ends: dict[Split, int] = dict.fromkeys(ENCODED_SPLITS, 0)
+        for name, build in self._builds.items():
+            sources: list[Source] = [
+                s for split in ENCODED_SPLITS for s in self._scouted.of_problem(name, split)
+            ]
+            for index, (file, source) in enumerate(zip(build.files, sources, strict=True)):
+                first = ends[file.split]
+                ends[file.split] += file.shape[0]
+                for chunk in range(file.num_chunks):
+                    rows = file.chunk(chunk)
+                    turn = int(source.turns[rows.start : rows.stop].max())
+                    place = first + rows.start, first + rows.stop
+                    chunks.append(_Chunk(turn, build, (index, chunk), file.split, *place))
+        return sorted(chunks, key=lambda chunk: chunk.turn)
+
+    def _run(self, arrival: Arrival) -> dict[str, CacheEntry]:
+        """Encode all, wait for the verdict on the sources, and have the entries be complete."""
+        try:
+            self._encode(arrival)
+            for build in self._builds.values():
+                build.sync()
+            for name in self._builds:
+                sources = [
+                    s for split in ENCODED_SPLITS for s in self._scouted.finished(name, split)
+                ]
+                check_unchanged(sources)
+            entries = {name: self._publish(build) for name, build in self._builds.items()}
+            arrival.settle()
+            return entries
+        except BaseException as error:
+            self._is_over.set()
+            arrival.fail(error)
+            if isinstance(error, (DataError, ChecksumMismatch)):
+                for build in self._builds.values():  # nothing can go on from bad data
+                    build.close()
+                    drop_partial_builds(build.entry)
+            raise
+
+    def _encode(self, arrival: Arrival) -> None:
+        chunks = self._chunks()
+        total = sum(chunk.end - chunk.first for chunk in chunks)
+        show, done = self._show("encoded", "trajectories"), 0
+        todo, lock = iter(chunks), threading.Lock()
+
+        def work() -> None:
+            try:
+                take_chunks()
+            except BaseException:
+                self._is_over.set()  # the others need not go on
+                raise
+
+        def take_chunks() -> None:
+            nonlocal done
+            while True:
+                if self._stop.is_set() or self._is_over.is_set():
+                    raise Interrupted("the streaming start was stopped; the next goes on from here")
+                with lock:
+                    chunk = next(todo, None)
+                if chunk is None:
+                    return
+                self._fill(chunk)
+                if chunk.split == "train":
+                    arrival.note(chunk.first, chunk.end)
+                with lock:
+                    done += chunk.end - chunk.first
+                    show(done, total)
+
+        features, training = self._config.features, self._config.training
+        num = max(1, training.num_workers) if features.parallel_encode else 1
+        workers = [Background(work, f"encode {n}") for n in range(num)]
+        errors = [error for worker in workers if (error := worker.error()) is not None]
+        if errors:  # what the first was stopped by is told, not that others were stopped for it
+            raise next((e for e in errors if not isinstance(e, Interrupted)), errors[0])
+
+    def _fill(self, chunk: _Chunk) -> None:
+        """Encode a chunk, or read what an earlier build made of it, to where training reads it."""
+        index, number = chunk.job
+        file = chunk.build.files[index]
+        dtype = getattr(torch, file.dtype)
+        if chunk.job in chunk.build.done:
+            rows = file.chunk(number)
+            stored = bytearray(len(rows) * file.row_bytes)
+            offset = file.data_offset + rows.start * file.row_bytes
+            read_exactly(chunk.build.directory / file.name, memoryview(stored), offset)
+            latents = torch.frombuffer(stored, dtype=dtype)
+        else:
+            latents = torch.frombuffer(chunk.build.encode(chunk.job), dtype=dtype)
+        target = self._tensors[chunk.split][chunk.first : chunk.end]
+        stride = self._config.training.time_stride
+        target.copy_(latents.view(len(target), *file.shape[1:])[:, ::stride])
+
+    def _publish(self, build: Build) -> CacheEntry:
+        manifest = build.finish()
+        cache_dir = build.config.training.latent_cache_dir
+        store.publish(cache_dir, manifest)
+        entry = entry_of(manifest, reused=False, seconds=time.monotonic() - self._started)
+        say_built(build.config, entry)
+        keep_to_budget(build.config, {b.directory.name for b in self._builds.values()})
+        return entry
