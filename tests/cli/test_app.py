@@ -102,7 +102,7 @@ def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
     ended = ["boot", "validate", "download", "warm-up", "cache", "load", "first step"]
     assert list(phases) == [*ended, "unaccounted"]
     assert phases["unaccounted"] < 0.5
-    assert sum(phases.values()) == pytest.approx(breakdown.ttfs_s)  # one after the other
+    assert sum(phases.values()) >= breakdown.ttfs_s - 1e-3  # downloads begin beside the imports
     (first,), (rest,) = (
         [span for span in breakdown.spans if span.phase == phase]
         for phase in ("first step", "train")

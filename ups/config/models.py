@@ -14,6 +14,7 @@ from ups.config.operators import LatentTransformer, Operator
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 OffIsAWord = BeforeValidator(lambda given: "off" if given is False else given)  # YAML 1.1's bool
+OnIsAWord = BeforeValidator(lambda given: "on" if given is True else given)
 
 
 class Latent(Model):
@@ -108,7 +109,7 @@ class Features(Model):
     preload: Annotated[Literal["auto", "gpu", "ram", "disk", "off"], OffIsAWord] = Field(
         "auto", description="where training reads latents; off: encode on demand"
     )
-    stream: Annotated[Literal["auto", "on", "off"], OffIsAWord] = Field(
+    stream: Annotated[Literal["auto", "on", "off"], OffIsAWord, OnIsAWord] = Field(
         "auto", description="train on the first rows while the others are fetched and encoded"
     )
     warm_up: bool = Field(True, description="import, build and warm the model beside the downloads")

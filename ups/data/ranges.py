@@ -18,7 +18,6 @@ import functools
 import hashlib
 import itertools
 import json
-import mmap
 import os
 import secrets
 import threading
@@ -32,7 +31,7 @@ from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.s3errors import retrying
 from ups.data.stamps import beside, boot_id
 from ups.errors import DiskFull, Interrupted, UpsError
-from ups.files import require_free_space, write_atomically, write_fully
+from ups.files import read_fully, require_free_space, write_atomically, write_fully
 from ups.progress import Progress
 
 MIB = 1 << 20
@@ -257,10 +256,12 @@ class RangedFetch:
         digest, total, reported_at = hashlib.sha256(), self.info.num_bytes, 0.0
         md5 = hashlib.md5(usedforsecurity=False)
         has_md5 = self.info.sha256 is None and self.info.md5 is not None
-        with contextlib.ExitStack() as stack:
-            if total:  # an empty file cannot be mapped
-                window = mmap.mmap(self.fd, total, access=mmap.ACCESS_READ)
-                view = stack.enter_context(memoryview(stack.enter_context(window)))
+        buffer = memoryview(bytearray(min(_HASH_CHUNK_BYTES, total)))
+        with self._changed:
+            if self._halt.is_set() and self._error is None:
+                raise self._stopped()
+            fd = os.dup(self.fd)  # of its own: the other is closed when the fetch is stopped
+        try:
             for index, start in enumerate(self._starts):
                 position = 0
                 while position < self._length(index):
@@ -277,11 +278,15 @@ class RangedFetch:
                     if progress is not None and time.monotonic() - reported_at >= _PROGRESS_S:
                         reported_at = time.monotonic()
                         progress(self._done, total)
-                    with view[start + position : start + ready] as part:
-                        digest.update(part)
-                        if has_md5:
-                            md5.update(part)
+                    part = buffer[: ready - position]
+                    if missing := read_fully(fd, part, start + position):
+                        raise UpsError(f"{self.partial} became {missing} bytes shorter")
+                    digest.update(part)
+                    if has_md5:
+                        md5.update(part)
                     position = ready
+        finally:
+            os.close(fd)
         if progress is not None:
             progress(total, total)
         self.md5 = md5.hexdigest() if has_md5 else None

@@ -16,6 +16,7 @@ from ups.background import Background
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import open_store
 from ups.latents.scout import Scouted, scout
+from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
 from ups.pipeline.overhead import break_down, leave
 from ups.pipeline.phases import build_caches, load_latents, stage_splits
@@ -36,8 +37,7 @@ log = logging.getLogger(__name__)
 
 BOUNDS = {
     "boot": "a new interpreter imports what reads the config",
-    "validate": "config, memory, disk and device, for which torch is imported",
-    "warm-up": "import what trains and scores",
+    "warm-up": "import torch, and what trains and scores",
     "first step": "build the model, take one optimizer step",
 }
 
@@ -58,7 +58,7 @@ class LocalRun:
         self._timeline, self._resume = Timeline(), resume
         found = find_run_dir(config.runs_dir, run_id) if run_id else None
         with self._timeline.phase("validate"):
-            require_valid(config, resume, found, ask_torch=True)
+            require_valid(config, resume, found)
         self.config = config
         self._scores = {} if found is None else scores_of_complete_run(found, config)
         if found is not None and self._scores:
@@ -87,17 +87,26 @@ class LocalRun:
 
     def _run_phases(self, show: Show, trackers: Trackers) -> None:
         run, config, phase = self._state, self.config, self._timeline.phase
-        store, stop = open_store(config), threading.Event()
+        stop = threading.Event()
         with ExitStack() as ended:
             ended.callback(stop.set)
-            with phase("download"):
-                scouted = scout(config, store, stop, show)
-            if scouted is not None:
-                ended.callback(scouted.close)
-                self._timeline.follow("download", scouted.wait)
+
+            def look() -> tuple[ObjectStore | None, Scouted | None]:
+                with phase("download"):
+                    store = open_store(config)
+                    return store, scout(config, store, stop, show)
+
+            looking = Background(look, "look what there is to stream")
             with phase("warm-up"):
                 from ups.training.evaluate import evaluate
                 from ups.training.loop import train
+
+                check_compile(config)  # for a device that is there
+            with phase("download"):
+                store, scouted = looking.result()
+            if scouted is not None:
+                ended.callback(scouted.close)
+                self._timeline.follow("download", scouted.wait)
             stream = None if scouted is None else self._stream(scouted, stop, show)
             if stream is None:
                 self._prepare(store, show)

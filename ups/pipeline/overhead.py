@@ -58,6 +58,10 @@ def break_down(
         metrics["startup/ttfs_s"] = until_s
     if run.result is not None:
         metrics["training/epoch_time_sec"] = run.result.epoch_time_s
+    idle_s, waited_s = _idle(run, triggered_at)
+    if idle_s is not None and waited_s is not None:
+        metrics["startup/gpu_idle_s"] = idle_s
+        metrics["startup/waited_for_data_s"] = waited_s
     stretches = [(span.phase, span.start, span.end) for span in spans]
     if run.result is not None and run.result.first_epoch is not None:
         stretches.append((FIRST_EPOCH, *run.result.first_epoch))
@@ -75,6 +79,8 @@ def break_down(
         triggered_at=triggered_at,
         ttfs_s=until_s if run.first_step_at else None,
         until_s=until_s,
+        idle_s=idle_s,
+        waited_s=waited_s,
         unaccounted_s=phases[-1].seconds,
         cost_usd=cost,
         cache_reused=run.cache_reused,
@@ -91,6 +97,14 @@ def break_down(
         nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
         nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
     )
+
+
+def _idle(run: RunState, triggered_at: float) -> tuple[float | None, float | None]:
+    """Seconds without a step to compute until the end of epoch 1, and of them those of waits."""
+    if run.result is None or run.result.first_epoch is None or run.result.resumed_from_step:
+        return None, None
+    began, waited_s = run.result.first_epoch[0], run.result.waited_s
+    return began - triggered_at + waited_s, waited_s
 
 
 def leave(breakdown: Breakdown, run_dir: Path) -> bytes:

@@ -1,4 +1,7 @@
-"""The phases of a run as plain functions, for tasks and for the shell alike."""
+"""The phases of a run as plain functions, for tasks and for the shell alike.
+
+What imports torch is imported in the bodies: the first bytes are on their way meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from ups.config import Problem, ProblemConfig, RunConfig, Split
 from ups.data.sources import Staged, stage
-from ups.latents.build import CacheEntry, ensure
-from ups.latents.loader import Latents, load, load_on_demand
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Progress, Show
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
+    from ups.latents.build import CacheEntry
+    from ups.latents.loader import Latents
 
 SourcesBySplit = Mapping[str, Sequence[Staged]]
 SourcesByProblem = Mapping[str, SourcesBySplit]
@@ -90,6 +93,8 @@ def build_cache(
         from ups.latents import legacy
 
         return legacy.precompute(config, sources, stop=stop, progress=progress)
+    from ups.latents.build import ensure
+
     return ensure(
         config,
         sources,
@@ -113,6 +118,8 @@ def load_latents(
     Args:
         entries: problem → its cache entry; None: encode on demand.
     """
+    from ups.latents.loader import load, load_on_demand
+
     limit_torch_threads()
     device = training_device(config)
     if entries is None:

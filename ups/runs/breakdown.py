@@ -67,6 +67,9 @@ class Breakdown(Stored):
         problems: name → its figures, where there are several; the nRMSE here are their means.
         ttfs_s: trigger to first step; None where the run did not get that far.
         until_s: trigger to the end of the startup: the first step, else the failure.
+        idle_s: from the trigger to the end of the first epoch's steps, the part in which the device
+            had no step to compute; None before that.
+        waited_s: of it, what a step waited for trajectories that were on their way.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
         unaccounted_s: the part of that which no span covers.
         cost_usd: of the startup and, since it is paid for too, of what came before the trigger.
@@ -86,6 +89,8 @@ class Breakdown(Stored):
     triggered_at: float
     ttfs_s: float | None
     until_s: float
+    idle_s: float | None = None
+    waited_s: float | None = None
     unaccounted_s: float
     cost_usd: float
     cache_reused: bool | None

@@ -93,6 +93,10 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
             f"{breakdown.ttfs_s:.2f} s "
             f"(${breakdown.cost_usd:.4f}{also} at the config's price per hour)"
         )
+    if breakdown.idle_s is not None:
+        figures["idle until the end of epoch 1"] = (
+            f"{breakdown.idle_s:.2f} s, {breakdown.waited_s or 0:.2f} s of it for rows on their way"
+        )
     if (from_start_s := breakdown.phase_seconds.get(TO_FIRST_STEP)) is not None:
         figures["of a rented machine"] = f"{from_start_s:.2f} s from its script's start"
     if breakdown.cache_reused is not None:

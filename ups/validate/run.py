@@ -118,7 +118,6 @@ def require_valid(
     run_dir: Path | None = None,
     *,
     refused: UpsError | None = None,
-    ask_torch: bool = False,
 ) -> None:
     """Log the warnings of `check_head`, and raise its faults.
 
@@ -126,12 +125,11 @@ def require_valid(
         resume: a checkpoint to go on from.
         run_dir: of the run, if it has been there before: its own checkpoint comes first.
         refused: why the object store cannot be addressed, if it cannot.
-        ask_torch: whether it sees the device, also where importing it is not certain to be needed.
     Raises:
         ValidationFailed: with all faults in one message, a line for each.
     """
     faults = [] if refused is None else [f"data, object store: {refused}"]
-    for check in check_head(config, resume, run_dir, ask_torch=ask_torch):
+    for check in check_head(config, resume, run_dir):
         if check.status == "warn":
             log.warning("%s, %s: %s", check.group, check.name, check.text)
         elif check.status == "fault":
@@ -144,11 +142,7 @@ def require_valid(
 
 
 def check_head(
-    config: RunConfig,
-    resume: Path | None = None,
-    run_dir: Path | None = None,
-    *,
-    ask_torch: bool = False,
+    config: RunConfig, resume: Path | None = None, run_dir: Path | None = None
 ) -> list[Check]:
     """All that needs no network and reads no data, in some milliseconds.
 
@@ -164,6 +158,6 @@ def check_head(
         *checks,
         *validate_ram_for_cache(config, sources, device, memory),
         *validate_disk(config, sources, to_build=to_build(finds_entries(config, sources))),
-        *(validate_device(config)[0] if ask_torch else validate_device_early(config)),
+        *validate_device_early(config),
         *validate_checkpoint(config, resume, sources, run_dir),
     ]
