@@ -55,9 +55,17 @@ def watch(phase: str, task_run: TaskRun) -> None:
 
 
 def close_timeline(flow_run_id: UUID) -> list[Span]:
+    """The spans of a flow run, of which nothing more is noted: see `timeline`."""
+    spans = timeline(flow_run_id)
+    with _lock:
+        _timelines.pop(flow_run_id, None)
+    return spans
+
+
+def timeline(flow_run_id: UUID) -> list[Span]:
     """The spans of a flow run so far, in order of their start; a task that still runs ends now."""
     with _lock:
-        runs = _timelines.pop(flow_run_id, [])
+        runs = list(_timelines.get(flow_run_id, ()))
     spans = []
     for phase, run in runs:
         state = run.state

@@ -32,7 +32,7 @@ from ups.data.sources import (
     wanted,
 )
 from ups.data.transfer import Download
-from ups.errors import CannotStream, ConfigError, ObjectUnavailable
+from ups.errors import CannotStream, ConfigError, Interrupted, ObjectUnavailable
 from ups.latents.key import compute_cache_hash
 from ups.latents.order import arrival_turns, fit_rows
 from ups.latents.store import valid_generation
@@ -234,19 +234,22 @@ class Scouted:
         for verdict in self._verdicts.values():
             verdict.result()
 
-    def so_far(self, name: str, split: Split) -> list[Staged]:
-        """The sources of a split of a problem, with the bytes of them that have arrived."""
-        found = []
-        for source in self.of_problem(name, split):
-            if (coming := source.coming) is None:
-                found.append(source.staged)
-                continue
-            so_far = {
-                "fetched_bytes": coming.num_fetched if self._is_first(source) else 0,
-                "seconds": time.perf_counter() - coming.started,
-            }
-            found.append(source.staged.model_copy(update=so_far))
-        return found
+    def so_far(self) -> dict[tuple[str, Split], list[Staged]]:
+        """(problem, split) → its sources, with the bytes of them that have arrived."""
+        return {
+            (name, split): [self._so_far(source) for source in self.of_problem(name, split)]
+            for name in self.by_problem
+            for split in SPLITS
+        }
+
+    def _so_far(self, source: Source) -> Staged:
+        if (coming := source.coming) is None:
+            return source.staged
+        update = {
+            "fetched_bytes": coming.num_fetched if self._is_first(source) else 0,
+            "seconds": time.perf_counter() - coming.started,
+        }
+        return source.staged.model_copy(update=update)
 
     def _is_first(self, source: Source) -> bool:
         """Whether no split before it reads the same object, whose bytes count once."""
@@ -340,6 +343,9 @@ def scout(
     except ObjectUnavailable as error:  # the download of that object says it, with its split
         log.debug("no streaming start: %s", error)
         return None
+    if stop.is_set():  # nobody is there any more who would close it
+        scouted.close()
+        raise Interrupted("stopped before anything was fetched")
     size = sum(coming.num_bytes for coming in scouted.objects) / 1e6
     log.info("%s: %.0f MB of %d objects", STREAMING, size, len(scouted.objects))
     return scouted

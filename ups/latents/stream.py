@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ups.background import Background
-from ups.config import SPLITS, RunConfig, Split
+from ups.config import RunConfig, Split
 from ups.data.sources import Staged, check_unchanged
 from ups.errors import CannotStream, ChecksumMismatch, DataError, Interrupted
 from ups.files import lock_now
@@ -141,16 +141,6 @@ class Stream:
         """
         assert self._ending is not None, "start comes before result"
         return self._ending.result()
-
-    def staged(self) -> dict[tuple[str, Split], list[Staged]]:
-        """(problem, split) → its sources, with the bytes of them that have arrived so far."""
-        scouted = self._scouted
-        return {(n, s): scouted.so_far(n, s) for n in scouted.by_problem for s in SPLITS}
-
-    def finished(self) -> dict[tuple[str, Split], list[Staged]]:
-        """(problem, split) → its sources, once all of them, and those of test, are there."""
-        scouted = self._scouted
-        return {(n, s): scouted.finished(n, s) for n in scouted.by_problem for s in SPLITS}
 
     def is_done(self, timeout_s: float) -> bool:
         """Whether it has ended, well or not, within this time."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,8 +119,8 @@ class LocalRun:
             def note_first_step(at: float) -> None:
                 run.first_step_at = at
                 trackers.start()
-                if stream is not None:
-                    run.staged.update(stream.staged())
+                if scouted is not None and stream is not None:
+                    run.staged.update(scouted.so_far())
                 so_far = self._break_down()  # whoever ends the process later, this is known
                 so_far.save(self.run_dir)
                 begin_summary(self.run_dir, so_far.metrics)
@@ -133,9 +134,10 @@ class LocalRun:
                     on_first_step=note_first_step,
                     progress=show("trained", "steps"),
                 )
-            if stream is not None:
+            if scouted is not None and stream is not None:
                 run.entries = stream.result()
-                run.staged.update(stream.finished())
+                for problem, split in product(config.by_problem(), SPLITS):
+                    run.staged[problem, split] = scouted.finished(problem, split)
             with phase("evaluate"):
                 test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
                 checkpoint, encoders = run.result.checkpoint, latents.encoders

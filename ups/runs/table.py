@@ -125,23 +125,27 @@ def score_words(nrmse: float, persistence: float | None, *, is_mean: bool) -> st
     return f"{text}; persistence {persistence:.4f}{times}"
 
 
-def to_markdown(breakdown: Breakdown, gantt: bytes, predictions: Mapping[str, Path]) -> str:
+def to_markdown(
+    breakdown: Breakdown, gantt: bytes | None = None, predictions: Mapping[str, Path] | None = None
+) -> str:
     """All of a breakdown, pictures included.
 
     Args:
-        gantt: a PNG file's bytes; predictions: title → PNG file.
+        gantt: a PNG file's bytes; None: it is not drawn yet.
+        predictions: title → PNG file.
     """
     blocks = [f"## {headline(breakdown)}"]
     if breakdown.failed:
         label = "Stopped" if breakdown.failed == STOPPED else "Failed"
         blocks.append(f"**{label}:** {breakdown.failed}")
-    blocks.append(markdown_image("phases up to the first step", gantt))
+    if gantt is not None:
+        blocks.append(markdown_image("phases up to the first step", gantt))
     blocks.append(markdown_table(startup_rows(breakdown)))
     blocks.append("Phases overlap: shares may add up to more than 100 %.")
     figures = {"run folder": breakdown.run, **key_figures(breakdown)}
     blocks.append("\n".join(f"- {name}: {text}" for name, text in figures.items()))
     blocks += [markdown_table(problem_rows(breakdown)), markdown_table(gpu_rows(breakdown))]
-    for title, path in predictions.items():
+    for title, path in (predictions or {}).items():
         blocks.append(f"**{title}**" if breakdown.problems else "")
         blocks.append(markdown_image("truth, prediction and error", path.read_bytes()))
     return "\n\n".join(block for block in blocks if block)
