@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from ups.config import SPLITS, Features, Problem, RunConfig, load_config
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.scout import Scouted, scout
+from ups.latents.scout import NothingToFetch, Scouted, may_stream, scout
 from ups.latents.store import valid_generation
 from ups.pipeline.provision import claim
 from ups.pipeline.state import ProblemSplit, RunState, running
@@ -150,7 +150,7 @@ def _run_phases(
             ended.callback(scouted.close)
             entries = _stream(run, scouted, stop, ended)
         if run.latents is None:
-            _prepare(run, stop, downloads, warm_up, overwrite_cache)
+            scouted, entries = _prepare(run, stop, downloads, warm_up, ended, overwrite_cache)
         latents = run.latents
         assert latents is not None
         step = warm_up.result() if warm_up else None
@@ -205,16 +205,30 @@ def _prepare(
     stop: threading.Event,
     downloads: _Downloads,
     warm_up: PrefectFuture[Any] | None,
+    ended: ExitStack,
     overwrite_cache: bool,
-) -> None:
-    """Once train and val are here, encode and load them: `run.latents`."""
+) -> tuple[Scouted | None, _Entries]:
+    """Once train and val are here, encode and load them: `run.latents`.
+
+    Returns:
+        What is encoded while it is trained on, and the tasks that build its entries.
+    """
     config, problems = run.config, run.config.data.problems
     overwrite = overwrite_cache or not config.features.reuse_cache
+    encoded = [(problem.name, split) for problem in problems for split in ENCODED_SPLITS]
+    if not overwrite and may_stream(config):
+        _wait_for(run, downloads, encoded, warm_up)
+        staged = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
+        with suppress(NothingToFetch):
+            scouted = Scouted.of_files(config, staged, stop)
+            if entries := _stream(run, scouted, stop, ended):
+                return scouted, entries
     for problem in problems:
         _wait_for(run, downloads, [(problem.name, split) for split in ENCODED_SPLITS], warm_up)
         _find_entry(run, problem, overwrite, stop)
-    encoded = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
-    run.latents = load_latents(config, encoded, run.entries or None, stop)
+    staged = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
+    run.latents = load_latents(config, staged, run.entries or None, stop)
+    return None, {}
 
 
 def _find_entry(run: RunState, problem: Problem, overwrite: bool, stop: threading.Event) -> None:

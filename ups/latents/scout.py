@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from ups.data.sources import (
 )
 from ups.data.transfer import Download
 from ups.errors import CannotStream, ConfigError, Interrupted, ObjectUnavailable
-from ups.latents.key import compute_cache_hash
+from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.order import arrival_turns, fit_rows
 from ups.latents.store import valid_generation
 from ups.machine.cgroup import num_cores
@@ -63,8 +64,12 @@ class Source:
     turns: NDArray[np.int64]
 
 
+class NothingToFetch(CannotStream):
+    """Raised where there is nothing to wait for."""
+
+
 class Scouted:
-    """The sources of a run that has something to fetch, and to encode.
+    """The sources of a run that has something to encode, and perhaps to fetch before.
 
     Attributes:
         sources: of each split, problem after problem.
@@ -72,47 +77,90 @@ class Scouted:
         is_given_up: whether all has to be there first after all.
     """
 
-    def __init__(self, config: RunConfig, store: ObjectStore, stop: threading.Event) -> None:
-        """Ask for headers and digests; nothing else is fetched yet.
-
-        Raises:
-            CannotStream: files have to be there before they can be read, or are there.
-            DataError, ObjectUnavailable, FetchError: the run would fail with it in any case.
-        """
+    def __init__(self, config: RunConfig, stop: threading.Event) -> None:
         self.config, self._stop = config, stop
         self.is_given_up = False
         self.by_problem = config.by_problem()
-        self.sources: dict[Split, list[Source]] = {}
+        self.sources: dict[Split, list[Source]] = {split: [] for split in SPLITS}
+        self.keys: dict[str, str] = {}
         self._objects: dict[tuple[str, str], ComingObject] = {}
         self._verdicts: dict[int, Background[Download]] = {}
+
+    @classmethod
+    def of_store(cls, config: RunConfig, store: ObjectStore, stop: threading.Event) -> Self:
+        """Ask for headers and digests; nothing else is fetched yet.
+
+        Raises:
+            NothingToFetch: all files are there, or their latents.
+            CannotStream: files have to be there before they can be read.
+            DataError, ObjectUnavailable, FetchError: the run would fail with it in any case.
+        """
+        scouted = cls(config, stop)
         all_wanted = {
             (name, split): wanted(own, split)
             for split in SPLITS
-            for name, own in self.by_problem.items()
+            for name, own in scouted.by_problem.items()
         }
         encoded = [w for (_, split), of in all_wanted.items() if split != "test" for w in of]
         if all(source.path.exists() for source in encoded):
-            raise CannotStream("all files are there")
+            raise NothingToFetch("all files are there")
         try:
-            self._ask_for_objects(store, [w for of in all_wanted.values() for w in of])
-            for split in SPLITS:
-                self.sources[split] = [
-                    self._open(self.by_problem[name], source, store)
-                    for (name, of_split), of in all_wanted.items()
-                    if of_split == split
-                    for source in of
-                ]
-            self.keys = {name: self._key(name) for name in self.by_problem}
-            cache_dir = config.training.latent_cache_dir
-            if any(valid_generation(cache_dir, key) for key in self.keys.values()):
-                raise CannotStream("latents are in the cache")
-            for of_split in self.sources.values():
-                frames = [(source.staged.uri, source.file.num_frames) for source in of_split]
-                check_frames_alike(config, frames)
-            self._give_turns()
+            scouted._ask_for_objects(store, [w for of in all_wanted.values() for w in of])
+            for (name, split), of in all_wanted.items():
+                own = scouted.by_problem[name]
+                scouted.sources[split] += [scouted._open(own, source, store) for source in of]
+            for name, own in scouted.by_problem.items():
+                sources = {str(split): scouted.staged(name, split) for split in ENCODED_SPLITS}
+                scouted.keys[name] = compute_cache_hash(own, sources)
+            scouted._refuse_what_is_there()
+            scouted._plan()
         except BaseException:  # a stop, too
-            self.close()
+            scouted.close()
             raise
+        return scouted
+
+    @classmethod
+    def of_files(
+        cls,
+        config: RunConfig,
+        staged: Mapping[str, Mapping[str, Sequence[Staged]]],
+        stop: threading.Event,
+    ) -> Self:
+        """Files that are there and have to be encoded.
+
+        Args:
+            staged: problem → split → its sources; test may be missing.
+        Raises:
+            NothingToFetch: their latents are there.
+            DataError: see `TrajectoryFile`.
+        """
+        scouted = cls(config, stop)
+        for name, own in scouted.by_problem.items():
+            scouted.keys[name] = compute_cache_hash(own, staged[name])
+        scouted._refuse_what_is_there()
+        try:
+            for name, own in scouted.by_problem.items():
+                for split in SPLITS:
+                    for source in staged[name].get(split, ()):
+                        file = open_file(own, source.path, source.rows)
+                        turns = np.zeros(file.num_trajectories, np.int64)
+                        scouted.sources[split].append(Source(own, source, file, None, turns))
+            scouted._plan()
+        except BaseException:
+            scouted.close()
+            raise
+        return scouted
+
+    def _refuse_what_is_there(self) -> None:
+        cache_dir = self.config.training.latent_cache_dir
+        if any(valid_generation(cache_dir, key) for key in self.keys.values()):
+            raise NothingToFetch("latents are in the cache")
+
+    def _plan(self) -> None:
+        for of_split in self.sources.values():
+            frames = [(source.staged.uri, source.file.num_frames) for source in of_split]
+            check_frames_alike(self.config, frames)
+        self._give_turns()
 
     def _ask_for_objects(self, store: ObjectStore, sources: Sequence[Wanted]) -> None:
         missing = {
@@ -161,10 +209,6 @@ class Scouted:
         staged = staged.model_copy(update={"parameter": parameter})
         return Source(config, staged, file, coming, np.zeros(file.num_trajectories, np.int64))
 
-    def _key(self, name: str) -> str:
-        encoded = {split: self.staged(name, split) for split in ("train", "val")}
-        return compute_cache_hash(self.by_problem[name], encoded)
-
     def of_problem(self, name: str, split: Split) -> list[Source]:
         return [source for source in self.sources[split] if source.problem.problem.name == name]
 
@@ -185,7 +229,7 @@ class Scouted:
             if split == "train":
                 turns = arrival_turns(sum(sizes), self.config.training.seed)
             turns += after
-            after = int(turns.max()) + 1
+            after = int(turns.max(initial=after)) + 1
             for source, end in zip(self.sources[split], accumulate(sizes), strict=True):
                 source.turns = turns[end - source.file.num_trajectories : end]
 
@@ -237,9 +281,10 @@ class Scouted:
     def so_far(self) -> dict[tuple[str, Split], list[Staged]]:
         """(problem, split) → its sources, with the bytes of them that have arrived."""
         return {
-            (name, split): [self._so_far(source) for source in self.of_problem(name, split)]
+            (name, split): [self._so_far(source) for source in sources]
             for name in self.by_problem
             for split in SPLITS
+            if (sources := self.of_problem(name, split))
         }
 
     def _so_far(self, source: Source) -> Staged:
@@ -313,7 +358,7 @@ def scout(
 ) -> Scouted | None:
     """Look what there is to stream, and have it begin to arrive; None where all comes first.
 
-    The log says why.
+    The log says why, unless there is nothing to wait for.
 
     Args:
         stop: ends the fetch; what has arrived is kept.
@@ -323,20 +368,17 @@ def scout(
         DataError, FetchError, DiskFull: the run would fail with it in any case.
         Interrupted: `stop` was set.
     """
-    features = config.features
-    if features.stream == "off" or features.is_legacy:
+    if store is None or not may_stream(config):
         return None
     try:
-        if features.preload in ("disk", "off"):
-            raise CannotStream(f"features.preload is {features.preload}")
-        if store is None:
-            raise CannotStream("the files are local")
-        scouted = Scouted(config, store, stop)
+        scouted = Scouted.of_store(config, store, stop)
         try:
             scouted.begin(show)
         except BaseException:
             scouted.close()
             raise
+    except NothingToFetch:
+        return None
     except CannotStream as reason:
         cannot_stream(config, reason)
         return None
@@ -351,6 +393,21 @@ def scout(
     return scouted
 
 
+def may_stream(config: RunConfig) -> bool:
+    """Whether the features allow it.
+
+    Raises:
+        ConfigError: one asks for it, and another forbids it.
+    """
+    features = config.features
+    if features.stream == "off" or features.is_legacy:
+        return False
+    if features.preload in ("disk", "off"):
+        cannot_stream(config, CannotStream(f"features.preload is {features.preload}"))
+        return False
+    return True
+
+
 def cannot_stream(config: RunConfig, reason: CannotStream) -> None:
     """Say why all has to be there first.
 
@@ -359,8 +416,8 @@ def cannot_stream(config: RunConfig, reason: CannotStream) -> None:
     """
     if config.features.stream == "on":
         raise ConfigError(
-            f"features.stream: found on, but {reason}; expected objects that are not here yet, in "
-            "contiguous float32, with a manifest beside them, and room in memory: set it to auto"
+            f"features.stream: found on, but {reason}; expected objects in contiguous float32, "
+            "with a manifest beside them, and room for the latents in memory: set it to auto"
         ) from reason
     log.info("no streaming start: %s", reason)
 

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.loader import Latents, assemble, in_ram, read_exactly
-from ups.latents.scout import Scouted, Source, cannot_stream
+from ups.latents.scout import NothingToFetch, Scouted, Source, cannot_stream, may_stream
 from ups.latents.tiers import choose_tier
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Show
@@ -66,6 +66,28 @@ def stream_latents(
         stream.close()
         raise
     return stream
+
+
+def stream_files(
+    config: RunConfig,
+    staged: Mapping[str, Mapping[str, Sequence[Staged]]],
+    stop: threading.Event,
+    show: Show,
+) -> tuple[Scouted, Stream] | None:
+    """Begin to encode files that are there; None where the entries are, or all has to come first.
+
+    Args:
+        staged: problem → split → its sources, of train and val at least.
+    Raises: see `Stream.start`.
+    """
+    if not may_stream(config):
+        return None
+    try:
+        scouted = Scouted.of_files(config, staged, stop)
+    except NothingToFetch:
+        return None
+    stream = stream_latents(config, scouted, stop, show)
+    return None if stream is None else (scouted, stream)
 
 
 @dataclass(slots=True)
@@ -178,6 +200,8 @@ class Stream:
             if (lock := lock_now(build.entry / store.LOCK_NAME)) is None:
                 raise CannotStream(f"another process builds {build.entry}")
             self._locks.callback(os.close, lock)
+            if store.valid_generation(config.training.latent_cache_dir, self._scouted.keys[name]):
+                raise CannotStream("another process has just built the latents")
             self._builds[name] = build
 
     def _rows(self) -> dict[Split, list[Rows]]:
@@ -292,10 +316,13 @@ class Stream:
         target.copy_(latents.view(len(target), *file.shape[1:])[:, ::stride])
 
     def _publish(self, build: Build) -> CacheEntry:
-        manifest = build.finish()
-        cache_dir = build.config.training.latent_cache_dir
+        manifest, cache_dir = build.finish(), build.config.training.latent_cache_dir
+        changed = tuple(store.explain_miss(cache_dir, build.fields))
+        if changed:
+            log.info("cache entry %s is new: %s", manifest.config_hash, "; ".join(changed))
         store.publish(cache_dir, manifest)
-        entry = entry_of(manifest, reused=False, seconds=time.monotonic() - self._started)
+        seconds = time.monotonic() - self._started
+        entry = entry_of(manifest, reused=False, seconds=seconds, changed=changed)
         say_built(build.config, entry)
         keep_to_budget(build.config, {b.directory.name for b in self._builds.values()})
         return entry

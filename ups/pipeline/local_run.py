@@ -110,8 +110,8 @@ class LocalRun:
                 self._timeline.follow("download", scouted.wait)
             stream = None if scouted is None else self._stream(scouted, stop, show)
             if stream is None:
-                self._prepare(store, show)
-            else:
+                scouted, stream = self._prepare(store, stop, show)
+            if stream is not None:
                 ended.callback(stream.close)
             latents = run.latents
             assert latents is not None
@@ -150,18 +150,31 @@ class LocalRun:
         with self._timeline.phase("load"):
             stream = stream_latents(self.config, scouted, stop, show)
         if stream is not None:
-            self._state.latents = stream.latents
-            self._state.config_hashes = dict(scouted.keys)
-            self._timeline.follow("cache", stream.result)
+            self._follow(scouted, stream)
         return stream
 
-    def _prepare(self, store: ObjectStore | None, show: Show) -> None:
-        """Download all, encode all, load all, one after the other."""
+    def _follow(self, scouted: Scouted, stream: Stream) -> None:
+        self._state.latents = stream.latents
+        self._state.config_hashes = dict(scouted.keys)
+        self._timeline.follow("cache", stream.result)
+
+    def _prepare(
+        self, store: ObjectStore | None, stop: threading.Event, show: Show
+    ) -> tuple[Scouted | None, Stream | None]:
+        """Download all; then load all, or train on what is encoded meanwhile: that is returned."""
+        from ups.latents.stream import stream_files
+
         run, config, phase = self._state, self.config, self._timeline.phase
         with phase("download"):
             staged = stage_splits(config, SPLITS, store, show)
             for name, splits in staged.items():
                 run.staged.update({(name, split): splits[split] for split in SPLITS})
+        if config.features.reuse_cache:
+            with phase("load"):
+                begun = stream_files(config, staged, stop, show)
+            if begun is not None:
+                self._follow(*begun)
+                return begun
         if config.features.preload != "off":
             with phase("cache"):
                 overwrite = not config.features.reuse_cache
@@ -169,6 +182,7 @@ class LocalRun:
             run.config_hashes = {name: entry.config_hash for name, entry in run.entries.items()}
         with phase("load"):
             run.latents = load_latents(config, staged, run.entries or None)
+        return None, None
 
     def _break_down(self) -> Breakdown:
         spans = self._timeline.spans

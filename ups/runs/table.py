@@ -94,7 +94,7 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
             f"(${breakdown.cost_usd:.4f}{also} at the config's price per hour)"
         )
     if breakdown.idle_s is not None:
-        figures["idle until the end of epoch 1"] = (
+        figures["idle until epoch 2"] = (
             f"{breakdown.idle_s:.2f} s, {breakdown.waited_s or 0:.2f} s of it for rows on their way"
         )
     if (from_start_s := breakdown.phase_seconds.get(TO_FIRST_STEP)) is not None:
