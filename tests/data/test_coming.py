@@ -174,6 +174,8 @@ def test_false_bytes_are_removed_by_the_verdict(come, proxy, dest):
     begin(coming)
     with pytest.raises(ChecksumMismatch):
         coming.verdict(threading.Event(), None)
+    with pytest.raises(ChecksumMismatch):  # and not another file of that number
+        coming.open()
     assert leftovers(dest) == []
 
 

@@ -17,7 +17,7 @@ from ups.data.s3errors import retrying, transport_errors
 from ups.data.sources import file_state
 from ups.data.stamps import beside
 from ups.data.transfer import Download, compare, finished
-from ups.errors import CannotStream, ChecksumMismatch, Interrupted
+from ups.errors import CannotStream, ChecksumMismatch, Interrupted, UpsError
 from ups.files import lock_now
 from ups.progress import Progress
 
@@ -54,7 +54,8 @@ class ComingObject:
         self.sha256, self.num_bytes = self.info.sha256, self.info.num_bytes
         self._fetch: RangedFetch | None = None
         self._lock, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
-        self._is_there = self._is_closed = self._is_doubted = False
+        self._is_there = self._is_doubted = False
+        self._ended_with: UpsError | None = None
         self._moving = threading.Lock()
 
     def _read_head(self, first: Opened) -> bytes:
@@ -113,7 +114,7 @@ class ComingObject:
         """A file descriptor of what is there of it; whoever calls closes it.
 
         Raises:
-            Interrupted: it was closed.
+            Interrupted: it was closed. ChecksumMismatch: it is not what its manifest says.
         """
         with self._moving:
             self._check_open()
@@ -135,7 +136,8 @@ class ComingObject:
             self._opened.close()  # no thread writes any more
             try:
                 compare(fetch, sha256)
-            except ChecksumMismatch:
+            except ChecksumMismatch as error:
+                self._ended_with = error
                 fetch.discard()
                 raise
             done = finished(fetch, sha256, self.started)
@@ -151,20 +153,23 @@ class ComingObject:
     def close(self) -> None:
         """Stop fetching it; what has arrived is kept, and the next fetch goes on from there."""
         with self._moving:
-            self._is_closed = True
+            self._ended_with = self._ended_with or self._stopped()
             self._opened.close()
             if self._is_doubted and self._fetch is not None and not self._is_there:
                 self._fetch.discard()
             self._lock.close()
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise Interrupted(f"{self.info.uri}: stopped before all of it was there")
+        if self._ended_with is not None:
+            raise self._ended_with
+
+    def _stopped(self) -> Interrupted:
+        return Interrupted(f"{self.info.uri}: stopped before all of it was there")
 
     @property
     def _begun(self) -> RangedFetch:
         if self._fetch is None:
-            raise Interrupted(f"{self.info.uri}: stopped before it was fetched")
+            raise self._stopped()
         return self._fetch
 
 
