@@ -21,7 +21,7 @@ import pytest
 from ups.config import SPLITS, RunConfig, dump_config, load_config
 from ups.data.sources import Staged, stage
 
-pytest_plugins = ("tests.live", "tests.stand_ins")
+pytest_plugins = ("tests.live", "tests.proxy", "tests.stand_ins")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,16 @@ from tests.data.objects import (
     CONTENT,
     FIRST_ONLY,
     MIB,
+    SHA256,
     leftovers,
     manifest_key,
     replace_object,
     stop_after,
 )
 from tests.live import wait_until
-from ups.data.ranges import RangedFetch
+from ups.background import Background
+from ups.data.ranges import RangedFetch, Want, start_fetching
+from ups.data.stamps import beside
 from ups.errors import FetchError, Interrupted
 
 
@@ -133,7 +137,7 @@ def test_an_object_that_changed_since_is_not_resumed(
 def test_an_object_that_changes_midway_is_started_over(
     fetch, proxy, store, own_key, dest, tmp_path
 ):
-    def change_at_the_third():
+    def change_at_the_third(_path):
         if len(proxy.ranges) == 3:
             replace_object(store, own_key, CONTENT[::-1], tmp_path)
 
@@ -159,3 +163,119 @@ def test_it_gives_up_after_the_attempts_and_says_why(fetch, proxy, dest):
         fetch(num_threads=1)
     assert len(proxy.ranges) == 4
     assert not dest.exists()
+
+
+@pytest.fixture
+def ranged(proxied, proxy, key, dest):
+    """`ranged(**options)`: a fetch of the object through the proxy, by one thread."""
+    info = proxied.head(BUCKET, key)
+
+    def make(range_bytes=MIB, **options):
+        dest.parent.mkdir(exist_ok=True)
+        return RangedFetch(proxied, info, dest, 1, range_bytes, **options)
+
+    return make
+
+
+@contextmanager
+def fetching(fetch):
+    with fetch.opened():
+        start_fetching([fetch], 1)
+        yield
+
+
+def asked(proxy):
+    """[start, end) of each range that was asked for."""
+    bounds = [header.removeprefix("bytes=").split("-") for header in proxy.ranges]
+    return [(int(first), int(last) + 1) for first, last in bounds]
+
+
+def test_what_is_wanted_first_comes_first_in_short_ranges_and_the_rest_in_the_files_order(
+    ranged, proxy
+):
+    late = Want(2, 0, 1000)
+    wants = [late, Want(1, 2 * MIB, 4 * MIB + 5), Want(0, 5 * MIB, 5 * MIB + 100)]
+    assert ranged(16 * MIB, wants=wants).run(None, None) == SHA256
+    assert asked(proxy) == [
+        (5 * MIB, 5 * MIB + 100),
+        (2 * MIB, 3 * MIB),
+        (3 * MIB, 4 * MIB),
+        (4 * MIB, 4 * MIB + 5),
+        (0, 1000),
+        (1000, 2 * MIB),
+        (4 * MIB + 5, 5 * MIB),
+        (5 * MIB + 100, len(CONTENT)),
+    ]
+
+
+def test_bytes_that_are_waited_for_can_be_read_while_the_rest_is_on_its_way(ranged, proxy):
+    proxy.faults.stall, proxy.faults.cut_after = threading.Event(), 3 * MIB
+    fetch = ranged(16 * MIB)
+    with fetching(fetch):
+        wait_until(lambda: fetch.num_arrived >= 2 * MIB)
+        assert fetch.partial.read_bytes()[: 2 * MIB] == CONTENT[: 2 * MIB]
+        # A kill would leave what the journal says, and what was made of more would be doubtful.
+        assert ranged(16 * MIB).resumed_bytes >= 2 * MIB
+        proxy.faults.stall.set()
+        fetch.wait(0, len(CONTENT))
+    assert fetch.partial.read_bytes() == CONTENT
+
+
+def test_who_waits_hears_of_a_stop_and_of_a_failure_but_not_for_what_is_there(ranged, proxy):
+    proxy.faults.stall = threading.Event()
+    fetch = ranged()
+    with fetching(fetch):
+        waiting = Background(lambda: fetch.wait(0, len(CONTENT)), "wait")
+    with pytest.raises(Interrupted, match="stopped after 0 of 5 MB"):
+        waiting.result()
+    proxy.faults.stall.set()
+    proxy.faults.stall = None
+    proxy.ranges.clear()
+    proxy.faults.on_range = lambda _: len(proxy.ranges) > 2
+    fetch = ranged()
+    with fetching(fetch):
+        with pytest.raises(FetchError, match="gave up after 4 attempts"):
+            fetch.wait(0, len(CONTENT))
+        fetch.wait(0, 2 * MIB)
+    assert ranged().resumed_bytes == 2 * MIB
+
+
+def test_a_download_goes_on_from_another_cut_into_ranges(ranged, proxy, dest):
+    first, proxy.faults.delay_s = ranged(), 0.01
+    with pytest.raises(Interrupted):
+        first.run(**stop_after(2 * MIB))
+    left = ranged(700_000, wants=[Want(0, 3 * MIB + 7, 3 * MIB + 9)])
+    proxy.ranges.clear()
+    assert left.run(None, None) == SHA256
+    assert sum(end - start for start, end in asked(proxy)) == len(CONTENT) - left.resumed_bytes
+    assert left.resumed_bytes >= 2 * MIB
+    assert (left.token, left.partial.read_bytes()) == (first.token, CONTENT)
+
+
+def test_a_journal_that_notes_ranges_by_their_number_is_read(ranged, proxy, dest):
+    fetch = ranged()
+    arrived = [(0, MIB), (MIB, 2 * MIB), (3 * MIB, 3 * MIB + 500_000)]
+    partial = bytearray(len(CONTENT))
+    for start, end in arrived:
+        partial[start:end] = CONTENT[start:end]
+    fetch.partial.write_bytes(partial)
+    head = {name: value for name, value in fetch._journal_head().items() if name != "token"}
+    lines = [json.dumps({**head, "range_bytes": MIB}), f"0 {MIB}", f"1 {MIB}", "3 500000"]
+    beside(dest, "journal").write_text("\n".join([*lines, ""]))
+    again = ranged(16 * MIB)
+    assert again.run(None, None) == SHA256
+    assert again.resumed_bytes == 2 * MIB + 500_000
+    assert asked(proxy) == [(2 * MIB, 3 * MIB), (3 * MIB + 500_000, len(CONTENT))]
+
+
+def test_the_token_is_of_the_bytes_that_one_boot_has_seen_arrive(ranged, proxy, monkeypatch):
+    first, proxy.faults.delay_s = ranged(), 0.01
+    with pytest.raises(Interrupted):
+        first.run(**stop_after(MIB))
+    assert ranged().token == first.token
+    monkeypatch.setattr("ups.data.ranges.boot_id", lambda: "after a power cut")
+    rebooted = ranged()
+    assert rebooted.resumed_bytes > MIB
+    assert rebooted.token != first.token
+    rebooted.discard()
+    assert ranged().token not in (first.token, rebooted.token)

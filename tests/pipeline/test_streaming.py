@@ -1,28 +1,51 @@
 """A streaming start: the same operator as without, whatever happens on the way."""
 
+import json
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+
 import pytest
 import torch
 
-from ups.latents import store
+from deployments.layout import PROJECT_DIR
+from tests.conftest import TINY_FILE
+from tests.live import wait_until
+from ups.config import SPLITS, dump_config
+from ups.data.objectstore import ObjectStore
+from ups.errors import ChecksumMismatch
+from ups.latents import journal, store
 from ups.pipeline.local_run import LocalRun
 from ups.progress import progress_shown
+from ups.runs.index import read_run
 from ups.training import checkpoint
 
 
 @pytest.fixture
-def run(tiny_config, bucket_sources, store_env, tmp_path):
+def config_of(tiny_config, bucket_sources, store_env, tmp_path, monkeypatch):
+    """`config_of(folder, **overrides)`: a config of the tiny bucket, in a folder of its own."""
+    monkeypatch.delenv("PDEBENCH_ROOT", raising=False)
+
+    def make(folder, **overrides):
+        place = tmp_path / folder
+        places = {
+            "runs_dir": str(place / "runs"),
+            "training__latent_cache_dir": str(place / "cache"),
+            "data__root": str(place / "data"),
+        }
+        return tiny_config(**{**places, "data__sources": bucket_sources, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def run(config_of):
     """`run(folder, **overrides)`: train in a folder of its own; the run, which may have failed."""
 
     def make(folder, run_id=None, **overrides):
-        place = tmp_path / folder
-        config = tiny_config(
-            runs_dir=str(place / "runs"),
-            training__latent_cache_dir=str(place / "cache"),
-            data__root=str(place / "data"),
-            data__sources=bucket_sources,
-            **overrides,
-        )
-        run = LocalRun(config, run_id, None)
+        run = LocalRun(config_of(folder, **overrides), run_id, None)
         with progress_shown() as show:
             run.run(show)
         return run
@@ -34,20 +57,80 @@ def weights(run):
     return checkpoint.load(run.run_dir / "checkpoints" / "last.pt")
 
 
-def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weights(
-    run, monkeypatch, caplog
-):
-    monkeypatch.delenv("PDEBENCH_ROOT", raising=False)
+def assert_same(one, other):
+    for part in ("model", "ema", "optimizer"):
+        torch.testing.assert_close(weights(one)[part], weights(other)[part], rtol=0, atol=0)
+
+
+def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weights(run, caplog):
     caplog.set_level("INFO", "ups")
     streamed = run("streamed", features__stream="on")
     assert "training on what is there" in caplog.text
     warm = run("streamed", features__stream="auto")
     plain = run("plain", features__stream="off")
-    for other in (warm, plain):
-        for part in ("model", "ema", "optimizer"):
-            torch.testing.assert_close(
-                weights(streamed)[part], weights(other)[part], rtol=0, atol=0
-            )
+    assert_same(streamed, warm)
+    assert_same(streamed, plain)
     assert store.valid_generation(
         streamed.config.training.latent_cache_dir, *[streamed._state.config_hash]
     )
+
+
+def test_a_run_that_is_killed_while_data_arrive_has_in_the_end_the_same_weights(
+    run, config_of, proxy, tmp_path
+):
+    """The last bytes of train stall: all of it is trained on, without a verdict."""
+    gate, stalled = threading.Event(), []
+
+    def stall(path):
+        if "train" in path and len(proxy.ranges) > 3 and proxy.ranges[-1].startswith("bytes=0-"):
+            stalled.append(path)
+            gate.wait(60)
+
+    proxy.faults.on_range = stall
+    one_epoch = {"stages__operator__epochs": 1}
+    in_order = {**one_epoch, "data__endpoint_url": proxy.url, "features__parallel_downloads": False}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(config_of("killed", **in_order)))
+    command = [sys.executable, "-m", "deployments.cli.app", "train", path, "--run-id", "mine"]
+
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: process.poll() is not None or (stalled and _encoded(tmp_path)), 60)
+        time.sleep(0.5)  # in which steps are taken
+        assert process.poll() is None, (tmp_path / "output").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert not list(tmp_path.rglob("*.pt"))
+    gate.set()
+    killed = run("killed", "mine", **in_order)
+    assert_same(killed, run("plain", **one_epoch, features__stream="off"))
+
+
+def _encoded(folder):
+    """Lines of the journal of a build that goes on, without its plan."""
+    noted = folder.glob(f"killed/cache/*/building-*/{journal.NAME}")
+    return sum(len(path.read_text().splitlines()) - 1 for path in noted)
+
+
+def test_a_manifest_with_another_digest_fails_the_run_in_the_end_without_a_trace_of_the_data(
+    run, config_of, s3_client, tiny_data, caplog
+):
+    with closing(ObjectStore()) as client:
+        for split in SPLITS:
+            client.upload(tiny_data / TINY_FILE.format(split), "tiny", f"false/{split}.h5")
+    place = {"Bucket": "tiny", "Key": "false/manifest.json"}
+    true = s3_client.get_object(**place)["Body"].read().decode()
+    digest = json.loads(true)["train.h5"]["sha256"]
+    s3_client.put_object(**place, Body=true.replace(digest, 64 * "0").encode())
+    sources = {s: [{"key": f"false/{s}.h5", "bucket": "tiny"}] for s in SPLITS}
+    with pytest.raises(ChecksumMismatch, match="expected 000000"):
+        run("false", "mine", data__sources=sources, features__stream="on")
+    config = config_of("false", data__sources=sources)
+    folder = config.runs_dir.parent
+    assert not list(folder.rglob("*.pt"))
+    assert not list(folder.rglob("building-*"))
+    assert {path.name for path in folder.rglob("*train.h5*")} <= {".train.h5.lock"}
+    failed = read_run(next(config.runs_dir.glob("*-mine")))
+    assert failed.summary().state == "failed"

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ups.data.objectstore import ObjectInfo, ObjectStore
+from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch, Want
-from ups.data.s3errors import retrying
+from ups.data.s3errors import retrying, transport_errors
+from ups.data.sources import file_state
 from ups.data.stamps import beside
 from ups.data.transfer import Download, compare, finished
-from ups.errors import CannotStream, ChecksumMismatch, Interrupted
+from ups.errors import CannotStream, ChecksumMismatch, Interrupted, UpsError
 from ups.files import lock_now
 from ups.progress import Progress
 
@@ -31,8 +32,10 @@ class ComingObject:
 
     Attributes:
         started: time.perf_counter() at which it was asked for.
+        state: see `Staged`, once its verdict is there.
     Raises:
-        CannotStream: nobody tells its SHA-256, which the cache key is made of.
+        CannotStream: nobody tells its SHA-256, which the cache key is made of; or the store sends
+            the whole object, whatever range it is asked for.
         ObjectUnavailable, FetchError: see `ObjectStore.open_first`.
     """
 
@@ -40,16 +43,28 @@ class ComingObject:
         self._store, self.path = store, path
         self.started = time.perf_counter()
         self.info, first = store.open_first(bucket, key, BLOCK_BYTES)
-        self._head = b""
-        if first is not None:
-            with contextlib.closing(first.body):
-                self._head = first.body.read(BLOCK_BYTES)
-        if self.info.sha256 is None:
-            raise CannotStream(f"no manifest has the SHA-256 of {self.info.uri}")
+        with contextlib.ExitStack() as stack:
+            if first is not None:
+                stack.callback(first.body.close)
+            if self.info.sha256 is None:
+                raise CannotStream(f"no manifest has the SHA-256 of {self.info.uri}")
+            if first is not None and first.num_bytes > BLOCK_BYTES:
+                raise CannotStream(f"{store.endpoint} knows no ranges")
+            self._head = b"" if first is None else self._read_head(first)
         self.sha256, self.num_bytes = self.info.sha256, self.info.num_bytes
         self._fetch: RangedFetch | None = None
         self._lock, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
-        self._is_there, self._moving = False, threading.Lock()
+        self._is_there = self._is_doubted = False
+        self._ended_with: UpsError | None = None
+        self._moving = threading.Lock()
+
+    def _read_head(self, first: Opened) -> bytes:
+        """The first block; empty where the body broke off, and it is asked for again."""
+        try:
+            head: bytes = first.body.read(first.num_bytes)
+        except transport_errors():
+            return b""
+        return head if len(head) == first.num_bytes else b""
 
     def header(self) -> BinaryIO:
         """The object as a file that fetches what is read of it."""
@@ -59,13 +74,15 @@ class ComingObject:
         """Have the partial file ready; what of it is missing is fetched by `start_fetching`.
 
         Raises:
-            CannotStream: another process is fetching it.
+            CannotStream: another process is fetching it, or just has.
             DiskFull: there is no room for it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if (lock := lock_now(beside(self.path, "lock"))) is None:
             raise CannotStream(f"another process is fetching {self.path}")
         self._lock.callback(os.close, lock)
+        if self.path.exists():
+            raise CannotStream(f"another process has just fetched {self.path}")
         fetch = RangedFetch(
             self._store, self.info, self.path, num_threads, RANGE_BYTES, wants=wants
         )
@@ -94,8 +111,13 @@ class ComingObject:
             self._begun.wait(start, end)
 
     def open(self) -> int:
-        """A file descriptor of what is there of it; whoever calls closes it."""
+        """A file descriptor of what is there of it; whoever calls closes it.
+
+        Raises:
+            Interrupted: it was closed. ChecksumMismatch: it is not what its manifest says.
+        """
         with self._moving:
+            self._check_open()
             path = self.path if self._is_there else f"/proc/self/fd/{self._begun.fd}"
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -110,26 +132,44 @@ class ComingObject:
         fetch = self._begun
         sha256 = fetch.hash(stop, progress)
         with self._moving:
+            self._check_open()  # the lock is held
             self._opened.close()  # no thread writes any more
             try:
                 compare(fetch, sha256)
-            except ChecksumMismatch:
+            except ChecksumMismatch as error:
+                self._ended_with = error
                 fetch.discard()
                 raise
             done = finished(fetch, sha256, self.started)
+            self.state = file_state(self.path)
             self._is_there = True
+            self._lock.close()  # who comes now finds the file
         return done
+
+    def doubt(self) -> None:
+        """Do not keep it beyond `close`: what it holds may have been damaged on its way."""
+        self._is_doubted = True
 
     def close(self) -> None:
         """Stop fetching it; what has arrived is kept, and the next fetch goes on from there."""
         with self._moving:
+            self._ended_with = self._ended_with or self._stopped()
             self._opened.close()
-        self._lock.close()
+            if self._is_doubted and self._fetch is not None and not self._is_there:
+                self._fetch.discard()
+            self._lock.close()
+
+    def _check_open(self) -> None:
+        if self._ended_with is not None:
+            raise self._ended_with
+
+    def _stopped(self) -> Interrupted:
+        return Interrupted(f"{self.info.uri}: stopped before all of it was there")
 
     @property
     def _begun(self) -> RangedFetch:
         if self._fetch is None:
-            raise Interrupted(f"{self.info.uri}: stopped before it was fetched")
+            raise self._stopped()
         return self._fetch
 
 
@@ -138,7 +178,7 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, store: ObjectStore, info: ObjectInfo, head: bytes) -> None:
         self._store, self._info = store, info
-        self._blocks = {0: head}
+        self._blocks = {0: head} if head else {}
         self._position = 0
 
     def readable(self) -> bool:

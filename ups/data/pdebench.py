@@ -45,6 +45,9 @@ class Coming(Protocol):
     def wait(self, start: int, end: int) -> None:
         """Return when the bytes [start, end) are there."""
 
+    def doubt(self) -> None:
+        """Say that it holds what no file should."""
+
 
 class TrajectoryFile:
     """Rows of one file; `read` may be called from several threads at once.
@@ -212,6 +215,8 @@ class TrajectoryFile:
         bad = self.find_bad(frames)
         if not bad.any():
             return
+        if self._coming is not None:
+            self._coming.doubt()
         first = int(bad.argmax())
         what, largest = "NaN or infinite values", frames[first].flat[np.abs(frames[first]).argmax()]
         if np.isfinite(largest):  # argmax finds NaN, too

@@ -46,7 +46,6 @@ EARLY_RANGE_BYTES = MIB
 # took 0.54 s from loopback; with 1 MiB 0.47, s5cmd 0.51 (medians of 13).
 _CHUNK_BYTES = MIB
 _HASH_CHUNK_BYTES = 2 * MIB
-_JOURNAL_BYTES = 8 * MIB  # of a range, between two lines in the journal: what a kill can cost
 _WATCH_S = 0.05
 _PROGRESS_S = 0.1
 
@@ -214,12 +213,12 @@ class RangedFetch:
                         raise ConnectionError(f"the body ended {end - start} bytes early")
                     self._write(self.fd, chunk, start)
                     start += len(chunk)
+                    # Noted first: what is made of bytes goes with `token`, which lasts no longer.
+                    self._write(self._journal_fd, _line(first, start - first))
                     with self._changed:
                         self._filled[index] = start - first
                         self._done += len(chunk)
                         self._changed.notify_all()
-                    if start == end or (start - first) % _JOURNAL_BYTES < len(chunk):
-                        self._write(self._journal_fd, _line(first, start - first))
             finally:
                 with self._changed:
                     self._live.remove(body)
@@ -270,9 +269,9 @@ class RangedFetch:
                     with self._changed:
                         if self._error is not None:
                             raise self._error
+                        if self._halt.is_set():
+                            raise self._stopped()
                         if self._filled[index] == position:
-                            if self._halt.is_set():
-                                raise self._stopped()
                             self._changed.wait(_WATCH_S)
                         ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
                     if progress is not None and time.monotonic() - reported_at >= _PROGRESS_S:
@@ -354,7 +353,8 @@ class RangedFetch:
             expected["boot_id"] = head.get("boot_id")
         if not (whole and is_same) or head != expected or range_bytes < 1:
             return []
-        self.token = head["token"]
+        if head["boot_id"] == boot_id():  # else bytes may be others than those that were read
+            self.token = head["token"]
         found = sorted((at * range_bytes, at * range_bytes + n) for at, n in arrived.items())
         return _joined((start, min(end, self.info.num_bytes)) for start, end in found)
 

@@ -31,6 +31,11 @@ class Arrival:
             self._is_there[first:end] = True
             self._changed.notify_all()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all of it is there, and is what it should be."""
+        return self._is_settled
+
     def settle(self) -> None:
         """All of train and val is there, and was found to be what it should be."""
         with self._changed:

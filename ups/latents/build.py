@@ -204,6 +204,11 @@ class Build:
         for reader in self._own:
             enter(reader)
 
+    @property
+    def generation(self) -> str:
+        """What the build is called in the end."""
+        return self.directory.name.removeprefix(BUILDING)
+
     def jobs(self) -> list[Job]:
         """The chunks that are to be encoded."""
         every = [(i, c) for i, file in enumerate(self.files) for c in range(file.num_chunks)]
@@ -336,7 +341,7 @@ class Build:
         manifest = Manifest(
             config_hash=hash_fields(self.fields),
             key_fields=self.fields,
-            generation=directory.name.removeprefix(BUILDING),
+            generation=self.generation,
             generated_at=time.time(),
             encoder=encoder.to_manifest(),
             files=files,

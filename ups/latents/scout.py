@@ -23,15 +23,7 @@ from ups.data.coming import ComingObject
 from ups.data.objectstore import ObjectStore
 from ups.data.pdebench import TrajectoryFile
 from ups.data.ranges import Want, start_fetching
-from ups.data.sources import (
-    Staged,
-    Wanted,
-    check_frames_alike,
-    file_state,
-    open_file,
-    stage_one,
-    wanted,
-)
+from ups.data.sources import Staged, Wanted, check_frames_alike, open_file, stage_one, wanted
 from ups.data.transfer import Download
 from ups.errors import CannotStream, ConfigError, Interrupted, ObjectUnavailable
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
@@ -330,7 +322,7 @@ class Scouted:
         update = {
             "fetched_bytes": done.num_bytes - done.resumed_bytes if self._is_first(source) else 0,
             "seconds": done.seconds,
-            "state": file_state(done.path),
+            "state": source.coming.state,
         }
         return source.staged.model_copy(update=update)
 
@@ -344,10 +336,17 @@ class Scouted:
         self.is_given_up = True
         self.close()
 
-    def close(self) -> None:
-        """Stop what is on its way; the next run goes on from what has arrived."""
+    def halt(self) -> None:
+        """Stop what is on its way, and whoever waits for it; files may still be read."""
         for coming in self.objects:
             coming.close()
+
+    def close(self) -> None:
+        """Stop what is on its way; the next run goes on from what has arrived.
+
+        Nobody reads the files any more.
+        """
+        self.halt()
         for of_split in self.sources.values():
             for source in of_split:
                 source.file.close()

@@ -137,10 +137,10 @@ class Stream:
         check_alike(config, rows)
         num_bytes = sum(f.num_bytes for build in self._builds.values() for f in build.files)
         tier, stepped_down = choose_tier(config, num_bytes, self._device)
+        if tier == "disk":  # the load says the reasons
+            raise CannotStream("the latents have no room in memory")
         for reason in stepped_down:
             log.warning("%s", reason)
-        if tier == "disk":
-            raise CannotStream("the latents have no room in memory")
         for build in self._builds.values():
             build.begin()
         arrival = Arrival(sum(r.num for r in rows["train"]))
@@ -171,12 +171,11 @@ class Stream:
     def close(self) -> None:
         """End what goes on; what is encoded and fetched is kept, and the next run goes on there."""
         self._is_over.set()
-        self._scouted.close()  # wakes who waits for bytes
+        self._scouted.halt()
         while not self.is_done(1.0):
             pass
-        for build in self._builds.values():
-            build.close()
-        self._locks.close()
+        self._scouted.close()
+        self._let_go()
 
     def _plan(self) -> None:
         """A build for each problem, with the lock of its entry."""
@@ -258,9 +257,16 @@ class Stream:
             arrival.fail(error)
             if isinstance(error, (DataError, ChecksumMismatch)):
                 for build in self._builds.values():  # nothing can go on from bad data
-                    build.close()
                     drop_partial_builds(build.entry)
             raise
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the builds' files, and let others have the entries, while training goes on."""
+        for build in self._builds.values():
+            build.close()
+        self._locks.close()
 
     def _encode(self, arrival: Arrival) -> None:
         chunks = self._chunks()
@@ -273,6 +279,7 @@ class Stream:
                 take_chunks()
             except BaseException:
                 self._is_over.set()  # the others need not go on
+                self._scouted.halt()  # nor wait
                 raise
 
         def take_chunks() -> None:
@@ -324,5 +331,5 @@ class Stream:
         seconds = time.monotonic() - self._started
         entry = entry_of(manifest, reused=False, seconds=seconds, changed=changed)
         say_built(build.config, entry)
-        keep_to_budget(build.config, {b.directory.name for b in self._builds.values()})
+        keep_to_budget(build.config, {b.generation for b in self._builds.values()})
         return entry

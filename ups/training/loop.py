@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ups.background import Background
 from ups.config import Model, RunConfig
-from ups.errors import ChecksumMismatch, DataError, Interrupted, TrainingDiverged
+from ups.errors import Interrupted, TrainingDiverged
 from ups.latents.loader import Latents
 from ups.machine.devices import threads_that_pay
 from ups.machine.processes import DeferredSignals
@@ -177,9 +177,11 @@ class _Loop:
                 if stopped := stopped or not self._end_epoch(started):
                     break
                 progress(position.step, self.total_steps)
-            if stopped:
+            if stopped and self._may_save():
                 self.save(LAST)
                 log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
+            elif stopped:
+                log.info("stopped before the data were verified: no step of this start is kept")
         if stopped:  # no handler of the signal, delivered above, has raised
             raise Interrupted("training was stopped; a retry resumes it")
         if position.best_epoch > 0 and not math.isfinite(position.best_val_nrmse):
@@ -201,24 +203,17 @@ class _Loop:
         if self.position.epoch > 0:
             return self._has_settled()
         first = self.position.batch * items
-        with self._dropping_what_is_false():
-            return arrival.wait_for(rows_M[first : first + items], self._is_stopped)
+        return arrival.wait_for(rows_M[first : first + items], self._is_stopped)
 
     def _has_settled(self) -> bool:
         """Wait until all that is trained on is verified; whether it is, not stopped before."""
         arrival = self.latents.arrival
-        with self._dropping_what_is_false():
-            return arrival is None or arrival.wait_settled(self._is_stopped)
+        return arrival is None or arrival.wait_settled(self._is_stopped)
 
-    @contextmanager
-    def _dropping_what_is_false(self) -> Iterator[None]:
-        """Remove the checkpoints where the data that they were trained on turn out to be false."""
-        try:
-            yield
-        except (ChecksumMismatch, DataError):
-            for name in (LAST, BEST):
-                (self.run_dir / CHECKPOINTS / name).unlink(missing_ok=True)
-            raise
+    def _may_save(self) -> bool:
+        """Whether no step was trained on data that may still turn out to be false."""
+        arrival = self.latents.arrival
+        return arrival is None or arrival.is_settled
 
     def _is_stopped(self) -> bool:
         return self.stop.is_set() or self._signals.pending is not None

@@ -1,0 +1,362 @@
+"""Latents that are read while they are built: as those of an entry, or an error and no trace."""
+
+import itertools
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.conftest import ON_GRID, TINY_FILE
+from tests.data.objects import QUICK
+from tests.live import wait_until
+from ups.background import Background
+from ups.config import SPLITS
+from ups.data.objectstore import ObjectStore
+from ups.errors import ChecksumMismatch, ConfigError, DataError, FetchError
+from ups.files import is_locked, lock_now
+from ups.latents import journal, store
+from ups.latents.scout import scout
+from ups.latents.stream import stream_latents
+from ups.pipeline.phases import build_caches, load_latents, stage_splits
+from ups.progress import logged
+
+GRID = {key.replace(".", "__"): value for key, value in ON_GRID.items()}
+
+
+@pytest.fixture
+def streaming(tiny_config, bucket_sources, proxy, store_env, tmp_path):
+    """`streaming(**overrides)`: a config, and a stream of what is in the bucket, begun or None."""
+    opened = []
+
+    def make(**overrides):
+        config = tiny_config(
+            **{
+                "data__root": str(tmp_path / "data"),
+                "data__sources": bucket_sources,
+                "data__endpoint_url": proxy.url,
+                "features__stream": "on",
+                **overrides,
+            }
+        )
+        client, stop = ObjectStore(proxy.url, retry=QUICK), threading.Event()
+        opened.append(client.close)
+        scouted = scout(config, client, stop, logged)
+        if scouted is None:
+            return config, None
+        opened.append(scouted.close)
+        stream = stream_latents(config, scouted, stop, logged)
+        if stream is not None:
+            opened.append(stream.close)
+        return config, stream
+
+    def close():
+        while opened:
+            opened.pop()()
+
+    make.close = close
+    yield make
+    close()
+
+
+@pytest.fixture
+def upload(s3_client, tmp_path, request):
+    """`upload(file)`: an object of its own for a test; its key."""
+
+    def put(path):
+        key = f"{request.node.originalname}/{path.parent.name}/{path.name}"
+        with closing(ObjectStore()) as client:
+            client.upload(path, "tiny", key)
+        return key
+
+    return put
+
+
+@pytest.fixture
+def sources(upload, tiny_data):
+    """`sources(train=key)`: copies of the tiny data as objects that a test may change."""
+    keys = {split: upload(tiny_data / TINY_FILE.format(split)) for split in SPLITS}
+
+    def of(**others):
+        chosen = {**keys, **others}
+        return {split: [{"key": key, "bucket": "tiny"}] for split, key in chosen.items()}
+
+    return of
+
+
+def places(config):
+    """What is in the data's and in the cache's folder, without what is only a lock."""
+    cache = config.training.latent_cache_dir
+    found = [p.name for p in config.data_root.rglob("*") if p.is_file()]
+    found += [p.name for entry in cache.iterdir() for p in entry.iterdir()]
+    return sorted(name for name in found if not name.endswith("lock"))
+
+
+def locks(config):
+    cache = config.training.latent_cache_dir
+    return [p for root in (config.data_root, cache) for p in root.rglob("*lock") if is_locked(p)]
+
+
+def as_rows(tiny_data, tmp_path, upload):
+    """The three splits as rows of one object."""
+    path, ends, fields = tmp_path / "one" / "all.h5", [0], []
+    path.parent.mkdir()
+    for split in SPLITS:
+        with h5py.File(tiny_data / TINY_FILE.format(split)) as file:
+            fields.append(file["tensor"][:])
+            ends.append(ends[-1] + len(fields[-1]))
+            times, parameter = file["t-coordinate"][:], file.attrs["Nu"]
+    with h5py.File(path, "w") as file:
+        file["tensor"], file["t-coordinate"] = np.concatenate(fields), times
+        file.attrs["Nu"] = parameter
+    one = {"key": upload(path), "bucket": "tiny"}
+    rows = zip(SPLITS, itertools.pairwise(ends), strict=True)
+    return {split: [{**one, "rows": pair}] for split, pair in rows}
+
+
+def shards(bucket_sources):
+    train = [{**bucket_sources["train"][0], "rows": rows} for rows in ((4, 20), (0, 3))]
+    return {**bucket_sources, "train": train}
+
+
+def several_problems(mixed_data, upload):
+    """With a budget that has no room for one of their entries."""
+    tasks = [
+        {
+            "name": name,
+            "sources": {
+                s: [{"key": upload(mixed_data / f"{name}_{s}.h5"), "bucket": "tiny"}]
+                for s in SPLITS
+            },
+        }
+        for name in ("burgers1d", "advection1d")
+    ]
+    budget = {"training__latent_cache_max_gb": 1e-6}
+    return {"data__task": tasks, "data__sources": None, **budget}
+
+
+@pytest.mark.parametrize(
+    ("of", "overrides"),
+    [
+        ("three objects", {}),
+        ("one object", {}),
+        ("shards", {}),
+        ("several problems", {}),
+        ("val on disk", {}),
+        ("identity", {**GRID, "encoder__t_stride": 2, "training__time_stride": 2}),
+        ("no workers", {"training__num_workers": 0, "features__parallel_downloads": False}),
+        ("other chunks", {"features__parallel_encode": False, "training__encode_batch_size": 7}),
+    ],
+)
+def test_what_streams_is_what_an_entry_holds_that_is_built_of_files(
+    streaming, bucket_sources, upload, tiny_data, mixed_data, tmp_path, of, overrides
+):
+    if of == "one object":
+        overrides = {"data__sources": as_rows(tiny_data, tmp_path, upload)}
+    elif of == "shards":
+        overrides = {"data__sources": shards(bucket_sources)}
+    elif of == "several problems":
+        overrides = several_problems(mixed_data, upload)
+    elif of == "val on disk":
+        place = tmp_path / "data" / "tiny" / "burgers1d"
+        place.mkdir(parents=True)
+        shutil.copy(tiny_data / TINY_FILE.format("val"), place)
+    config, stream = streaming(**overrides)
+    entries = stream.result()
+    assert all(staged.state for of_split in stream.finished().values() for staged in of_split)
+    assert locks(config) == []  # others need not wait until training ends
+
+    other_dir = {"latent_cache_dir": tmp_path / "plain"}
+    plain = config.model_copy(update={"training": config.training.model_copy(update=other_dir)})
+    with closing(ObjectStore()) as client:
+        staged = stage_splits(plain, SPLITS, client, logged)
+    others = build_caches(plain, staged, logged, overwrite=False)
+    with closing(load_latents(plain, staged, others)) as expected:
+        for name in ("train", "val"):
+            one, other = getattr(stream.latents, name), getattr(expected, name)
+            assert (one.z_NTKD == other.z_NTKD).all()
+            assert (one.condition_NC == other.condition_NC).all()
+        assert stream.latents.key_fields == expected.key_fields
+        assert stream.latents.val_ranges == expected.val_ranges
+    for name, entry in entries.items():
+        mine, its = (
+            store.entry_dir(c.training.latent_cache_dir, e.config_hash) / e.generation
+            for c, e in ((config, entry), (plain, others[name]))
+        )
+        for path in its.glob("*.safetensors"):
+            assert (mine / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "NaN"])
+def test_false_data_end_it_and_leave_nothing_to_go_on_from(
+    streaming, sources, upload, tiny_data, proxy, tmp_path, fault
+):
+    given, faults = sources(), proxy.faults
+    error, says = ChecksumMismatch, "the partial file was removed"
+    if fault == "NaN":
+        error, says = DataError, "trajectory 15 has NaN"
+        shutil.copy(tiny_data / TINY_FILE.format("train"), bad := tmp_path / "bad_train.h5")
+        with h5py.File(bad, "r+") as file:
+            file["tensor"][15, 30, 100] = np.nan
+        given = sources(train=upload(bad))
+    else:  # the first range of train, after the headers
+        faults.on_range = lambda path: (
+            "train" in path and len(proxy.ranges) > 3 and setattr(faults, "corrupt", 1)
+        )
+    config, stream = streaming(data__sources=given, features__parallel_downloads=False)
+    with pytest.raises(error, match=says):
+        stream.latents.arrival.wait_settled(lambda: False)
+    with pytest.raises(error, match=says):
+        stream.result()
+    stream.close()
+    assert not [name for name in places(config) if "building" in name or "train" in name]
+    assert locks(config) == []
+    faults.on_range = lambda _: None
+    assert streaming(data__sources=sources())[1].result()
+
+
+def test_a_transfer_that_fails_for_good_ends_it_though_others_stall(streaming, sources, proxy):
+    begun, gate = threading.Event(), threading.Event()
+
+    def trouble(path):
+        if begun.is_set() or len(proxy.ranges) > 3:
+            begun.set()
+            return "train" in path or ("val" in path and gate.wait(20))
+        return False
+
+    proxy.faults.on_range = trouble
+    try:
+        with pytest.raises(FetchError, match="train.h5: gave up after 4 attempts"):
+            streaming(data__sources=sources())
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncate"])
+def test_a_line_that_breaks_and_comes_back_changes_nothing(streaming, proxy, fault):
+    setattr(proxy.faults, fault, 6)
+    _, stream = streaming()
+    assert stream.result()
+    assert getattr(proxy.faults, fault) == 0
+
+
+def test_an_object_that_changes_meanwhile_ends_it_and_the_next_run_takes_the_new_one(
+    streaming, sources, upload, tiny_data, s3_client, proxy
+):
+    given = sources()
+    key, other = given["train"][0]["key"], upload(tiny_data / TINY_FILE.format("val"))
+
+    def change(path):
+        if len(proxy.ranges) == 4:
+            s3_client.copy_object(Bucket="tiny", Key=key, CopySource=f"tiny/{other}")
+
+    proxy.faults.on_range = change
+    with pytest.raises(FetchError, match=r"the object changed while it was read|by the answer"):
+        streaming(data__sources=given)[1].result()
+
+
+def test_where_memory_has_no_room_all_comes_first_and_that_is_said_once(
+    streaming, monkeypatch, caplog
+):
+    monkeypatch.setattr("ups.latents.tiers.available_ram_mb", lambda: 0.0)
+    with pytest.raises(ConfigError, match=r"^features.stream: found on, but the latents have no"):
+        streaming()
+    caplog.set_level("INFO", "ups")
+    config, stream = streaming(features__stream="auto")
+    assert stream is None
+    assert locks(config) == []
+    with closing(ObjectStore()) as client:
+        staged = stage_splits(config, SPLITS, client, logged)
+    load_latents(config, staged, build_caches(config, staged, logged, overwrite=False)).close()
+    assert caplog.text.count("do not fit into") == 1
+    assert caplog.text.count("no streaming start: the latents have no room in memory") == 1
+
+
+@pytest.mark.parametrize("what", ["the entry", "a download"])
+def test_what_another_process_builds_or_fetches_is_left_to_it(streaming, what, caplog):
+    config, stream = streaming()
+    stream.result()
+    (entry,) = config.training.latent_cache_dir.glob("*/.lock")
+    (train,) = config.data_root.rglob(".*train.h5.lock")
+    shutil.rmtree(config.data_root)
+    for generation in entry.parent.iterdir():
+        shutil.rmtree(generation) if generation.is_dir() else None
+    caplog.set_level("INFO", "ups")
+    held = lock_now(entry if what == "the entry" else train)
+    try:
+        assert streaming(features__stream="auto")[1] is None
+        with pytest.raises(ConfigError, match="found on, but another process"):
+            streaming()
+    finally:
+        os.close(held)
+    assert "no streaming start: another process" in caplog.text
+    assert locks(config) == []
+
+
+STALLS = {  # the request from which on nothing comes, by its object, its place and its number
+    "the fit": lambda path, asked: len(asked) > 5,
+    "train": lambda path, asked: len(asked) > 9,
+    "val": lambda path, asked: "val" in path,
+    "the verdict": lambda path, asked: "train" in path and asked[-1].startswith("bytes=0-"),
+}
+
+
+@pytest.mark.parametrize("what", STALLS)
+def test_ctrl_c_while_the_store_stalls_ends_it_at_once_and_the_next_goes_on_from_there(
+    streaming, sources, proxy, tmp_path, caplog, what
+):
+    given, gate = sources(), threading.Event()
+    stalled_at = []
+
+    def stall(path):
+        if len(proxy.ranges) > 3 and (stalled_at or STALLS[what](path, proxy.ranges)):
+            stalled_at.append(time.monotonic())
+            gate.wait(20)
+
+    def interrupt():
+        wait_until(lambda: stalled_at and time.monotonic() > stalled_at[0] + 0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    config = {
+        "data__sources": given,
+        "encoder__fit_trajectories": 4,
+        "features__parallel_downloads": False,
+    }
+    proxy.faults.on_range = stall
+    Background(interrupt, "interrupt")
+    with pytest.raises(KeyboardInterrupt):
+        streaming(**config)[1].latents.arrival.wait_settled(lambda: False)
+    streaming.close()
+    took_s = time.monotonic() - stalled_at[0] - 0.2
+    assert took_s < 1
+    ours = ("encode", "build", "hash")
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith(ours)], 1)
+    opened = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert not [path for path in opened if path.startswith(str(tmp_path / "data"))]
+    noted = list((tmp_path / "cache").glob(f"*/building-*/{journal.NAME}"))
+    encoded = sum(len(path.read_text().splitlines()) - 1 for path in noted)
+    assert bool(encoded) == (what != "the fit")
+
+    gate.set()
+    proxy.ranges.clear()
+    proxy.faults.on_range = lambda _: None
+    caplog.set_level("INFO", "ups")
+    config, stream = streaming(**config)
+    assert stream.result()
+    # A file that was verified meanwhile is no more one of the bytes that the build is noted for.
+    is_resumed = what in ("train", "the verdict")
+    assert (f"{encoded} chunks are done" in caplog.text) == is_resumed
+    fetched = sum(s.fetched_bytes for of in stream.finished().values() for s in of)
+    headers = proxy.ranges.count("bytes=0-65535")
+    bounds = [header.removeprefix("bytes=").split("-") for header in proxy.ranges]
+    assert sum(int(last) + 1 - int(first) for first, last in bounds) == (
+        fetched + headers * (64 << 10)
+    )
+    total = sum(path.stat().st_size for path in config.data_root.rglob("*.h5"))
+    assert 0 < fetched < total
