@@ -184,7 +184,7 @@ def _history(_settings: Settings, folder: Path, num: int) -> Iterator[Measured]:
     history = History(folder)
     for benchmark in _benchmarks(num):
         history.save(benchmark)
-    yield history.benchmarks
+    yield lambda: History(folder).benchmarks()
 
 
 @contextmanager
