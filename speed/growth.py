@@ -1,4 +1,7 @@
-"""Growth: encode, load and one epoch for more and more trajectories; all should stay flat."""
+"""Growth: encode, load and one epoch for more and more trajectories, which should stay flat.
+
+And what reads all that is kept, by `kept`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from speed import inputs
+from speed import inputs, kept
 from speed.harness import Comparison, Contender, Result, Sample, alternate
 from speed.measure import fresh_process, peak_of, warm_page_cache
 from speed.settings import Settings
@@ -72,6 +75,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
             results=of_phase,
             notes=[*NOTES, f"The picture: {picture.name}."],
         )
+    yield from kept.run(settings)
 
 
 def _measure(process: ProcessPoolExecutor, settings: Settings, num: int) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
@@ -12,6 +12,7 @@ from ups.errors import Interrupted
 
 WATCH_S = 0.05
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class Background(Generic[T]):
@@ -55,3 +56,39 @@ class Background(Generic[T]):
             self._outcome.set_result(call())
         except BaseException as error:  # noqa: BLE001, raised again by `result`
             self._outcome.set_exception(error)
+
+
+def at_once(
+    call: Callable[[Item], T],
+    items: Sequence[Item],
+    most: int,
+    stop: threading.Event | None,
+    what: str,
+) -> list[T]:
+    """What the call returns for each item, in their order; `most` of them are under way at a time.
+
+    Args:
+        what: this waits for, such as `the object store`.
+    Raises:
+        Interrupted: `stop` was set first; what a call raised, after which no other is begun.
+    """
+    todo, lock, found = iter(enumerate(items)), threading.Lock(), {}
+
+    def work() -> None:
+        while stop is None or not stop.is_set():
+            with lock:
+                place, item = next(todo, (None, None))
+            if place is None:
+                return
+            try:
+                found[place] = call(item)  # type: ignore[arg-type]  # None is an item, too
+            except BaseException:
+                with lock:
+                    list(todo)
+                raise
+
+    for each in [Background(work, what) for _ in range(min(most, len(items)))]:
+        each.result_unless(stop, what)
+    if len(found) < len(items):
+        raise Interrupted(f"stopped while waiting for {what}")
+    return [found[place] for place in range(len(items))]

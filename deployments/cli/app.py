@@ -5,11 +5,14 @@ Whatever is slow to import is imported in the command that needs it: `ups --help
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from deployments.cli import runs, stack
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
+from ups.machine.openmp import bound_spinning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +25,11 @@ app = typer.Typer(
 app.add_typer(stack.app)
 app.add_typer(runs.app)
 app.add_typer(ups_app)
+
+
+@app.callback()
+def _before_any_command() -> None:
+    bound_spinning(os.environ)  # before a command imports torch
 
 
 if __name__ == "__main__":

@@ -30,6 +30,16 @@ def test_upload_creates_the_bucket_and_keeps_other_entries_of_the_manifest(store
     assert not store.exists("no-such-bucket", "p/a")
 
 
+def test_a_manifest_has_a_line_for_each_object_whatever_it_is_called(store, s3, tmp_path):
+    names = ["a", 'b}, "c', "d\\"]
+    for name in names:
+        (tmp_path / "file").write_text(name)
+        store.upload(tmp_path / "file", BUCKET, f"lines/{name}")
+    text = (s3.directory / BUCKET / "lines" / "manifest.json").read_text()
+    assert list(json.loads(text)) == sorted(names)
+    assert len(text.splitlines()) == len(names)
+
+
 def test_a_large_file_is_uploaded_in_parts(store, s3, tmp_path):
     with (tmp_path / "large").open("wb") as file:
         file.truncate(65 * MIB)

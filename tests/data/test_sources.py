@@ -142,3 +142,41 @@ def test_what_a_stopped_build_read_of_a_changed_file_is_not_gone_on_with(local, 
     with h5py.File(path) as file:
         fields = torch.from_numpy(file["tensor"][()])
     assert torch.equal(found, PatchEncoder.from_manifest(manifest.encoder).encode(fields).half())
+
+
+@pytest.fixture
+def shards(bucket, tiny_config, tmp_path):
+    """`shards(*rows, …)`: a config whose train split is three objects, or so many rows of one."""
+    keys = [f"burgers1d/burgers1d_{split}.h5" for split in ("train", "val", "test")]
+
+    def make(*rows, **overrides):
+        train = [{"key": keys[0], "rows": of} for of in rows] or [{"key": key} for key in keys]
+        sources = {"train": train, "val": [{"key": keys[1]}], "test": [{"key": keys[2]}]}
+        places = {"data__bucket": bucket, "data__root": str(tmp_path / "staged")}
+        return tiny_config(data__sources=sources, **places, **overrides)
+
+    return make
+
+
+def test_the_store_is_asked_about_shards_that_are_there_at_once(shards, proxied, proxy):
+    first = stage(shards(), "train", proxied)
+    meeting = threading.Barrier(3)  # each answer waits for the two other questions
+    proxy.faults.edit = lambda method, _: method == "HEAD" and meeting.wait(5)
+    again = stage(shards(), "train", proxied)
+    assert [(s.path, s.sha256) for s in again] == [(s.path, s.sha256) for s in first]
+    assert {s.fetched_bytes for s in again} == {0}
+    assert not meeting.broken
+
+
+def test_it_is_asked_once_about_an_object_that_is_cut_by_rows_and_in_turn_where_that_is_wanted(
+    shards, proxied, proxy
+):
+    asked = []
+    config = shards((0, 4), (4, 8), (8, 12))
+    stage(config, "train", proxied)
+    proxy.faults.edit = lambda method, _: method == "HEAD" and asked.append(method)
+    assert [s.rows for s in stage(config, "train", proxied)] == [(0, 4), (4, 8), (8, 12)]
+    assert len(asked) == 1
+    in_turn = shards((0, 4), (4, 8), (8, 12), features__parallel_downloads=False)
+    stage(in_turn, "train", proxied)
+    assert len(asked) == 4

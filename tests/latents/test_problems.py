@@ -1,6 +1,7 @@
 """Several tasks: an entry each, shared with other configs, and one split of all of them."""
 
 import math
+import os
 
 import h5py
 import pytest
@@ -18,6 +19,7 @@ from ups.latents.datasets import (
     LegacyCacheDataset,
     PreloadedCacheDataset,
 )
+from ups.latents.key import key_fields
 from ups.pipeline.phases import build_cache, build_caches, load_latents
 
 NUM_TRAIN = 20 + 7 + 12
@@ -145,6 +147,25 @@ def test_a_miss_is_explained_by_an_entry_of_the_same_equation(mixed_config, stag
     other = mixed_config(latent__dim=8).by_problem()["advection1d"]
     changed = ensure(other, sources["advection1d"]).changed
     assert changed == ("latent.dim 8, the cached entry has 16",)
+
+
+def test_a_miss_reads_no_more_manifests_of_a_large_cache_than_of_the_newest_entries(
+    mixed_config, stage_tasks, monkeypatch
+):
+    own, read = {}, []
+    for dim in (4, 8, 16):
+        own[dim] = mixed_config(latent__dim=dim).by_problem()["advection1d"]
+        sources = stage_tasks(own[dim])["advection1d"]
+        entry = ensure(own[dim], sources)
+        pointer = own[dim].training.latent_cache_dir / entry.config_hash / store.POINTER_NAME
+        os.utime(pointer, (dim, dim))
+    read_manifest = store.read_manifest
+    monkeypatch.setattr(store, "read_manifest", lambda at: read.append(at) or read_manifest(at))
+    monkeypatch.setattr(store, "NUM_COMPARED", 2)
+    wanted = {**key_fields(own[4], sources), "dtype": "float32"}
+    changed = store.explain_miss(own[4].training.latent_cache_dir, wanted)
+    assert changed[-1] == "latent.dim 4, the cached entry has 8"
+    assert len(read) == 2
 
 
 def test_entries_with_other_chunks_are_read_together(mixed_config, stage_tasks):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_run_is_summed_up_from_its_folder_which_has_the_config_that_ran(make_r
     assert read_run(folder).summary().started_at == 1_767_268_800  # 12:00 UTC
 
 
+def test_a_list_reads_the_runs_that_it_shows_alone_and_no_config(make_run, monkeypatch):
+    for second in range(5):
+        folder = make_run(f"run{second}", second)
+    opened, read = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read(path))
+    assert [run.id for run in find_runs(folder.parent, 2)] == ["run4", "run3"]
+    assert {path.parent.name.rpartition("-")[2] for path in opened} == {"run3", "run4"}
+    assert "config.yaml" not in {path.name for path in opened}
+
+
 def test_the_newest_runs_come_first_and_only_so_many_and_no_other_folders(make_run):
     folder = make_run("old", 1)
     make_run("new", 3)
@@ -126,8 +137,8 @@ def test_a_broken_file_spoils_neither_the_list_nor_a_comparison(make_run, caplog
     broken, whole = make_run("broken", 1), make_run("whole", 2)
     (broken / name).write_text(text)
     assert [run.id for run in find_runs(broken.parent)] == ["whole", "broken"]
-    assert str(broken) in caplog.text
     assert compare(broken, whole).after.ttfs_s == 2.0
+    assert str(broken) in caplog.text
 
 
 def test_a_file_that_is_half_written_or_a_folder_or_no_text_is_left_out_and_logged(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ups.background import at_once
 from ups.config import Model, ProblemConfig, RunConfig, Split
 from ups.equations import EQUATIONS
 from ups.errors import DataError
@@ -18,8 +19,11 @@ from ups.progress import Progress
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
     from ups.data.pdebench import Coming, TrajectoryFile
+    from ups.data.transfer import Download
 
 log = logging.getLogger(__name__)
+
+MOST_ASKED = 16  # objects that the store is asked about at once
 
 
 class Wanted(Model):
@@ -137,8 +141,11 @@ def stage(
     """
     staged: list[Staged] = []
     frames: list[tuple[str, int]] = []
-    for source in wanted(config, split):
-        found = stage_one(config, source, store, stop=stop, progress=progress)
+    sources = wanted(config, split)
+    reused = _reused(config, sources, store, stop)
+    for source in sources:
+        known = reused.get(source.uri)
+        found = stage_one(config, source, store, stop=stop, progress=progress, known=known)
         parameter, equation = None, EQUATIONS[config.problem.equation]
         if split == "test" or equation.value_in(source.path.stem) is not None:
             with open_file(config, source.path, source.rows) as file:
@@ -161,9 +168,12 @@ def stage_one(
     *,
     stop: threading.Event | None = None,
     progress: Progress | None = None,
+    known: Download | None = None,
 ) -> Staged:
     """Have one source on disk, whole, with its SHA-256 known; nothing is looked into.
 
+    Args:
+        known: what was found of it before, where nothing is to be fetched.
     Raises: see `stage`.
     """
     started = time.monotonic()
@@ -174,7 +184,7 @@ def stage_one(
         from ups.data.transfer import download
 
         one_by_one = not config.features.parallel_downloads
-        done = download(
+        done = known or download(
             store,
             source.bucket,
             source.key,
@@ -198,6 +208,27 @@ def stage_one(
         is_verified=verified,
         state=state,
     )
+
+
+def _reused(
+    config: ProblemConfig,
+    sources: Sequence[Wanted],
+    store: ObjectStore | None,
+    stop: threading.Event | None,
+) -> dict[str, Download]:
+    """The objects that are on disk already, by their URIs; many are asked about at a time."""
+    objects = {source.uri: source for source in sources if source.path.exists()}
+    if store is None or not config.features.parallel_downloads or len(sources) < 2:
+        return {}
+    from ups.data.transfer import STORE, reuse
+
+    def ask(source: Wanted) -> Download | None:
+        assert source.bucket is not None
+        assert source.key is not None
+        return reuse(store, source.bucket, source.key, source.path, stop)
+
+    found = at_once(ask, list(objects.values()), MOST_ASKED, stop, STORE)
+    return {uri: done for uri, done in zip(objects, found, strict=True) if done is not None}
 
 
 def check_frames(config: RunConfig, num_frames: int) -> None:

@@ -87,6 +87,18 @@ def download(
         return fetch.once(fresh=True)
 
 
+def reuse(
+    store: ObjectStore, bucket: str, key: str, dest: Path, stop: threading.Event | None = None
+) -> Download | None:
+    """What `download` returns where the file's stamp spares hashing it; nothing is fetched.
+
+    Returns: None where more is to be done.
+    Raises: ObjectUnavailable, FetchError, Interrupted: see `download`.
+    """
+    fetch = _Fetch(store, bucket, key, dest, 1, RANGE_BYTES, stop, None)
+    return fetch.by_stamp(False, time.perf_counter())
+
+
 @dataclass(frozen=True, slots=True)
 class _Fetch:
     store: ObjectStore
@@ -100,12 +112,8 @@ class _Fetch:
 
     def once(self, fresh: bool) -> Download:
         started = time.perf_counter()
-        stamp = read_stamp(self.dest)
-        if stamp is not None:
-            info = self._head(stamp, fresh)
-            sha256 = self._stamped(stamp, info)
-            if sha256 is not None:
-                return self._reused(sha256, info, started)
+        if (done := self.by_stamp(fresh, started)) is not None:
+            return done
         with exclusive_lock(beside(self.dest, "lock"), self.stop):
             if not self.dest.exists() and not beside(self.dest, "journal").exists():
                 return self._fetch_new(fresh, started)
@@ -120,6 +128,15 @@ class _Fetch:
                     "run again when it can"
                 )
             return self._fetched(info, None, started)
+
+    def by_stamp(self, fresh: bool, started: float) -> Download | None:
+        """The file as it is, where its stamp says that it is the object."""
+        stamp = read_stamp(self.dest)
+        if stamp is None:
+            return None
+        info = self._head(stamp, fresh)
+        sha256 = self._stamped(stamp, info)
+        return None if sha256 is None else self._reused(sha256, info, started)
 
     def _fetch_new(self, fresh: bool, started: float) -> Download:
         """There is nothing to compare with: the first bytes are asked for at once."""

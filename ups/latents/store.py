@@ -43,6 +43,7 @@ DAMAGED = "damaged-"
 GENERATION = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 HOLD_ATTEMPTS = 3
 HOLD_PAUSE_S = 0.01
+NUM_COMPARED = 100  # entries that a miss is compared with: each is a file to read
 
 
 class Manifest(Model):
@@ -292,18 +293,22 @@ def remove_unused(directory: Path) -> bool:
 
 
 def explain_miss(cache_dir: Path, fields: dict[str, Any]) -> list[str]:
-    """How the nearest entry of the same equation differs from what is wanted; empty without any."""
+    """How the nearest entry of the same equation differs from what is wanted; empty without any.
+
+    Of a large cache only the newest entries are looked at: a build waits for this.
+    """
     differences = [
         explain_difference(fields, manifest.key_fields)
-        for manifest in list_entries(cache_dir)
+        for manifest in list_entries(cache_dir, NUM_COMPARED)
         if manifest.key_fields.get("task") == fields["task"]
     ]
     return min((d for d in differences if d), key=len, default=[])
 
 
-def list_entries(cache_dir: Path) -> Iterator[Manifest]:
-    """The manifests of the entries that are complete, newest last."""
-    for pointer in sorted(cache_dir.glob(f"*/{POINTER_NAME}"), key=_modified_ns):
+def list_entries(cache_dir: Path, newest: int | None = None) -> Iterator[Manifest]:
+    """The manifests of the entries that are complete, newest last: of all, or of so many."""
+    pointers = sorted(cache_dir.glob(f"*/{POINTER_NAME}"), key=_modified_ns)
+    for pointer in pointers if newest is None else pointers[-newest:]:
         generation = current_generation(pointer.parent)
         if not generation:  # removed meanwhile
             continue

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -25,6 +26,7 @@ CONFIG, LOCK = "config.yaml", ".lock"
 OVERWRITTEN = "overwritten.json"
 CHECKPOINTS, LAST, BEST = "checkpoints", "last.pt", "best.pt"
 STAMP = "%Y%m%d-%H%M%S"
+FOLDER = re.compile(r"((\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d))-([A-Za-z0-9_.-]+)-([A-Za-z0-9_.]+)")
 # A program that a killed run was just starting has the lock until it replaces its image.
 HOLD_WAIT_S = 0.5
 EARLIER_DIGITS = 8  # of a flow run's id, in the folders of earlier versions
@@ -42,14 +44,15 @@ class FolderName(NamedTuple):
 
 def parse_folder_name(text: str) -> FolderName | None:
     """Take `20261123-205537-smoke-136ff0b8` apart; None if no run's folder is called so."""
-    parts = re.fullmatch(r"(\d{8}-\d{6})-([A-Za-z0-9_.-]+)-([A-Za-z0-9_.]+)", text)
+    parts = FOLDER.fullmatch(text)
     if parts is None:
         return None
+    stamp, *numbers, name, run_id = parts.groups()
     try:
-        time.strptime(parts[1], STAMP)
+        datetime(*map(int, numbers))  # type: ignore[arg-type]  # strptime is ten times as slow
     except ValueError:  # digits, but no moment
         return None
-    return FolderName(*parts.groups())
+    return FolderName(stamp, name, run_id)
 
 
 def check_id(run_id: str) -> None:

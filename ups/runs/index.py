@@ -6,6 +6,7 @@ import calendar
 import json
 import logging
 import math
+import os
 import platform
 import re
 import time
@@ -63,12 +64,16 @@ class RunFiles:
     """All that a run's folder holds; empty, or None, where the run did not get that far."""
 
     folder: Path
-    config: dict[str, Any]
     info: RunInfo | None
     breakdown: Breakdown | None
     scores: dict[str, Any]
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any]  # of the whole run, by their names
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Read when it is asked for: of all files it takes by far the longest."""
+        return read_file(self.folder / CONFIG, lambda text: _tree(yaml.safe_load(text))) or {}
 
     def summary(self) -> RunSummary:
         """The run in a line; without figures, which is logged, where they make no sense."""
@@ -122,7 +127,7 @@ class RunFiles:
 
 def find_runs(runs_dir: Path, limit: int | None = None) -> list[RunSummary]:
     """Sum up the runs of a directory, the newest first; none where there is no such directory."""
-    return [read_run(folder).summary() for folder in _folders(runs_dir)[:limit]]
+    return [read_run(runs_dir / name).summary() for name in _names(runs_dir)[:limit]]
 
 
 def find_run(runs_dir: Path, text: str) -> Path:
@@ -151,7 +156,7 @@ def find_run(runs_dir: Path, text: str) -> Path:
 
 def short_ids(runs_dir: Path, ids: Iterable[str]) -> dict[str, str]:
     """For each id what `find_run` finds it by: of a flow run the end, whose digits are random."""
-    names = [(folder.name, _name_of(folder).id) for folder in _folders(runs_dir)]
+    names = [(name, name.rpartition("-")[2]) for name in _names(runs_dir)]
     short = {run_id: run_id for run_id in ids}
     whole = {run_id for run_id in short if len(spellings(run_id)) > 1}
     for num in range(NUM_SHORT, NUM_DIGITS, 4):
@@ -177,7 +182,6 @@ def read_run(folder: Path) -> RunFiles:
     metrics = read_metrics(folder)
     return RunFiles(
         folder=folder,
-        config=read_file(folder / CONFIG, lambda text: _tree(yaml.safe_load(text))) or {},
         info=RunInfo.load(folder),
         breakdown=Breakdown.load(folder),
         scores=read_file(folder / "scores.json", lambda text: _tree(json.loads(text))) or {},
@@ -188,10 +192,16 @@ def read_run(folder: Path) -> RunFiles:
 
 def _folders(runs_dir: Path) -> list[Path]:
     """The folders of runs, the newest first."""
+    return [runs_dir / name for name in _names(runs_dir)]
+
+
+def _names(runs_dir: Path) -> list[str]:
+    """The names of the folders of runs, the newest first."""
     if not runs_dir.is_dir():
         return []
-    found = [path for path in runs_dir.iterdir() if parse_folder_name(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    with os.scandir(runs_dir) as found:  # thousands of them: no `stat` and no `Path` of each
+        names = [entry.name for entry in found if parse_folder_name(entry.name) and entry.is_dir()]
+    return sorted(names, reverse=True)
 
 
 def _name_of(folder: Path) -> FolderName:

@@ -102,6 +102,18 @@ def test_a_benchmark_that_was_cut_short_has_its_runs_and_no_verdicts(history, be
     assert history.benchmark("b1").verdicts == (WORSE,)
 
 
+def test_a_file_is_read_again_only_where_it_has_changed(history, benchmark, monkeypatch):
+    opened, read = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.stem) or read(path))
+    for name in ("b0", "b1"):
+        history.save(benchmark({"cold": (2.0,)}, id=name))
+    assert len(history.benchmarks()) == len(history.benchmarks()) == 2
+    assert sorted(opened) == ["b0", "b1"]
+    History(history.folder.parent).save(benchmark({"cold": (2.0, 3.0)}, id="b1"))
+    assert len(history.benchmark("b1").runs) == 2
+    assert sorted(opened) == ["b0", "b1", "b1"]
+
+
 def test_a_benchmark_is_found_by_the_beginning_of_its_id(history, benchmark):
     for started_at, id in enumerate(["abc-1", "xyz%", "abc-12"]):
         history.save(benchmark({}, id=id, started_at=started_at))

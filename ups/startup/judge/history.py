@@ -48,6 +48,7 @@ class History:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "history"
+        self._known: dict[str, tuple[tuple[int, ...], JudgedBenchmark]] = {}
         database = folder / "history.sqlite"  # of earlier versions
         if database.is_file() and not self.folder.is_dir():
             _convert(database, self.folder)
@@ -65,14 +66,14 @@ class History:
         return judged
 
     def benchmarks(self) -> tuple[JudgedBenchmark, ...]:
-        """All of them, the newest first."""
+        """All of them, the newest first; a file is read again only where it has changed."""
         try:
             names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
             names = []
         except OSError as error:
             raise HistoryError(f"{self.folder} cannot be read: {error}") from error
-        found = [_read(self.folder / n) for n in names if n.endswith(".json") and n[0] != "."]
+        found = [self._of_file(n) for n in names if n.endswith(".json") and n[0] != "."]
         return tuple(sorted(found, key=lambda b: (b.started_at, b.id), reverse=True))
 
     def benchmark(self, id_or_prefix: str) -> JudgedBenchmark:
@@ -94,6 +95,17 @@ class History:
             )
         known = f"the latest are {ids}" if ids else "it holds none yet"
         raise HistoryError(f"no benchmark in {self.folder} begins with {id_or_prefix!r}: {known}")
+
+    def _of_file(self, name: str) -> JudgedBenchmark:
+        path = self.folder / name
+        try:
+            stat = path.stat()
+        except OSError:  # reading it says why
+            return _read(path)
+        state = stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
+        if name not in self._known or self._known[name][0] != state:
+            self._known[name] = state, _read(path)
+        return self._known[name][1]
 
 
 def write_csv(path: Path, benchmarks: Sequence[BenchmarkRecord]) -> None:
