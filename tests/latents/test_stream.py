@@ -65,6 +65,12 @@ def streaming(tiny_config, bucket_sources, proxy, store_env, tmp_path):
     close()
 
 
+def finished(stream):
+    """The sources of each split of each problem, once all are there."""
+    scouted = stream.scouted
+    return [scouted.finished(name, split) for name in scouted.by_problem for split in SPLITS]
+
+
 @pytest.fixture
 def upload(s3_client, tmp_path, request):
     """`upload(file)`: an object of its own for a test; its key."""
@@ -169,7 +175,7 @@ def test_what_streams_is_what_an_entry_holds_that_is_built_of_files(
         shutil.copy(tiny_data / TINY_FILE.format("val"), place)
     config, stream = streaming(**overrides)
     entries = stream.result()
-    assert all(staged.state for of_split in stream.finished().values() for staged in of_split)
+    assert all(staged.state for of_split in finished(stream) for staged in of_split)
     assert locks(config) == []  # others need not wait until training ends
 
     other_dir = {"latent_cache_dir": tmp_path / "plain"}
@@ -352,7 +358,7 @@ def test_ctrl_c_while_the_store_stalls_ends_it_at_once_and_the_next_goes_on_from
     # A file that was verified meanwhile is no more one of the bytes that the build is noted for.
     is_resumed = what in ("train", "the verdict")
     assert (f"{encoded} chunks are done" in caplog.text) == is_resumed
-    fetched = sum(s.fetched_bytes for of in stream.finished().values() for s in of)
+    fetched = sum(s.fetched_bytes for of in finished(stream) for s in of)
     headers = proxy.ranges.count("bytes=0-65535")
     bounds = [header.removeprefix("bytes=").split("-") for header in proxy.ranges]
     assert sum(int(last) + 1 - int(first) for first, last in bounds) == (

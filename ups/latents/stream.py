@@ -114,7 +114,7 @@ class Stream:
     def __init__(
         self, config: RunConfig, scouted: Scouted, device: str, stop: threading.Event, show: Show
     ) -> None:
-        self._config, self._scouted, self._device = config, scouted, device
+        self._config, self.scouted, self._device = config, scouted, device
         self._stop, self._show = stop, show
         self._is_over = threading.Event()
         self._started = time.monotonic()
@@ -171,21 +171,21 @@ class Stream:
     def close(self) -> None:
         """End what goes on; what is encoded and fetched is kept, and the next run goes on there."""
         self._is_over.set()
-        self._scouted.halt()
+        self.scouted.halt()
         while not self.is_done(1.0):
             pass
-        self._scouted.close()
+        self.scouted.close()
         self._let_go()
 
     def _plan(self) -> None:
         """A build for each problem, with the lock of its entry."""
-        for name, config in self._scouted.by_problem.items():
+        for name, config in self.scouted.by_problem.items():
             sources: dict[str, list[Staged]] = {
-                split: self._scouted.staged(name, split) for split in ENCODED_SPLITS
+                split: self.scouted.staged(name, split) for split in ENCODED_SPLITS
             }
             fields = key_fields(config, sources)
             of_problem = [
-                s for split in ENCODED_SPLITS for s in self._scouted.of_problem(name, split)
+                s for split in ENCODED_SPLITS for s in self.scouted.of_problem(name, split)
             ]
             tokens = sorted({s.coming.token for s in of_problem if s.coming is not None})
             build = Build(
@@ -199,7 +199,7 @@ class Stream:
             if (lock := lock_now(build.entry / store.LOCK_NAME)) is None:
                 raise CannotStream(f"another process builds {build.entry}")
             self._locks.callback(os.close, lock)
-            if store.valid_generation(config.training.latent_cache_dir, self._scouted.keys[name]):
+            if store.valid_generation(config.training.latent_cache_dir, self.scouted.keys[name]):
                 raise CannotStream("another process has just built the latents")
             self._builds[name] = build
 
@@ -226,7 +226,7 @@ class Stream:
         ends: dict[Split, int] = dict.fromkeys(ENCODED_SPLITS, 0)
         for name, build in self._builds.items():
             sources: list[Source] = [
-                s for split in ENCODED_SPLITS for s in self._scouted.of_problem(name, split)
+                s for split in ENCODED_SPLITS for s in self.scouted.of_problem(name, split)
             ]
             for index, (file, source) in enumerate(zip(build.files, sources, strict=True)):
                 first = ends[file.split]
@@ -246,7 +246,7 @@ class Stream:
                 build.sync()
             for name in self._builds:
                 sources = [
-                    s for split in ENCODED_SPLITS for s in self._scouted.finished(name, split)
+                    s for split in ENCODED_SPLITS for s in self.scouted.finished(name, split)
                 ]
                 check_unchanged(sources)
             entries = {name: self._publish(build) for name, build in self._builds.items()}
@@ -279,7 +279,7 @@ class Stream:
                 take_chunks()
             except BaseException:
                 self._is_over.set()  # the others need not go on
-                self._scouted.halt()  # nor wait
+                self.scouted.halt()  # nor wait
                 raise
 
         def take_chunks() -> None:
