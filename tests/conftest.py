@@ -62,16 +62,15 @@ class S3Server:
             yield
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """`rclone serve s3` on a free port; tests use it with `s3.env` in the environment."""
-    directory = tmp_path_factory.mktemp("s3")
-    log = tmp_path_factory.mktemp("s3-log") / "rclone.log"
+@contextmanager
+def serving_s3(directory: Path, log: Path) -> Iterator[S3Server]:
+    """`rclone serve s3` on a free port."""
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     rclone = Path(sys.executable).with_name("rclone")
+    serve = [rclone, "serve", "s3", directory, "--addr", "127.0.0.1:0", "--config", os.devnull]
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [rclone, "serve", "s3", directory, "--addr", "127.0.0.1:0", "--config", os.devnull],
+            serve,
             env={**os.environ, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'},
             stdout=output,
             stderr=output,
@@ -81,6 +80,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Tests use it with `s3.env` in the environment."""
+    log = tmp_path_factory.mktemp("s3-log") / "rclone.log"
+    with serving_s3(tmp_path_factory.mktemp("s3"), log) as server:
+        yield server
 
 
 def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -168,9 +169,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             sent += len(chunk)
 
 
-@pytest.fixture(scope="module")
-def proxy_handler(s3) -> Iterator[type[_Handler]]:
-    host, port = s3.endpoint_url.removeprefix("http://").split(":")
+@contextmanager
+def serving_proxy(endpoint_url: str) -> Iterator[type[_Handler]]:
+    """A proxy before this server; its `proxy` says where it is and what goes wrong."""
+    host, port = endpoint_url.removeprefix("http://").split(":")
     handler = type("Handler", (_Handler,), {"upstream": (host, int(port))})
     server = _Server(("127.0.0.1", 0), handler)
     handler.proxy = Proxy(f"http://127.0.0.1:{server.server_address[1]}")
@@ -180,6 +182,12 @@ def proxy_handler(s3) -> Iterator[type[_Handler]]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def proxy_handler(s3) -> Iterator[type[_Handler]]:
+    with serving_proxy(s3.endpoint_url) as handler:
+        yield handler
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Cancels and kills runs at random moments, through a stack of its own; no part of the tests.
+"""Cancels and kills runs at random moments, with servers of their own; no part of the tests.
 
     .venv/bin/python -m tests.stress cancel --rounds 10
     .venv/bin/python -m tests.stress kill --rounds 50
+    .venv/bin/python -m tests.stress stream --rounds 8
 
 A line for each round, with what was wrong in it; exit code 1 if anything was.
 """
@@ -9,22 +10,34 @@ A line for each round, with what was wrong in it; exit code 1 if anything was.
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import psutil
+import torch
 
-from tests.conftest import TINY_OVERRIDES
+from deployments.layout import PROJECT_DIR
+from tests.conftest import TINY_OVERRIDES, S3Server, serving_s3
 from tests.live import LiveStack, wait_until
+from tests.proxy import serving_proxy
 from ups.config import SPLITS, dump_config, load_config
+from ups.data.generate import generate
+from ups.data.objectstore import ObjectStore
 from ups.runs.index import breakdown_of
+from ups.training import checkpoint
 
 CANCEL_S, END_S = 10.0, 600.0
+WITHIN_S = {"cancel": 3.0, "kill": 8.0, "stream": 9.0}
+SLOW_S = 0.4  # of a request, or of 64 KiB
 EPOCHS = {"cancel": 100_000, "kill": 40}  # for ever; a few seconds
 
 
@@ -134,29 +147,117 @@ def processes_of_runs(live: LiveStack) -> list[psutil.Process]:
     return [p for p in forks.values() if p.info["ppid"] in keepers]
 
 
-def main() -> None:
-    plain = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    parser.add_argument("what", choices=("cancel", "kill"))
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--within", type=float, help="seconds from the trigger (cancel 3, kill 8)")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    within_s = given.within or {"cancel": 3.0, "kill": 8.0}[given.what]
-    trouble = {"cancel": cancel, "kill": kill}[given.what]
-    draw, bad = random.Random(given.seed), 0
+class Streaming:
+    """`ups train` on data that arrive slowly, in a folder of its own for each run."""
+
+    def __init__(self, folder: Path, s3: S3Server, endpoint_url: str) -> None:
+        """Upload the data; they are fetched from the endpoint."""
+        self.folder = folder
+        reached = {**s3.env, "AWS_ENDPOINT_URL_S3": endpoint_url}
+        self.env = {**os.environ, **reached, "PDEBENCH_ROOT": ""}
+        grid = {"grid_points": 256, "num_frames": 41, "t_end": 0.4}
+        with s3.used(), closing(ObjectStore()) as client:
+            for seed, (split, num) in enumerate({"train": 48, "val": 8, "test": 8}.items()):
+                path = folder / f"{split}.h5"
+                generate(path, num, "burgers1d", 0.02, seed=seed, **grid)
+                client.upload(path, "tiny", f"tiny/{split}.h5")
+        self.expected = self.weights("undisturbed", [])
+
+    def weights(self, name: str, kills_s: list[float]) -> Any:
+        """The weights of a run that is killed so long after each of its starts, then left alone."""
+        place = self.folder / name
+        place.mkdir()
+        overrides = {
+            **TINY_OVERRIDES,
+            "runs_dir": str(place / "runs"),
+            "data.root": str(place / "data"),
+            "data.generate": None,
+            "data.sources": {s: [{"bucket": "tiny", "key": f"tiny/{s}.h5"}] for s in SPLITS},
+            "training.latent_cache_dir": str(place / "cache"),
+        }
+        config = place / "tiny.yaml"
+        config.write_text(dump_config(load_config("smoke", overrides)))
+        command = [sys.executable, "-m", "deployments.cli.app", "train", config, "--run-id", "mine"]
+        for kill_s in (*kills_s, None):
+            with (place / "output").open("a") as output:
+                process = subprocess.Popen(
+                    command, cwd=PROJECT_DIR, env=self.env, stdout=output, stderr=output
+                )
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(kill_s)
+            process.kill()
+            print(f"  ended {process.wait()}: {self._traces(place)}", flush=True)
+        assert process.returncode == 0, (place / "output").read_text()
+        (last,) = place.glob("runs/*-mine/checkpoints/last.pt")
+        return checkpoint.load(last)
+
+    def _traces(self, place: Path) -> str:
+        """What it has left."""
+        names = ("*.part", "building-*", "*.h5", "CURRENT", "*.pt")
+        found = {name: len(list(place.rglob(name))) for name in names}
+        return ", ".join(f"{count} {name}" for name, count in found.items() if count) or "nothing"
+
+
+def stream(streaming: Streaming, name: str, kills_s: list[float]) -> list[str]:
+    """Kill a run in which data arrive, each time so long after its start; what was wrong."""
+    found = streaming.weights(name, kills_s)
+    return [
+        f"other weights: {part}.{key}"
+        for part in ("model", "ema")
+        for key, value in streaming.expected[part].items()
+        if not torch.equal(value, found[part][key])
+    ]
+
+
+def streams(rounds: int, within_s: float, draw: random.Random) -> Iterator[list[str]]:
+    """What was wrong in each round."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "s3").mkdir()
+        server = serving_s3(folder / "s3", folder / "log")
+        with server as s3, serving_proxy(s3.endpoint_url) as handler:
+            handler.proxy.faults.delay_s = SLOW_S
+            streaming = Streaming(folder, s3, handler.proxy.url)
+            for number in range(1, rounds + 1):
+                kills_s = [draw.uniform(1, within_s) for _ in range(draw.randint(1, 3))]
+                after = ", ".join(f"{kill_s:.2f}" for kill_s in kills_s)
+                print(f"{number}: stream, kills after {after} s", flush=True)
+                yield stream(streaming, str(number), kills_s)
+
+
+def troubled(what: str, rounds: int, within_s: float, draw: random.Random) -> Iterator[list[str]]:
+    """What was wrong in each round."""
+    trouble = {"cancel": cancel, "kill": kill}[what]
     with tempfile.TemporaryDirectory() as folder:
-        stress = Stress(Path(folder), EPOCHS[given.what])
+        stress = Stress(Path(folder), EPOCHS[what])
         try:
-            for number in range(1, given.rounds + 1):
+            for number in range(1, rounds + 1):
                 after_s = draw.uniform(0, within_s)
-                print(f"{number}: {given.what} after {after_s:.2f} s", flush=True)
-                wrong = trouble(stress, after_s)
-                bad += bool(wrong)
-                print(f"  {'; '.join(wrong) or 'as it should be'}", flush=True)
+                print(f"{number}: {what} after {after_s:.2f} s", flush=True)
+                yield trouble(stress, after_s)
         finally:
             stress.live.ups("down")
             stress.live.api.close()
+
+
+def main() -> None:
+    plain = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("what", choices=WITHIN_S)
+    parser.add_argument("--rounds", type=int, default=10)
+    within = ", ".join(f"{what} {seconds:.0f}" for what, seconds in WITHIN_S.items())
+    parser.add_argument("--within", type=float, help=f"seconds from the start ({within})")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    within_s, draw = given.within or WITHIN_S[given.what], random.Random(given.seed)
+    if given.what == "stream":
+        rounds = streams(given.rounds, within_s, draw)
+    else:
+        rounds = troubled(given.what, given.rounds, within_s, draw)
+    bad = 0
+    for wrong in rounds:
+        bad += bool(wrong)
+        print(f"  {'; '.join(wrong) or 'as it should be'}", flush=True)
     print(f"{given.rounds - bad} of {given.rounds} as they should be")
     sys.exit(bad > 0)
 

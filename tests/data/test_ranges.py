@@ -226,7 +226,7 @@ def test_who_waits_hears_of_a_stop_and_of_a_failure_but_not_for_what_is_there(ra
     fetch = ranged()
     with fetching(fetch):
         waiting = Background(lambda: fetch.wait(0, len(CONTENT)), "wait")
-    with pytest.raises(Interrupted, match="stopped after 0 of 5 MB"):
+    with pytest.raises(Interrupted, match="stopped"):
         waiting.result()
     proxy.faults.stall.set()
     proxy.faults.stall = None
