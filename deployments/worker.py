@@ -41,6 +41,7 @@ from prefect.states import Cancelled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.processes import say_ending
+from deployments.tls import share_tls_contexts
 from ups.machine.openmp import bound_spinning
 
 log = logging.getLogger("prefect.worker.events")
@@ -226,6 +227,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     parser.add_argument("--warm-socket", help="keep a process ready there, for warm starts")
     given = parser.parse_args()
     bound_spinning(os.environ)  # which the kept process and the runs inherit
+    share_tls_contexts()
 
     async def run() -> None:
         task = asyncio.current_task()

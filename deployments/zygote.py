@@ -28,6 +28,8 @@ import traceback
 from pathlib import Path
 
 from deployments.start import LENGTH, STATUS, receive
+from deployments.tls import share_tls_contexts
+from ups.data.connect import read_descriptions
 
 PACKAGES = ("ups", "tasks", "flows", "deployments")
 PREFECT_MODULES = (
@@ -62,6 +64,8 @@ def main() -> None:
     path = Path(sys.argv[1])
     for name in (*PREFECT_MODULES, *OTHERS, *PROJECT_MODULES):
         importlib.import_module(name)
+    share_tls_contexts()
+    read_descriptions()
     loaded = project_files()
     listener = _listen(path)
     gc.collect()

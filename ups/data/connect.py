@@ -87,6 +87,13 @@ def _loader(data_path: str | None) -> Loader:
     return create_loader(data_path)
 
 
+def read_descriptions() -> None:
+    """Read botocore's descriptions of S3, for the clients that forks of this process will make."""
+    _new_session().client(
+        "s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none"
+    )
+
+
 def _refuse_redirect(response: Any, operation: Any, **_: Any) -> None:
     """Take a redirect for the answer: boto3 would look for another region of AWS, without end."""
     from botocore.exceptions import ClientError
