@@ -321,6 +321,8 @@ class Stream:
         target = self._tensors[chunk.split][chunk.first : chunk.end]
         stride = self._config.training.time_stride
         target.copy_(latents.view(len(target), *file.shape[1:])[:, ::stride])
+        if target.is_cuda:  # training, on a stream of its own, reads it once it is noted
+            torch.cuda.current_stream().synchronize()
 
     def _publish(self, build: Build) -> CacheEntry:
         manifest, cache_dir = build.finish(), build.config.training.latent_cache_dir
