@@ -25,7 +25,7 @@ from ups.units import format_time
 SECTIONS = {
     "cpu": {
         name: f"{name}.run"
-        for name in ("download", "cache", "load", "batches", "boot", "startup", "growth")
+        for name in ("download", "cache", "load", "batches", "boot", "startup", "stream", "growth")
     },
     "gpu": {
         "gpu_encode": "cache.run_gpu",
@@ -35,7 +35,7 @@ SECTIONS = {
     },
     "operators": {"operators": "operators.run", "choice": "operators.choose"},
 }
-PREPARED = ("download", "load", "batches")  # these have `prepare`, which is not timed
+PREPARED = ("download", "load", "batches", "stream")  # these have `prepare`, which is not timed
 ON_REQUEST = ("choice",)  # run only where --sections names them
 
 

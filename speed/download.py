@@ -69,7 +69,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
     sizes, folder = _sizes(settings), settings.folder / "s3"
     keys = s3.make_objects(folder, sizes)
     with contextlib.ExitStack() as stack:
-        pair = stack.enter_context(link.namespace())
+        pair, _ = stack.enter_context(link.namespace())
         hosts = [link.LOOPBACK] + ([pair.server_address] if pair else [])
         server = stack.enter_context(s3.serve(folder, settings.folder / "s3.log", hosts))
         plain = link.loopback(server.ports[link.LOOPBACK])

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from speed.measure import run_checked
-from speed.worker import PROJECT_DIR
+from speed.worker import PROJECT_DIR, describe
 
 GBIT = 1e9
 LOOPBACK = "127.0.0.1"
@@ -86,8 +86,8 @@ class Pair:
 
 
 @contextlib.contextmanager
-def namespace() -> Iterator[Pair | None]:
-    """Where clients run behind a link that `tc` shapes; None where the system forbids it."""
+def namespace() -> Iterator[tuple[Pair | None, str]]:
+    """Where clients run behind a link that `tc` shapes; else None, and why the system refuses."""
     pid = os.getpid()
     net = f"10.{200 + pid % 50}.{pid // 50 % 250}"
     pair = Pair(f"bench-{pid}", f"bs{pid}", f"bc{pid}", f"{net}.1")
@@ -101,14 +101,14 @@ def namespace() -> Iterator[Pair | None]:
         {pair.inside} ip link set {client} up
         {pair.inside} ip link set dev lo up
         {_tbf(pair, GBIT)}"""
-    is_allowed = True
+    refused = ""
     try:
         try:
             for command in commands.strip().splitlines():
                 run_checked(command.split())
-        except (RuntimeError, OSError):
-            is_allowed = False
-        yield pair if is_allowed else None
+        except (RuntimeError, OSError) as error:
+            refused = describe(error)
+        yield None if refused else pair, refused
     finally:
         for what, name in (("link", pair.server_device), ("netns", pair.name)):
             with contextlib.suppress(OSError):

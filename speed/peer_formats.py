@@ -1,4 +1,4 @@
-"""LitData and Mosaic StreamingDataset over the same latents; runs in the peers' environment."""
+"""LitData and Mosaic StreamingDataset over the same arrays; runs in the peers' environment."""
 
 from __future__ import annotations
 
@@ -39,23 +39,32 @@ def import_s(peer: str) -> float:
     return time.perf_counter() - started
 
 
-def _source(path: str, shape: list[int]) -> np.ndarray:
-    offset = os.path.getsize(path) - 2 * int(np.prod(shape))
-    return np.memmap(path, np.float16, "r", offset=offset, shape=tuple(shape))
+def _source(path: str, shape: list[int], dtype: str, offset: int | None) -> np.ndarray:
+    """The array of a file, which begins at `offset`, or is its end."""
+    if offset is None:
+        offset = os.path.getsize(path) - np.dtype(dtype).itemsize * int(np.prod(shape))
+    return np.memmap(path, dtype, "r", offset=offset, shape=tuple(shape))
 
 
-def _sample(args: tuple[str, list[int], int]) -> dict[str, object]:
-    path, shape, i = args
-    return {"latent": torch.from_numpy(np.array(_source(path, shape)[i])), "nu": 0.01}
+def _sample(args: tuple[int, str, tuple[str, list[int], str, int | None]]) -> dict[str, object]:
+    i, name, source = args
+    return {name: torch.from_numpy(np.array(_source(*source)[i])), "nu": 0.01}
 
 
-def write_litdata(path: str, shape: list[int], folder: str) -> None:
+def write_litdata(
+    path: str,
+    shape: list[int],
+    folder: str,
+    dtype: str = "float16",
+    offset: int | None = None,
+    name: str = "latent",
+) -> None:
     from litdata import optimize
 
     shutil.rmtree(folder, ignore_errors=True)
     optimize(
         fn=_sample,
-        inputs=[(path, shape, i) for i in range(shape[0])],
+        inputs=[(i, name, (path, shape, dtype, offset)) for i in range(shape[0])],
         output_dir=folder,
         chunk_bytes="64MB",
         num_workers=1,
@@ -74,16 +83,23 @@ def read_litdata(folder: str, shape: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def write_mosaic(path: str, shape: list[int], folder: str) -> None:
+def write_mosaic(
+    path: str,
+    shape: list[int],
+    folder: str,
+    dtype: str = "float16",
+    offset: int | None = None,
+    name: str = "latent",
+) -> None:
     from streaming import MDSWriter
 
     shutil.rmtree(folder, ignore_errors=True)
     of_sample = ",".join(str(n) for n in shape[1:])
-    columns = {"latent": f"ndarray:float16:{of_sample}", "nu": "float64"}
-    source = _source(path, shape)
+    columns = {name: f"ndarray:{dtype}:{of_sample}", "nu": "float64"}
+    source = _source(path, shape, dtype, offset)
     with MDSWriter(out=folder, columns=columns, size_limit=1 << 26) as writer:
         for i in range(shape[0]):
-            writer.write({"latent": np.array(source[i]), "nu": 0.01})
+            writer.write({name: np.array(source[i]), "nu": 0.01})
 
 
 def read_mosaic(folder: str, shape: list[int]) -> float:

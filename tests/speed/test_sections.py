@@ -1,5 +1,6 @@
 """The tiniest run of each section that needs neither the peers' environment nor a stack."""
 
+import contextlib
 import json
 
 import h5py
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from speed import __main__ as command
-from speed import inputs
+from speed import inputs, link, stream_inputs
 from speed.settings import Settings
 from speed.worker import Worker, WorkerError
 
@@ -64,6 +65,35 @@ def test_growth_draws_its_picture(bench, tmp_path):
     assert {c["unit"] for c in record["comparisons"]} == {"ms"}
     (picture,) = tmp_path.glob("growth-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@contextlib.contextmanager
+def forbidden():
+    yield None, "not permitted"
+
+
+def test_stream_times_what_it_can_and_says_what_it_cannot(bench, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "namespace", forbidden)
+    monkeypatch.setattr(stream_inputs, "NUMS", (2000, 4000))
+    record = bench("cpu", "stream", SIZE / 2)
+    *measured, shaped = record["comparisons"]
+    for row in measured:
+        of = {r["name"]: r for r in row["results"]}
+        assert of["streaming"]["median"] > 0
+        assert of["sequential"]["median"] > 0
+        assert of["boto3 + h5py"]["median"] > 0
+        for peer in ("LitData", "Mosaic Streaming"):
+            assert "run `make speed`" in of[peer]["failed"]
+    phases = [row["phase"].split(",")[0] for row in measured]
+    assert phases == ["first step", "idle to the end of epoch 1", "first step"]
+    first_step, idle = ({r["name"]: r for r in row["results"]} for row in measured[:2])
+    sequential = idle["sequential"]
+    assert sequential["extras"]["waited s"] == [0], "all was there"
+    assert 0 < sequential["median"] < first_step["sequential"]["median"]
+    assert "not permitted" in shaped["results"][0]["failed"]
+    (picture,) = tmp_path.glob("stream-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not list((folder / "stream").iterdir()), "gigabytes must not stay"
 
 
 def test_the_gpu_script_runs_small_on_a_cpu(bench):
