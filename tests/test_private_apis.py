@@ -139,12 +139,18 @@ def dispatch_mode():
     assert leaves[1:] == [two, 2]
 
 
+def litdata_client():
+    """It is in the environment of the benchmarks' peers alone; this is the version looked at."""
+    assert "litdata==0.2.76\n" in (ROOT / "speed" / "requirements.txt").read_text()
+
+
 CHECKS = {
     block_type_slug: "_block_type_slug",
     cli_of_deploy: "prefect.cli.deploy._core",
     deployment_client: "prefect.client.orchestration._deployments.client",
     dispatch_mode: "_schema torch.utils._python_dispatch torch.utils._pytree",
     end_of_an_interpreter: "_run_exitfuncs _shutdown",
+    litdata_client: "_OBSTORE_CLIENT_OPTIONS",
     foreach: "_foreach_add_ _foreach_mul_ _foreach_sub _foreach_zero_",
     control_listener: "_set_intent prefect._internal",
     process_worker: "_has_successfully_synced _work_pool_name",

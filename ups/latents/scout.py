@@ -209,8 +209,9 @@ class Scouted:
 
     @property
     def objects(self) -> list[ComingObject]:
-        """What is on its way, each once."""
-        return list(self._objects.values())
+        """What is on its way, each once: that of train before that of val, and of test."""
+        read = [source.coming for of in self.sources.values() for source in of if source.coming]
+        return list({id(coming): coming for coming in (*read, *self._objects.values())}.values())
 
     def _give_turns(self) -> None:
         """The fit's rows come at turn 0; train as the first epoch meets it; then val; then test."""

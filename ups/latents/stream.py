@@ -60,7 +60,8 @@ def stream_latents(
     except CannotStream as reason:
         scouted.give_up()
         stream.close()
-        cannot_stream(config, reason)
+        if not isinstance(reason, NothingToFetch):
+            cannot_stream(config, reason)
         return None
     except BaseException:  # a stop, too
         stream.close()
@@ -200,7 +201,7 @@ class Stream:
                 raise CannotStream(f"another process builds {build.entry}")
             self._locks.callback(os.close, lock)
             if store.valid_generation(config.training.latent_cache_dir, self.scouted.keys[name]):
-                raise CannotStream("another process has just built the latents")
+                raise NothingToFetch("another process has just built the latents")
             self._builds[name] = build
 
     def _rows(self) -> dict[Split, list[Rows]]:
