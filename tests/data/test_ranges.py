@@ -237,7 +237,7 @@ def test_who_waits_hears_of_a_stop_and_of_a_failure_but_not_for_what_is_there(ra
         with pytest.raises(FetchError, match="gave up after 4 attempts"):
             fetch.wait(0, len(CONTENT))
         fetch.wait(0, 2 * MIB)
-    assert ranged().resumed_bytes == 2 * MIB
+    assert 2 * MIB <= ranged().resumed_bytes < len(CONTENT)
 
 
 def test_a_download_goes_on_from_another_cut_into_ranges(ranged, proxy, dest):
