@@ -82,7 +82,7 @@ def at_once(
                 return
             try:
                 found[place] = call(item)  # type: ignore[arg-type]  # None is an item, too
-            except BaseException:
+            except BaseException:  # whatever it is, no other item is begun; raised again below
                 with lock:
                     list(todo)
                 raise

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ups.background import Background
+from ups.background import Background, at_once
 from ups.config import SPLITS, ProblemConfig, RunConfig, Split
 from ups.data.coming import ComingObject
 from ups.data.objectstore import ObjectStore
@@ -138,7 +138,7 @@ class Scouted:
                         turns = np.zeros(file.num_trajectories, np.int64)
                         scouted.sources[split].append(Source(own, source, file, None, turns))
             scouted._plan()
-        except BaseException:
+        except BaseException:  # a stop, too: nobody else has the files to close
             scouted.close()
             raise
         return scouted
@@ -161,25 +161,10 @@ class Scouted:
             if source.bucket is not None and source.key is not None and not source.path.exists()
         }
 
-        def ask(source: Wanted) -> ComingObject:
-            assert source.bucket is not None
-            assert source.key is not None
-            return ComingObject(store, source.bucket, source.key, source.path)
+        def ask(place: tuple[str, str]) -> None:
+            self._objects[place] = ComingObject(store, *place, missing[place].path)
 
-        todo, lock = iter(missing.items()), threading.Lock()
-
-        def ask_for_all() -> None:
-            while not self._stop.is_set():
-                with lock:
-                    place, source = next(todo, (None, None))
-                if place is None or source is None:
-                    return
-                self._objects[place] = ask(source)
-
-        num = min(MOST_HEADERS, len(missing))
-        asked = [Background(ask_for_all, "ask for headers") for _ in range(num)]
-        for each in asked:
-            each.result_unless(self._stop, "the object store")
+        at_once(ask, list(missing), MOST_HEADERS, self._stop, "the object store")
 
     def _open(self, config: ProblemConfig, source: Wanted, store: ObjectStore) -> Source:
         coming = self._objects.get((source.bucket or "", source.key or ""))
@@ -374,7 +359,7 @@ def scout(
         scouted = Scouted.of_store(config, store, stop)
         try:
             scouted.begin(show)
-        except BaseException:
+        except BaseException:  # a stop, too: nobody else has what was begun
             scouted.close()
             raise
     except NothingToFetch:

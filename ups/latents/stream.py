@@ -253,7 +253,7 @@ class Stream:
             entries = {name: self._publish(build) for name, build in self._builds.items()}
             arrival.settle()
             return entries
-        except BaseException as error:
+        except BaseException as error:  # whatever it is: the training that waits is told
             self._is_over.set()
             arrival.fail(error)
             if isinstance(error, (DataError, ChecksumMismatch)):
@@ -278,7 +278,7 @@ class Stream:
         def work() -> None:
             try:
                 take_chunks()
-            except BaseException:
+            except BaseException:  # whatever it is; raised again to who waits for the workers
                 self._is_over.set()  # the others need not go on
                 self.scouted.halt()  # nor wait
                 raise
