@@ -134,3 +134,17 @@ def test_a_manifest_with_another_digest_fails_the_run_in_the_end_without_a_trace
     assert {path.name for path in folder.rglob("*train.h5*")} <= {".train.h5.lock"}
     failed = read_run(next(config.runs_dir.glob("*-mine")))
     assert failed.summary().state == "failed"
+
+
+def test_a_changed_config_is_trained_on_while_its_files_are_encoded_and_says_what_changed(run):
+    run("changed")
+    again = run("changed", latent__dim=12)
+    state = again._state
+    assert state.latents.arrival is not None
+    assert [line for entry in state.entries.values() for line in entry.changed] == [
+        "latent.dim 12, the cached entry has 16"
+    ]
+    state.result = state.result.model_copy(update={"waited_s": 2.0})
+    breakdown = again._break_down()
+    began_s = state.result.first_epoch[0] - breakdown.triggered_at
+    assert (breakdown.idle_s, breakdown.waited_s) == (pytest.approx(began_s + 2.0), 2.0)
