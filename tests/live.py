@@ -53,7 +53,7 @@ class LiveStack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("UPS_STACK_DIR", self.env["UPS_STACK_DIR"])
             self.stack = Stack.find(prefect_port=prefect_port, s3_port=s3_port)
-        self.api = httpx.Client(base_url=self.stack.api_url, timeout=30)
+        self.api = httpx.Client(base_url=self.stack.api_url, timeout=60)  # as Prefect's clients
         self.means = {"4300": str(prefect_port)}  # what stands for the words of an example
         self._done: dict[str, subprocess.CompletedProcess[str]] = {}
 
@@ -86,7 +86,7 @@ class LiveStack:
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """What the API answers; asked again while SQLite is busy, which is a 503."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             answer = self.api.request(method, path, json=body)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
