@@ -36,6 +36,7 @@ from ups.errors import ConfigError, UpsError
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.scout import NothingToFetch, Scouted, may_stream, scout
 from ups.latents.store import valid_generation
+from ups.machine.torch_import import load_libraries_beside
 from ups.pipeline.provision import claim
 from ups.pipeline.state import ProblemSplit, RunState, running
 from ups.progress import logged
@@ -82,6 +83,7 @@ def train_burgers(
         overwrite_cache: Build the latent cache again although it is there.
         resume_from: A checkpoint of another run to go on from. None: start new.
     """
+    load_libraries_beside()
     changes = {
         "latent.dim": latent_dim,
         "latent.tokens": latent_tokens,

@@ -20,6 +20,7 @@ from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.s3errors import StoreRefuses
 from ups.data.sources import Staged, stage
 from ups.errors import ConfigError, Interrupted, UpsError
+from ups.machine.torch_import import collector_at_rest
 from ups.progress import logged
 from ups.validate.run import require_valid
 
@@ -60,7 +61,8 @@ def validate_config(
 @phase_task("warm-up", task_run_name="1 warm-up-device")
 def warm_up_device(config: RunConfig) -> TrainStep:
     """Import torch, build the model and take a step on made-up data, beside the downloads."""
-    from ups.training.step import TrainStep
+    with collector_at_rest():
+        from ups.training.step import TrainStep
 
     step = TrainStep(config)
     step.warm_up()

@@ -12,6 +12,7 @@ import typer
 from ups.cli import cache, operator, runs, vast
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import ConfigArgument, JsonOption, RunIdOption, SetOption, parse_settings
+from ups.machine.torch_import import collector_at_rest, load_libraries_beside
 from ups.progress import progress_shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -70,8 +71,10 @@ def train(
 ) -> None:
     """Train and score the operator in this process: download, cache, load, train, evaluate."""
     with errors_shown():
-        from ups.config import load_config
-        from ups.pipeline.local_run import LocalRun
+        load_libraries_beside()
+        with collector_at_rest():
+            from ups.config import load_config
+            from ups.pipeline.local_run import LocalRun
 
         run = LocalRun(load_config(config, parse_settings(settings)), run_id, resume)
         typer.echo(f"run folder {run.run_dir}", err=as_json)

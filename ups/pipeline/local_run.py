@@ -19,6 +19,7 @@ from ups.data.sources import open_store
 from ups.latents.scout import Scouted, scout
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
+from ups.machine.torch_import import collector_at_rest
 from ups.pipeline.overhead import break_down, leave
 from ups.pipeline.phases import build_caches, load_latents, stage_splits
 from ups.pipeline.state import RunState, running
@@ -98,7 +99,7 @@ class LocalRun:
                     return store, scout(config, store, stop, show)
 
             looking = Background(look, "look what there is to stream")
-            with phase("warm-up"):
+            with phase("warm-up"), collector_at_rest():
                 from ups.training.evaluate import evaluate
                 from ups.training.loop import train
 
