@@ -33,8 +33,9 @@ from ups.background import Background
 from ups.config import SPLITS, Features, Problem, RunConfig, load_config
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
+from ups.latents.cached import look
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.scout import NothingToFetch, Scouted, may_stream, scout
+from ups.latents.scout import NothingToFetch, Scouted, may_stream
 from ups.latents.store import valid_generation
 from ups.machine.torch_import import load_libraries_beside
 from ups.pipeline.provision import claim
@@ -139,16 +140,20 @@ def _run_phases(
     config = run.config
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
     problems, downloads = config.data.problems, _Downloads()
-    scouting = Background(lambda: scout(config, store, stop, logged), "scout")
+    looking = Background(
+        lambda: look(config, store, stop, logged, overwrite=overwrite_cache), "look ahead"
+    )
     for split, problem in itertools.product(SPLITS, problems):
         wanted, label = (problem.name, split), config.data.label(problem, split)
         of_problem = config.of_problem(problem)
-        downloads[wanted] = download.submit(of_problem, split, label, store, scouting, stop)
-        if not config.features.parallel_downloads and scouting.result() is None:
+        downloads[wanted] = download.submit(of_problem, split, label, store, looking, stop)
+        if not config.features.parallel_downloads and not isinstance(looking.result(), Scouted):
             run.staged[wanted] = downloads[wanted].result()
     with ExitStack() as ended:
         entries: _Entries = {}
-        if (scouted := scouting.result()) is not None:
+        scouted, found = None, looking.result()
+        if isinstance(found, Scouted):
+            scouted = found
             ended.callback(scouted.close)
             entries = _stream(run, scouted, stop, ended)
         if run.latents is None:

@@ -10,9 +10,9 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled, Completed, State
 
 from tasks.progress import ProgressArtifact
 from tasks.timeline import phase_task
@@ -20,6 +20,8 @@ from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.s3errors import StoreRefuses
 from ups.data.sources import Staged, stage
 from ups.errors import ConfigError, Interrupted, UpsError
+from ups.latents.cached import Cached
+from ups.latents.scout import Scouted
 from ups.machine.torch_import import collector_at_rest
 from ups.progress import logged
 from ups.validate.run import require_valid
@@ -30,13 +32,12 @@ if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
     from ups.latents.encode import PatchEncoder
     from ups.latents.loader import Latents
-    from ups.latents.scout import Scouted
     from ups.latents.stream import Stream
     from ups.training.evaluate import Scores
     from ups.training.loop import TrainResult
     from ups.training.step import TrainStep
 
-    Scouting = Background[Scouted | None]
+    Looking = Background[Scouted | Cached | None]
 
 
 @phase_task("validate", task_run_name="0 validate-config")
@@ -75,26 +76,31 @@ def download(
     split: Split,
     label: str,
     store: ObjectStore | None,
-    scouting: Scouting,
+    looking: Looking,
     stop: threading.Event,
-) -> list[Staged] | State[None]:
+) -> list[Staged] | State[Any]:
     """Stage the sources of a split, with a progress artifact while bytes move.
 
     Args:
         label: the split, after the name of its problem where there are several.
-        scouting: says whether training reads them as they come: then this follows how far they are.
+        looking: says whether training reads them as they come: then this follows how far they are;
+            or whether their latents are in the cache: then nothing is fetched.
     Returns:
-        They; or Cancelled where the store refuses for a reason that another download fails with, or
-        where something else ended the run.
+        They, in the latter case with a state that says so; or Cancelled where the store refuses
+        for a reason that another download fails with, or where something else ended the run.
     """
     key = re.sub("[^a-z0-9]+", "-", f"download-{label}".lower())  # all that an artifact's key takes
     with ProgressArtifact(key, f"download of the {label} split") as artifact:
-        scouted = scouting.result_unless(stop, "the object store")
-        if scouted is not None:
+        found, name = looking.result_unless(stop, "the object store"), config.problem.name
+        if isinstance(found, Cached) and split in found.sources.get(name, ()):
+            artifact.discard()
+            why = f"nothing to fetch: the latents are in the cache, {found.keys[name]}"
+            return Completed(message=why, data=found.sources[name][split])
+        if isinstance(found, Scouted):
             try:
-                return scouted.finished(config.problem.name, split, artifact.update)
+                return found.finished(name, split, artifact.update)
             except Interrupted as stopped:
-                if not scouted.is_given_up:
+                if not found.is_given_up:
                     return Cancelled(message=str(stopped))
         log_progress = logged(f"[{label}] fetched", "MB", 1e6)
 

@@ -1,8 +1,13 @@
 """Cache entries behind the states that Prefect keeps of them."""
 
+import shutil
+
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from flows.train_burgers import train_burgers
+from tests.conftest import TINY_FILE
 from ups.latents.build import ensure
 from ups.latents.entries import entries
 from ups.latents.prune import remove
@@ -84,3 +89,28 @@ def test_overwrite_builds_an_entry_again_and_a_retry_takes_what_it_built(
     assert before[0] != built[0] == built[1]
     assert RunInfo.load(tmp_path / "runs" / retried["run"]).attempt == 2
     assert retried["cache_reused"] is True
+
+
+def test_a_run_whose_entry_is_valid_fetches_test_alone_and_each_download_says_why(
+    flow_config, run, tmp_path
+):
+    path = flow_config()
+    _, _, first = run(path)
+    key, staged = first["config_hash"], tmp_path / "staged"
+    shutil.rmtree(staged)
+    state, tasks, again = run(path)
+    assert state.is_completed(), state.message
+    assert again["cache_reused"] is True
+    assert tasks[f"2 build-latent-cache [{key}] reused"] == "Cached"
+    assert [file.name for file in staged.rglob("*.h5")] == [TINY_FILE.format("test")]
+    said = {task.name: task.state.message for task in task_runs_of(state)}
+    for split in ("train", "val"):
+        why = f"nothing to fetch: the latents are in the cache, {key}"
+        assert said[f"1 download [{split}]"] == why
+    assert not said["1 download [test]"]
+
+
+def task_runs_of(state):
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=only)

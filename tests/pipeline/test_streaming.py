@@ -1,6 +1,7 @@
 """A streaming start: the same operator as without, whatever happens on the way."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -73,6 +74,42 @@ def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weigh
     assert store.valid_generation(
         streamed.config.training.latent_cache_dir, *[streamed._state.config_hash]
     )
+
+
+@pytest.mark.parametrize("preload", ["auto", "disk"])
+def test_a_run_whose_latents_are_in_the_cache_fetches_test_alone(run, preload):
+    first = run("cached")
+    root = first.config.data_root
+    shutil.rmtree(root)
+    again = run("cached", features__preload=preload)
+    assert [path.name for path in root.rglob("*.h5")] == [TINY_FILE.format("test")]
+    assert_same(first, again)
+    bounds = {row.phase: row.bound for row in again._break_down().phases}
+    assert bounds["download"].endswith("; 2 files not needed: latents in the cache")
+    assert again._state.cache_reused
+
+
+@pytest.mark.parametrize(
+    "way", [{"features__stream": "off"}, {"features__reuse_cache": False}], ids=str
+)
+def test_without_a_streaming_start_or_the_cache_all_files_are_fetched_again(run, way):
+    root = run("all", stages__operator__epochs=1).config.data_root
+    shutil.rmtree(root)
+    run("all", stages__operator__epochs=1, **way)
+    assert len(list(root.rglob("*.h5"))) == 3
+
+
+def test_damage_that_shows_at_the_load_has_the_files_fetched_and_the_latents_built_anew(
+    run, flip_bit, caplog
+):
+    first = run("damaged")
+    shutil.rmtree(first.config.data_root)
+    (latents,) = first.config.training.latent_cache_dir.glob("*/*/train_000.safetensors")
+    flip_bit(latents, latents.stat().st_size - 3)
+    again = run("damaged")
+    assert "fetching train and val: the latents have to be built anew" in caplog.text
+    assert len(list(first.config.data_root.rglob("*.h5"))) == 3
+    assert_same(first, again)
 
 
 def test_a_run_that_is_killed_while_data_arrive_has_in_the_end_the_same_weights(

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 from deployments.cli.app import app
 from deployments.layout import PROJECT_DIR
+from ups.config import SPLITS
 from ups.latents import store
 from ups.latents.build import ensure
 from ups.latents.key import compute_cache_hash
 from ups.validate.check import GROUPS
+from ups.validate.run import validate
 
 
 @pytest.fixture
@@ -112,6 +114,21 @@ def test_a_full_disk_is_a_fault_and_a_config_that_is_not_there_is_one_fault(ups,
     assert code == 1
     assert re.search("✗ file +no config 'nowhere'", output)
     assert output.count("not checked: there is no config") == len(GROUPS) - 1
+
+
+@pytest.mark.parametrize(("stream", "fetched"), [("auto", ["test"]), ("off", list(SPLITS))])
+def test_files_whose_latents_are_in_the_cache_need_no_room(
+    in_store, stage_from_store, stream, fetched
+):
+    config = in_store(features__stream=stream)
+    staged = stage_from_store(config)
+    ensure(config, staged)
+    for split in SPLITS:
+        staged[split][0].path.unlink()
+    checks = {(check.group, check.name): check for check in validate(config, "tiny").checks}
+    assert checks["cache", "entry"].text.startswith("valid")
+    needed = sum(staged[split][0].num_bytes for split in fetched)
+    assert checks["disk", "download"].figures["needed_bytes"] == needed
 
 
 def test_a_setting_that_is_none_is_an_error(ups):

@@ -6,9 +6,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ups.background import at_once
 from ups.config import Model, ProblemConfig, RunConfig, Split
@@ -47,6 +47,7 @@ class Staged(Model):
     Attributes:
         parameter: of its equation, where the file's name alone tells it; else None.
         state: what `stat` said of the file when its SHA-256 was known: size, times and inode.
+        is_here: False of one that is not on disk, because its latents are in the cache.
     """
 
     split: Split
@@ -60,6 +61,7 @@ class Staged(Model):
     is_verified: bool = True  # False: no digest from the store to compare with
     parameter: float | None = None
     state: tuple[int, ...] | None = None
+    is_here: bool = True
 
 
 def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
@@ -229,6 +231,38 @@ def _reused(
 
     found = at_once(ask, list(objects.values()), MOST_ASKED, stop, STORE)
     return {uri: done for uri, done in zip(objects, found, strict=True) if done is not None}
+
+
+def fetch_missing(
+    config: ProblemConfig,
+    sources: Mapping[str, Sequence[Staged]],
+    stop: threading.Event | None = None,
+) -> dict[str, Sequence[Staged]]:
+    """The same sources with all their files on disk.
+
+    Raises:
+        DataError: the store has another object by now.
+        ObjectUnavailable, FetchError, DiskFull, Interrupted: see `stage`.
+    """
+    missing = [split for split, of in sources.items() if not all(s.is_here for s in of)]
+    if not missing:
+        return dict(sources)
+    store, found = open_store(config), dict(sources)
+    log.info("fetching %s: the latents have to be built anew", " and ".join(missing))
+    try:
+        for split in missing:
+            found[split] = stage(config, cast(Split, split), store, stop=stop)
+    finally:
+        if store is not None:
+            store.close()
+    for split in missing:
+        for before, now in zip(sources[split], found[split], strict=True):
+            if (before.sha256, before.parameter) != (now.sha256, now.parameter):
+                raise DataError(
+                    f"{now.uri} has changed since the run began: found SHA-256 "
+                    f"{now.sha256[:12]}…, expected {before.sha256[:12]}…; run again"
+                )
+    return found
 
 
 def check_frames(config: RunConfig, num_frames: int) -> None:

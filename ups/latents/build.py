@@ -19,7 +19,7 @@ import xxhash
 
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
-from ups.data.sources import Staged, check_unchanged, is_untouched, open_file
+from ups.data.sources import Staged, check_unchanged, fetch_missing, is_untouched, open_file
 from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
 from ups.files import (
     exclusive_lock,
@@ -69,7 +69,7 @@ def ensure(
     """The cache entry of this config and data: the one that is there, or a new one.
 
     Args:
-        sources: the staged sources of train and val.
+        sources: the staged sources of train and val; files that are not here are fetched to build.
         device: where to encode; on a CUDA out-of-memory the batch is halved, then the CPU used.
         keep: generations that no budget removes: of the other problems of the run.
         progress: called with trajectories done and in all.
@@ -91,7 +91,7 @@ def ensure(
         changed = store.explain_miss(cache_dir, fields)
         if changed:
             log.info("cache entry %s is new: %s", config_hash, "; ".join(changed))
-        build = Build(config, sources, fields, device)
+        build = Build(config, fetch_missing(config, sources, stop), fields, device)
         try:
             manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
         except DataError:

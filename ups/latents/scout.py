@@ -123,13 +123,15 @@ class Scouted:
         Args:
             staged: problem → split → its sources; test may be missing.
         Raises:
-            NothingToFetch: their latents are there.
+            NothingToFetch: their latents are there, or were so, and the files are not.
             DataError: see `TrajectoryFile`.
         """
         scouted = cls(config, stop)
         for name, own in scouted.by_problem.items():
             scouted.keys[name] = compute_cache_hash(own, staged[name])
         scouted._refuse_what_is_there()
+        if not all(s.is_here for of in staged.values() for each in of.values() for s in each):
+            raise NothingToFetch("what has to be encoded is fetched before")
         try:
             for name, own in scouted.by_problem.items():
                 for split in SPLITS:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from ups.background import Background
 from ups.config import SPLITS, RunConfig
-from ups.data.sources import open_store
-from ups.latents.scout import Scouted, scout
+from ups.data.sources import open_store, wanted
+from ups.latents.cached import Cached, look
+from ups.latents.key import ENCODED_SPLITS
+from ups.latents.scout import Scouted
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
 from ups.machine.torch_import import collector_at_rest
 from ups.pipeline.overhead import break_down, leave
-from ups.pipeline.phases import build_caches, load_latents, stage_splits
+from ups.pipeline.phases import SourcesByProblem, build_caches, load_latents, stage_splits
 from ups.pipeline.state import RunState, running
 from ups.progress import Show
 from ups.runs.breakdown import Breakdown, Span
@@ -93,24 +95,30 @@ class LocalRun:
         with ExitStack() as ended:
             ended.callback(stop.set)
 
-            def look() -> tuple[ObjectStore | None, Scouted | None]:
+            def open_and_look() -> tuple[ObjectStore | None, Scouted | Cached | None]:
                 with phase("download"):
                     store = open_store(config)
-                    return store, scout(config, store, stop, show)
+                    return store, look(config, store, stop, show)
 
-            looking = Background(look, "look what there is to stream")
+            looking = Background(open_and_look, "look what there is to stream")
             with phase("warm-up"), collector_at_rest():
                 from ups.training.evaluate import evaluate
                 from ups.training.loop import train
 
                 check_compile(config)  # for a device that is there
             with phase("download"):
-                store, scouted = looking.result()
-            if scouted is not None:
+                store, found = looking.result()
+            scouted, stream, test = None, None, None
+            if isinstance(found, Scouted):
+                scouted = found
                 ended.callback(scouted.close)
                 self._timeline.follow("download", scouted.wait)
-            stream = None if scouted is None else self._stream(scouted, stop, show)
-            if stream is None:
+                stream = self._stream(scouted, stop, show)
+            if isinstance(found, Cached):
+                halt = threading.Event()
+                ended.callback(halt.set)
+                test = self._prepare_cached(found, store, halt, show)
+            elif stream is None:
                 scouted, stream = self._prepare(store, stop, show)
             if stream is not None:
                 ended.callback(stream.close)
@@ -139,10 +147,12 @@ class LocalRun:
                 run.entries = stream.result()
                 for problem, split in product(config.by_problem(), SPLITS):
                     run.staged[problem, split] = scouted.finished(problem, split)
+            if test is not None:
+                self._note_staged(test.result())
             with phase("evaluate"):
-                test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
+                of_test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
                 checkpoint, encoders = run.result.checkpoint, latents.encoders
-                run.scores = evaluate(config, checkpoint, test, encoders, self.run_dir)
+                run.scores = evaluate(config, checkpoint, of_test, encoders, self.run_dir)
 
     def _stream(self, scouted: Scouted, stop: threading.Event, show: Show) -> Stream | None:
         """Begin to encode what arrives; None where all has to be there first."""
@@ -165,17 +175,45 @@ class LocalRun:
         """Download all; then load all, or train on what is encoded meanwhile: that is returned."""
         from ups.latents.stream import stream_files
 
-        run, config, phase = self._state, self.config, self._timeline.phase
+        config, phase = self.config, self._timeline.phase
         with phase("download"):
             staged = stage_splits(config, SPLITS, store, show)
-            for name, splits in staged.items():
-                run.staged.update({(name, split): splits[split] for split in SPLITS})
+            self._note_staged(staged)
         if config.features.reuse_cache:
             with phase("load"):
                 begun = stream_files(config, staged, stop, show)
             if begun is not None:
                 self._follow(*begun)
                 return begun
+        self._build_and_load(staged, show)
+        return None, None
+
+    def _prepare_cached(
+        self, found: Cached, store: ObjectStore | None, halt: threading.Event, show: Show
+    ) -> Background[SourcesByProblem]:
+        """Load what is in the cache, and what other problems need; returns the fetch of test.
+
+        Args:
+            halt: ends that fetch.
+        """
+        config, phase = self.config, self._timeline.phase
+
+        def fetch_test() -> SourcesByProblem:
+            with phase("download"):
+                return stage_splits(config, ("test",), store, show, stop=halt)
+
+        fetching = Background(fetch_test, "fetch test")
+        test = [source for own in config.by_problem().values() for source in wanted(own, "test")]
+        if all(source.path.exists() for source in test):
+            fetching.result()  # what cannot be scored is not trained for
+        with phase("download"):
+            staged = stage_splits(config, ENCODED_SPLITS, store, show, known=found.sources)
+            self._note_staged(staged)
+        self._build_and_load(staged, show)
+        return fetching
+
+    def _build_and_load(self, staged: SourcesByProblem, show: Show) -> None:
+        run, config, phase = self._state, self.config, self._timeline.phase
         if config.features.preload != "off":
             with phase("cache"):
                 overwrite = not config.features.reuse_cache
@@ -183,7 +221,12 @@ class LocalRun:
             run.config_hashes = {name: entry.config_hash for name, entry in run.entries.items()}
         with phase("load"):
             run.latents = load_latents(config, staged, run.entries or None)
-        return None, None
+
+    def _note_staged(self, staged: SourcesByProblem) -> None:
+        for name, splits in staged.items():
+            for split in SPLITS:
+                if split in splits:
+                    self._state.staged[name, split] = splits[split]
 
     def _break_down(self) -> Breakdown:
         spans = self._timeline.spans

@@ -162,7 +162,8 @@ def _bounds(run: RunState) -> dict[str, str]:
         "validate": "config, memory, disk and device; no network, no data",
         "first step": "one optimizer step",
     }
-    files = {s.path: s for s in run.files()}.values()
+    files = {s.path: s for s in run.files() if s.is_here}.values()
+    num_absent = len({s.path for s in run.files() if not s.is_here})
     if files:
         fetched = sum(s.fetched_bytes for s in run.files())
         total = sum(s.num_bytes for s in files)
@@ -175,6 +176,8 @@ def _bounds(run: RunState) -> dict[str, str]:
         )
         if doubtful:
             bounds["download"] += f"; {doubtful} of {len(files)} files not verified: no manifest"
+    if num_absent:
+        bounds["download"] += f"; {num_absent} files not needed: latents in the cache"
     if run.entries:
         bounds["cache"] = _bound_of_cache(run.entries.values())
     if run.latents is not None:

@@ -27,24 +27,35 @@ MOST_DOWNLOADS = 8  # objects at once, each over several connections
 
 
 def stage_splits(
-    config: RunConfig, splits: Sequence[Split], store: ObjectStore | None, show: Show
-) -> dict[str, dict[str, list[Staged]]]:
+    config: RunConfig,
+    splits: Sequence[Split],
+    store: ObjectStore | None,
+    show: Show,
+    *,
+    known: SourcesByProblem | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, dict[str, Sequence[Staged]]]:
     """Stage splits of all problems; whatever ends it, Ctrl-C too, ends the transfers.
 
+    Args:
+        known: of problems that need nothing on disk, the sources.
+        stop: ends it; set when this returns.
     Returns:
-        Problem → split → its sources on disk.
+        Problem → split → its sources, on disk but for the known ones.
     """
-    stop = threading.Event()
+    stop, known = stop or threading.Event(), known or {}
     problems, by_problem = config.data.problems, config.by_problem()
 
-    def one(wanted: tuple[Problem, Split]) -> list[Staged]:
+    def one(wanted: tuple[Problem, Split]) -> Sequence[Staged]:
         problem, split = wanted
+        if split in known.get(problem.name, ()):
+            return known[problem.name][split]
         progress = show(f"[{config.data.label(problem, split)}] fetched", "MB", 1e6)
         return stage(by_problem[problem.name], split, store, stop=stop, progress=progress)
 
     wanted = [(problem, split) for split in splits for problem in problems]
     workers = min(len(wanted), MOST_DOWNLOADS) if config.features.parallel_downloads else 1
-    found: dict[str, dict[str, list[Staged]]] = {problem.name: {} for problem in problems}
+    found: dict[str, dict[str, Sequence[Staged]]] = {problem.name: {} for problem in problems}
     with ThreadPoolExecutor(workers) as pool:
         try:
             for (problem, split), staged in zip(wanted, pool.map(one, wanted), strict=True):

@@ -110,6 +110,20 @@ def known_key_fields(
     return key_fields(config.of_problem(problem), identities), why_not
 
 
+def without_cached(config: RunConfig, sources: Sources, found: Found) -> list[Known]:
+    """The sources as a run needs them: what it finds latents of is not fetched."""
+    may_lack = config.features.stream != "off" and not config.features.is_legacy
+    return [
+        replace(known, fetch_bytes=0)
+        if may_lack
+        and found.get(known.problem.name)
+        and known.wanted.split in ENCODED_SPLITS
+        and not known.wanted.path.exists()
+        else known
+        for known in sources
+    ]
+
+
 def _check_entry(
     config: RunConfig, name: str, fields: dict[str, Any], found: list[Entry], checks: Checks
 ) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from ups.config import RunConfig
 from ups.errors import ConfigError, InvalidConfig, UpsError, ValidationFailed
 from ups.machine.devices import has_gpu_node
-from ups.validate.cache import Found, finds_entries, to_build, validate_cache
+from ups.validate.cache import Found, finds_entries, to_build, validate_cache, without_cached
 from ups.validate.check import GROUPS, Check, Checks, Group, Report
 from ups.validate.disk import validate_disk
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
@@ -56,6 +56,7 @@ def validate(
     with _guarded("cache", checks):
         found, entries = validate_cache(config, sources)
         checks += found
+        sources = without_cached(config, sources, entries)
     with _guarded("device", checks):
         found, device = validate_device(config)
         checks += found

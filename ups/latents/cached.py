@@ -1,0 +1,129 @@
+"""Which latents are in the cache although their files are not here: nothing of those is fetched."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ups.background import at_once
+from ups.config import ProblemConfig, RunConfig, Split
+from ups.data.objectstore import ObjectInfo, ObjectStore
+from ups.data.sources import Staged, Wanted, wanted
+from ups.equations import EQUATIONS
+from ups.errors import ObjectUnavailable
+from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
+from ups.latents.scout import MOST_HEADERS, Scouted, scout
+from ups.latents.store import POINTER_NAME, valid_generation
+from ups.progress import Show
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Cached:
+    """Problems whose latents are in the cache, with files that are not all here.
+
+    Attributes:
+        sources: problem → those of train and of val, by what the store says of them.
+        keys: problem → the key of its entry.
+    """
+
+    sources: dict[str, dict[str, list[Staged]]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def look(
+    config: RunConfig,
+    store: ObjectStore | None,
+    stop: threading.Event,
+    show: Show,
+    *,
+    overwrite: bool = False,
+) -> Scouted | Cached | None:
+    """What of the sources the first step does not wait for; None where it waits for all.
+
+    Args:
+        overwrite: build entries that are there, too.
+        stop, show: see `scout`.
+    Raises: see `scout`.
+    """
+    if store is not None and not overwrite:
+        found = find_cached(config, store, stop)
+        if found.keys:
+            log.info("nothing to fetch of train and val: in the cache is %s", ", ".join(found.keys))
+            return found
+    return scout(config, store, stop, show)
+
+
+def find_cached(config: RunConfig, store: ObjectStore, stop: threading.Event) -> Cached:
+    """The problems that need none of their files of train and val to be trained on.
+
+    Their cache keys are made of what manifests in the bucket say.
+
+    Raises:
+        DataError, FetchError: the run would fail with it in any case.
+        Interrupted: `stop` was set.
+    """
+    found, features = Cached(), config.features
+    if features.stream == "off" or features.preload == "off" or not features.reuse_cache:
+        return found
+    cache_dir = config.training.latent_cache_dir
+    if features.is_legacy or not any(cache_dir.glob(f"*/{POINTER_NAME}")):
+        return found
+    for name, own in config.by_problem().items():
+        sources = {split: wanted(own, split) for split in ENCODED_SPLITS}
+        if all(source.path.exists() for of_split in sources.values() for source in of_split):
+            continue
+        for known in _as_known(own, sources, store, stop):
+            key = compute_cache_hash(own, known)
+            if valid_generation(cache_dir, key):
+                found.sources[name], found.keys[name] = known, key
+                break
+    return found
+
+
+def _as_known(
+    config: ProblemConfig,
+    sources: Mapping[Split, Sequence[Wanted]],
+    store: ObjectStore,
+    stop: threading.Event,
+) -> list[dict[str, list[Staged]]]:
+    """The sources by what the store says, empty where it does not say their SHA-256.
+
+    Twice where their names hold a parameter: only the files tell whether they hold it, too.
+    """
+
+    def ask(source: Wanted) -> ObjectInfo:
+        assert source.bucket is not None
+        assert source.key is not None
+        return store.head(source.bucket, source.key)
+
+    each = [source for of_split in sources.values() for source in of_split]
+    try:
+        infos = at_once(ask, each, MOST_HEADERS, stop, "the object store")
+    except ObjectUnavailable as error:  # the download of that object says it, with its split
+        log.debug("not looked for in the cache: %s", error)
+        return []
+    unnamed: dict[str, list[Staged]] = {split: [] for split in sources}
+    named: dict[str, list[Staged]] = {split: [] for split in sources}
+    equation = EQUATIONS[config.problem.equation]
+    for source, info in zip(each, infos, strict=True):
+        if info.sha256 is None:
+            return []
+        known = Staged(
+            split=source.split,
+            uri=source.uri,
+            path=source.path,
+            rows=source.rows,
+            sha256=info.sha256,
+            num_bytes=info.num_bytes,
+            fetched_bytes=0,
+            seconds=0.0,
+            is_here=source.path.exists(),
+        )
+        unnamed[source.split].append(known)
+        parameter = equation.value_in(source.path.stem)
+        named[source.split].append(known.model_copy(update={"parameter": parameter}))
+    return [unnamed] if named == unnamed else [unnamed, named]
