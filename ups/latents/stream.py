@@ -185,18 +185,12 @@ class Stream:
                 split: self.scouted.staged(name, split) for split in ENCODED_SPLITS
             }
             fields = key_fields(config, sources)
-            of_problem = [
-                s for split in ENCODED_SPLITS for s in self.scouted.of_problem(name, split)
+            files = [
+                source.file
+                for split in ENCODED_SPLITS
+                for source in self.scouted.of_problem(name, split)
             ]
-            tokens = sorted({s.coming.token for s in of_problem if s.coming is not None})
-            build = Build(
-                config,
-                sources,
-                fields,
-                encoding_device(config),
-                [source.file for source in of_problem],
-                tokens,
-            )
+            build = Build(config, sources, fields, encoding_device(config), files)
             if (lock := lock_now(build.entry / store.LOCK_NAME)) is None:
                 raise CannotStream(f"another process builds {build.entry}")
             self._locks.callback(os.close, lock)
