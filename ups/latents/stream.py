@@ -144,7 +144,8 @@ class Stream:
             log.warning("%s", reason)
         for build in self._builds.values():
             build.begin()
-        arrival = Arrival(sum(r.num for r in rows["train"]))
+        sources = [source for build in self._builds.values() for source in build.sources]
+        arrival = Arrival(sum(r.num for r in rows["train"]), sources)
 
         def open_split(split: Split, condition_NC: Tensor) -> PreloadedCacheDataset:
             self._tensors[split] = self._resident(rows[split], tier == "gpu")
@@ -154,6 +155,7 @@ class Stream:
         fields = {name: build.fields for name, build in self._builds.items()}
         latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
         latents.arrival = arrival
+        latents.fetches = {name: build.fetches for name, build in self._builds.items()}
         self.latents = latents
         self._ending = Background(lambda: self._run(arrival), "build the latents")
 
