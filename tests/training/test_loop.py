@@ -7,20 +7,10 @@ import threading
 import time
 from contextlib import suppress
 
-import numpy as np
 import pytest
 import torch
 
-from ups.errors import (
-    CheckpointError,
-    ChecksumMismatch,
-    DataError,
-    DeviceError,
-    DiskFull,
-    Interrupted,
-    TrainingDiverged,
-)
-from ups.latents.arrival import Arrival
+from ups.errors import CheckpointError, DeviceError, DiskFull, Interrupted, TrainingDiverged
 from ups.machine.cgroup import num_cores
 from ups.pipeline.state import RunState, running
 from ups.runs.folder import open_run_dir
@@ -393,107 +383,3 @@ def test_small_steps_are_trained_by_one_thread_and_all_are_there_afterwards(prep
     finally:
         torch.set_num_threads(before)
     assert set(taken) == {1}
-
-
-class Arriving(Arrival):
-    """Notes what is waited for, and has all of it come at once; `settled_at` so many waits."""
-
-    def __init__(self, latents, settled_at=1, error=None):
-        super().__init__(len(latents.train))
-        self.asked, self._settled_at, self._settles_with = [], settled_at, error
-        latents.arrival = self
-
-    def wait_for(self, rows, is_stopped):
-        self.asked.append(sorted(rows.tolist()))
-        for row in set(self.asked[-1]):
-            self.note(row, row + 1)
-        return super().wait_for(rows, is_stopped)
-
-    def wait_settled(self, is_stopped):
-        self.asked.append("all")
-        if self._settles_with:
-            self.fail(self._settles_with)
-        elif self.asked.count("all") >= self._settled_at:
-            self.settle()
-        return super().wait_settled(is_stopped)
-
-
-@pytest.mark.parametrize("overrides", [{}, {"training__pairs_per_step": 40}, {"max_steps": 2}])
-def test_a_step_waits_for_the_rows_of_its_batch_and_what_is_saved_for_the_verdict(
-    prepared, assert_same_weights, overrides
-):
-    if "max_steps" in overrides:
-        overrides = {"stages__operator__max_steps": 2}
-    config, latents, plain = prepared("plain", **overrides)
-    expected = train(config, latents, plain)
-    config, latents, run_dir = prepared("arriving", **overrides)
-    arriving, taken, real = Arriving(latents), [], latents.train.batch
-
-    def batch(index_B, frames_BF=None):
-        taken.append(sorted(index_B.tolist()))
-        assert set(taken[-1]) <= set(np.flatnonzero(arriving._is_there).tolist())
-        return real(index_B, frames_BF)
-
-    latents.train.batch = batch
-    result = train(config, latents, run_dir)
-    first_epoch = arriving.asked[: arriving.asked.index("all")]
-    assert first_epoch
-    assert first_epoch == taken[: len(first_epoch)]
-    assert result.num_steps == expected.num_steps
-    assert_same_weights(plain, run_dir)
-
-
-@pytest.mark.parametrize("error", [ChecksumMismatch("x.h5", "1", "2"), DataError("NaN")])
-def test_nothing_is_saved_of_steps_on_data_that_turn_out_to_be_false(prepared, error):
-    config, latents, run_dir = prepared()
-    Arriving(latents, error=error)
-    with pytest.raises(type(error), match=str(error)):
-        train(config, latents, run_dir)
-    assert not list(run_dir.rglob("*.pt"))
-    assert read_metrics(run_dir).epochs == []
-
-
-def test_a_false_source_takes_no_checkpoint_of_verified_data_with_it(
-    prepared, stop_after, assert_same_weights
-):
-    config, latents, whole = prepared("whole")
-    train(config, latents, whole)
-    config, latents, run_dir = prepared()
-    with pytest.raises(Interrupted):
-        train(config, latents, run_dir, stop=stop_after(latents.train, 6))
-    config, latents, run_dir = prepared()
-    arriving = Arriving(latents, error=ChecksumMismatch("x.h5", "1", "2"))
-    with pytest.raises(ChecksumMismatch):
-        train(config, latents, run_dir)
-    assert arriving.asked == ["all"]  # no step of a later epoch before the verdict
-    config, latents, run_dir = prepared()
-    assert train(config, latents, run_dir).resumed_from_step == 6
-    assert_same_weights(whole, run_dir)
-
-
-def test_a_stop_before_the_verdict_leaves_no_checkpoint_and_the_next_start_begins_anew(
-    prepared, stop_after, assert_same_weights
-):
-    config, latents, whole = prepared("whole")
-    train(config, latents, whole)
-    config, latents, run_dir = prepared()
-    Arriving(latents)
-    with pytest.raises(Interrupted):
-        train(config, latents, run_dir, stop=stop_after(latents.train, 2))
-    assert not list(run_dir.rglob("*.pt"))
-    config, latents, run_dir = prepared()
-    assert train(config, latents, run_dir).resumed_from_step == 0
-    assert_same_weights(whole, run_dir)
-
-
-@pytest.mark.parametrize("what", ["rows", "the verdict"])
-def test_a_stop_while_something_is_waited_for_ends_the_wait(prepared, what):
-    config, latents, run_dir = prepared()
-    stop, arrival = threading.Event(), Arriving(latents, settled_at=2)
-    if what == "rows":
-        latents.arrival = Arrival(len(latents.train))
-    threading.Timer(0.5, stop.set).start()
-    with pytest.raises(Interrupted):
-        train(config, latents, run_dir, stop=stop)
-    assert ("all" in arrival.asked) == (what == "the verdict")
-    assert not list(run_dir.rglob("*.pt"))

@@ -48,6 +48,7 @@ class Staged(Model):
         parameter: of its equation, where the file's name alone tells it; else None.
         state: what `stat` said of the file when its SHA-256 was known: size, times and inode.
         is_here: False of one that is not on disk, because its latents are in the cache.
+        fetch: names the fetch that brought its bytes, see `RangedFetch.token`; "" where unknown.
     """
 
     split: Split
@@ -62,6 +63,7 @@ class Staged(Model):
     parameter: float | None = None
     state: tuple[int, ...] | None = None
     is_here: bool = True
+    fetch: str = ""
 
 
 def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
@@ -178,6 +180,8 @@ def stage_one(
         known: what was found of it before, where nothing is to be fetched.
     Raises: see `stage`.
     """
+    from ups.data.stamps import read_stamp
+
     started = time.monotonic()
     if store is None or source.bucket is None or source.key is None:
         sha256, state = _identify(source.path, stop)
@@ -198,6 +202,7 @@ def stage_one(
         sha256, num_bytes, verified = done.sha256, done.num_bytes, done.is_verified
         state = file_state(source.path)
         fetched = 0 if done.reused else num_bytes - done.resumed_bytes
+    stamp = read_stamp(source.path)
     return Staged(
         split=source.split,
         uri=source.uri,
@@ -209,6 +214,7 @@ def stage_one(
         seconds=time.monotonic() - started,
         is_verified=verified,
         state=state,
+        fetch=stamp.fetch if stamp is not None and stamp.sha256 == sha256 else "",
     )
 
 

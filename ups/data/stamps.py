@@ -29,6 +29,12 @@ _HASH_CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
+    """What is known of a file.
+
+    Attributes:
+        fetch: names the fetch that brought its bytes, see `RangedFetch.token`; "" where unknown.
+    """
+
     num_bytes: int
     mtime_ns: int
     inode: int
@@ -36,6 +42,7 @@ class Stamp:
     etag: str
     boot_id: str
     ctime_ns: int | None = None  # None: written before it was noted
+    fetch: str = ""
 
     def spares_hashing(self, path: Path) -> bool:
         """Whether the file must still have this digest; else it has to be hashed."""
@@ -60,10 +67,11 @@ def read_stamp(dest: Path) -> Stamp | None:
     return stamp if same else None
 
 
-def write_stamp(dest: Path, stat: os.stat_result, sha256: str, etag: str) -> None:
+def write_stamp(dest: Path, stat: os.stat_result, sha256: str, etag: str, fetch: str = "") -> None:
     """Record that the file had this digest when `stat` was taken (before hashing it)."""
-    ctime_ns = stat.st_ctime_ns
-    save_stamp(dest, Stamp(*_key(stat), sha256, etag=etag, boot_id=boot_id(), ctime_ns=ctime_ns))
+    size, mtime_ns, inode = _key(stat)
+    stamp = Stamp(size, mtime_ns, inode, sha256, etag, boot_id(), stat.st_ctime_ns, fetch)
+    save_stamp(dest, stamp)
 
 
 def save_stamp(dest: Path, stamp: Stamp) -> None:

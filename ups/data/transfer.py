@@ -253,7 +253,7 @@ def finished(fetch: RangedFetch, sha256: str, started: float) -> Download:
         started: time.perf_counter() at which the download began.
     """
     info = fetch.info
-    write_stamp(fetch.dest, fetch.publish(), sha256, info.etag)
+    write_stamp(fetch.dest, fetch.publish(), sha256, info.etag, fetch.token)
     seconds, resumed = time.perf_counter() - started, fetch.resumed_bytes
     size, rate = format_size(info.num_bytes), (info.num_bytes - resumed) / 1e6 / seconds
     how = f", {format_size(resumed)} resumed" if resumed else ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ups.data.sources import Staged, is_untouched
 
 WATCH_S = 0.05  # between two looks whether the run is stopped
 
@@ -15,11 +17,14 @@ WATCH_S = 0.05  # between two looks whether the run is stopped
 class Arrival:
     """Trajectories of train as they come, and the end of it all. Safe to share between threads.
 
+    Args:
+        sources: what they are read of.
     Attributes:
         waited_s: how long `wait_for` has waited.
     """
 
-    def __init__(self, num_train: int) -> None:
+    def __init__(self, num_train: int, sources: Sequence[Staged] = ()) -> None:
+        self._sources = sources
         self._is_there = np.zeros(num_train, np.bool_)
         self._changed = threading.Condition()
         self._is_settled, self._error = False, None  # type: bool, BaseException | None
@@ -35,6 +40,11 @@ class Arrival:
     def is_settled(self) -> bool:
         """Whether all of it is there, and is what it should be."""
         return self._is_settled
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nobody has written to the files that are there, as far as `stat` tells."""
+        return all(map(is_untouched, self._sources))
 
     def settle(self) -> None:
         """All of train and val is there, and was found to be what it should be."""

@@ -135,8 +135,9 @@ class Build:
 
     Args:
         readers: of the sources of train, and of those of val; default: the files are opened.
-        unverified: names bytes that may turn out to be others than the sources' SHA-256 says; what
-            was encoded of them is gone on with by a build of the same bytes alone.
+    Attributes:
+        fetches: what brought the sources' bytes, which may turn out to be others than their SHA-256
+            says; what was encoded of them is gone on with by a build of the same bytes alone.
     """
 
     def __init__(
@@ -146,11 +147,10 @@ class Build:
         fields: dict[str, Any],
         device: str,
         readers: Sequence[TrajectoryFile] | None = None,
-        unverified: Sequence[str] = (),
     ) -> None:
         self.config, self.fields, self.device = config, fields, device
-        self._unverified = list(unverified)
         self.sources = [source for split in ENCODED_SPLITS for source in sources[split]]
+        self.fetches = sorted({source.fetch for source in self.sources if source.fetch})
         self.entry = store.entry_dir(config.training.latent_cache_dir, hash_fields(fields))
         self._own: Sequence[TrajectoryFile] = ()
         if readers is None:
@@ -319,12 +319,12 @@ class Build:
         return done
 
     def _plan(self, encoder: PatchEncoder) -> dict[str, Any]:
-        plan = {
+        return {
             "key_fields": self.fields,
             "files": [file.model_dump() for file in self.files],
             "encoder": encoder.to_manifest(),
+            "fetches": self.fetches,
         }
-        return {**plan, "unverified": self._unverified} if self._unverified else plan
 
     def finish(self) -> Manifest:
         """Write the manifest of what is encoded in full, and give the generation its name."""
@@ -345,6 +345,7 @@ class Build:
             generated_at=time.time(),
             encoder=encoder.to_manifest(),
             files=files,
+            fetches=tuple(self.fetches),
         )
         store.write_manifest(directory, manifest)
         (directory / journal.NAME).unlink()

@@ -57,6 +57,7 @@ class Latents:
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
         num_bytes: read to get there.
         arrival: what is there of them, where some still are on their way; else None.
+        fetches: problem → what brought the bytes that they are made of, see `Build`.
     """
 
     train: LatentDataset
@@ -69,6 +70,7 @@ class Latents:
     num_bytes: int
     seconds: float
     arrival: Arrival | None = None
+    fetches: dict[str, list[str]] = field(default_factory=dict)
     holds: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
@@ -142,6 +144,7 @@ def _load(
         encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
         fields = {name: manifest.key_fields for name, manifest in manifests.items()}
         latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
+        latents.fetches = {name: list(manifest.fetches) for name, manifest in manifests.items()}
         latents.holds = holds.pop_all()
     keys = ", ".join(manifest.config_hash for manifest in manifests.values())
     size, rate = format_size(num_bytes), num_bytes / 1e6 / latents.seconds

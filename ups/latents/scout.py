@@ -194,6 +194,11 @@ class Scouted:
     def staged(self, name: str, split: Split) -> list[Staged]:
         return [source.staged for source in self.of_problem(name, split)]
 
+    def _note_fetches(self) -> None:
+        for source in (source for of in self.sources.values() for source in of):
+            if source.coming is not None:
+                source.staged = source.staged.model_copy(update={"fetch": source.coming.token})
+
     @property
     def objects(self) -> list[ComingObject]:
         """What is on its way, each once: that of train before that of val, and of test."""
@@ -247,6 +252,7 @@ class Scouted:
         if not self.config.features.parallel_downloads:
             num_threads = 1
         fetches = [coming.begin(wants[id(coming)], num_threads) for coming in self.objects]
+        self._note_fetches()
         start_fetching(fetches, num_threads)
         for coming in self.objects:
             progress = show(f"[{self._label(coming)}] fetched", "MB", 1e6)

@@ -47,7 +47,11 @@ NUM_COMPARED = 100  # entries that a miss is compared with: each is a file to re
 
 
 class Manifest(Model):
-    """What a generation holds; written last, so that its presence means complete."""
+    """What a generation holds; written last, so that its presence means complete.
+
+    Attributes:
+        fetches: what brought the bytes that it was made of, where that is known.
+    """
 
     config_hash: str
     key_fields: dict[str, Any]
@@ -55,6 +59,7 @@ class Manifest(Model):
     generated_at: float
     encoder: dict[str, Any]
     files: tuple[LatentFile, ...]
+    fetches: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:

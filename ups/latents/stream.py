@@ -144,7 +144,8 @@ class Stream:
             log.warning("%s", reason)
         for build in self._builds.values():
             build.begin()
-        arrival = Arrival(sum(r.num for r in rows["train"]))
+        sources = [source for build in self._builds.values() for source in build.sources]
+        arrival = Arrival(sum(r.num for r in rows["train"]), sources)
 
         def open_split(split: Split, condition_NC: Tensor) -> PreloadedCacheDataset:
             self._tensors[split] = self._resident(rows[split], tier == "gpu")
@@ -154,6 +155,7 @@ class Stream:
         fields = {name: build.fields for name, build in self._builds.items()}
         latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
         latents.arrival = arrival
+        latents.fetches = {name: build.fetches for name, build in self._builds.items()}
         self.latents = latents
         self._ending = Background(lambda: self._run(arrival), "build the latents")
 
@@ -185,18 +187,12 @@ class Stream:
                 split: self.scouted.staged(name, split) for split in ENCODED_SPLITS
             }
             fields = key_fields(config, sources)
-            of_problem = [
-                s for split in ENCODED_SPLITS for s in self.scouted.of_problem(name, split)
+            files = [
+                source.file
+                for split in ENCODED_SPLITS
+                for source in self.scouted.of_problem(name, split)
             ]
-            tokens = sorted({s.coming.token for s in of_problem if s.coming is not None})
-            build = Build(
-                config,
-                sources,
-                fields,
-                encoding_device(config),
-                [source.file for source in of_problem],
-                tokens,
-            )
+            build = Build(config, sources, fields, encoding_device(config), files)
             if (lock := lock_now(build.entry / store.LOCK_NAME)) is None:
                 raise CannotStream(f"another process builds {build.entry}")
             self._locks.callback(os.close, lock)

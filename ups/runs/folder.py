@@ -25,6 +25,7 @@ from ups.runs.stored import RunInfo, read_file
 CONFIG, LOCK = "config.yaml", ".lock"
 OVERWRITTEN = "overwritten.json"
 CHECKPOINTS, LAST, BEST = "checkpoints", "last.pt", "best.pt"
+UNVERIFIED = "unverified.pt"  # beside them, of the run itself alone: its data may turn out false
 STAMP = "%Y%m%d-%H%M%S"
 FOLDER = re.compile(r"((\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d))-([A-Za-z0-9_.-]+)-([A-Za-z0-9_.]+)")
 # A program that a killed run was just starting has the lock until it replaces its image.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -72,13 +72,14 @@ def num_bytes(state: Any) -> int:
     return sum(map(num_bytes, members)) if isinstance(state, Mapping | list) else 0
 
 
-def write(record: dict[str, Any], path: Path, *others: Path) -> None:
+def write(record: dict[str, Any], path: Path, *others: Path, durable: bool = True) -> None:
     """Write what `snapshot` took; a reader, or a crash, never sees half of it.
 
     Args:
         others: further names that it is to have.
+        durable: also after a power cut.
     """
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         checked = _Checked(file)
         try:
             torch.save(record, cast(BinaryIO, checked))
@@ -124,13 +125,38 @@ def load(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, An
         CheckpointError: there is none, or it is damaged; a whole one beside it is named.
     """
     try:
-        return _read(path, device, mmap)
+        record = _read(path, device, mmap)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}: correct the path, or start anew") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}; {_remedy(path)}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_remedy(path)}") from error
+    if "fetches" in record:
+        raise CheckpointError(
+            f"{path} was trained on data that were not verified yet, and its own run alone goes on "
+            f"from it: name {LAST} or {BEST} of that run, once they are there"
+        )
+    return record
+
+
+def load_unverified(
+    path: Path, device: str, fetches: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Read what was trained before the verdict on its data, if these are of the same bytes.
+
+    Args:
+        fetches: problem → what brought the bytes of its latents, see `Latents`.
+    Raises:
+        OSError, CheckpointError: it cannot be read; its data are, or may be, of other bytes.
+    """
+    record = _read(path, device, mmap=False)
+    if record.get("fetches") != fetches:
+        raise CheckpointError(
+            f"{path} was trained on data before they were verified, and those that are there now "
+            "may have been fetched anew"
+        )
+    return record
 
 
 def _read(path: Path, device: str, mmap: bool) -> dict[str, Any]:

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ups.background import Background
 from ups.config import Model, RunConfig
-from ups.errors import Interrupted, TrainingDiverged
+from ups.errors import ChecksumMismatch, DataError, Interrupted, TrainingDiverged
 from ups.latents.loader import Latents
 from ups.machine.devices import threads_that_pay
 from ups.machine.processes import DeferredSignals
 from ups.progress import Progress
-from ups.runs.folder import BEST, CHECKPOINTS, LAST, checkpoint_to_resume
+from ups.runs.folder import BEST, CHECKPOINTS, LAST, UNVERIFIED
 from ups.runs.metrics import by_problem, write_epochs
 from ups.training import checkpoint
+from ups.training.position import Position, restore
 from ups.training.step import TrainStep, epoch_order, num_starts
 from ups.training.validation import validate
 
 log = logging.getLogger(__name__)
 
 LARGE_BYTES = 64 << 20  # of a checkpoint; less is on the disk before the next step would be done
+# What is not verified yet is saved while training waits for data: so often, and in no more than
+# this share of the time.
+UNVERIFIED_EVERY_S, UNVERIFIED_SHARE = 1.0, 0.1
 
 
 class TrainResult(Model):
@@ -54,20 +60,6 @@ class TrainResult(Model):
     resumed_from_step: int
 
 
-@dataclass(slots=True)
-class Position:
-    """Where training stands: everything that is not in the weights."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    train_loss: float = 0.0
-    best_epoch: int = -1
-    best_val_nrmse: float = math.inf
-    began_at_epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def train(
     config: RunConfig,
     latents: Latents,
@@ -82,7 +74,8 @@ def train(
     """Train, and leave `checkpoints/last.pt`, `checkpoints/best.pt` and `metrics.jsonl` in run_dir.
 
     A checkpoint of this run is resumed; SIGTERM, Ctrl-C and `stop` take effect between two steps
-    and leave one.
+    and leave one. Before the verdict on the data that is `checkpoints/unverified.pt`, which nobody
+    else reads; where they turn out to be false, it goes.
 
     Args:
         step: a warmed-up step; a new one otherwise.
@@ -98,16 +91,14 @@ def train(
     """
     started = time.monotonic()
     step = TrainStep(config) if step is None else step
-    last = run_dir / CHECKPOINTS / LAST
-    resume = checkpoint_to_resume(run_dir, resume)
-    is_own = resume == last
-    position = Position() if resume is None else _restore(resume, config, latents, step, is_own)
-    if not is_own:  # another run's best was measured there, and its checkpoint is not here
-        position.best_epoch, position.best_val_nrmse = -1, math.inf
-        position.began_at_epoch = position.epoch
+    position = restore(run_dir, resume, config, latents, step)
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
-    first_step_at = loop.run(on_first_step or _ignore, progress or _ignore)
+    try:
+        first_step_at = loop.run(on_first_step or _ignore, progress or _ignore)
+    except (ChecksumMismatch, DataError):  # what was trained on is false
+        (run_dir / CHECKPOINTS / UNVERIFIED).unlink(missing_ok=True)
+        raise
     seconds = time.monotonic() - started
     epoch_times = [row["training/epoch_time_sec"] for row in position.history]
     return TrainResult(
@@ -143,6 +134,8 @@ class _Loop:
         self._notes: list[str] = []
         self._signals = DeferredSignals()
         self._writing: Background[None] | None = None
+        self._saved_step = position.step
+        self._save_again_at = time.monotonic() + UNVERIFIED_EVERY_S
         self._starts = num_starts(latents.train, config) or 1
         items = len(latents.train) * self._starts
         self.steps_per_epoch = -(-items // step.items_per_step)
@@ -177,11 +170,8 @@ class _Loop:
                 if stopped := stopped or not self._end_epoch(started):
                     break
                 progress(position.step, self.total_steps)
-            if stopped and self._may_save():
-                self.save(LAST)
-                log.info("stopped in epoch %d; %s resumes", position.epoch + 1, LAST)
-            elif stopped:
-                log.info("stopped before the data were verified: no step of this start is kept")
+            if stopped:
+                self._leave_checkpoint()
         if stopped:  # no handler of the signal, delivered above, has raised
             raise Interrupted("training was stopped; a retry resumes it")
         if position.best_epoch > 0 and not math.isfinite(position.best_val_nrmse):
@@ -203,17 +193,24 @@ class _Loop:
         if self.position.epoch > 0:
             return self._has_settled()
         first = self.position.batch * items
-        return arrival.wait_for(rows_M[first : first + items], self._is_stopped)
+        return self._wait(functools.partial(arrival.wait_for, rows_M[first : first + items]))
 
     def _has_settled(self) -> bool:
         """Wait until all that is trained on is verified; whether it is, not stopped before."""
         arrival = self.latents.arrival
-        return arrival is None or arrival.wait_settled(self._is_stopped)
+        return arrival is None or self._wait(arrival.wait_settled)
 
-    def _may_save(self) -> bool:
-        """Whether no step was trained on data that may still turn out to be false."""
-        arrival = self.latents.arrival
-        return arrival is None or arrival.is_settled
+    def _wait(self, wait: Callable[[Callable[[], bool]], bool]) -> bool:
+        """Wait for data, and save meanwhile what is not verified; whether they came, not a stop."""
+        while not wait(lambda: self._is_stopped() or self._is_save_due()):
+            if self._is_stopped():
+                return False
+            self._save_unverified()
+        return True
+
+    def _is_save_due(self) -> bool:
+        has_new = self.position.step > self._saved_step
+        return has_new and time.monotonic() >= self._save_again_at
 
     def _is_stopped(self) -> bool:
         return self.stop.is_set() or self._signals.pending is not None
@@ -283,6 +280,49 @@ class _Loop:
         out_of_patience = patience is not None and waited >= patience
         return all_taken or position.epoch >= self.num_epochs or out_of_patience
 
+    def _leave_checkpoint(self) -> None:
+        """Save what a stopped run goes on from."""
+        arrival, epoch = self.latents.arrival, self.position.epoch + 1
+        if arrival is None or arrival.is_settled:
+            self.save(LAST)
+            log.info("stopped in epoch %d; %s resumes", epoch, LAST)
+            return
+        if self.position.step > self._saved_step:
+            self._save_unverified()
+            self._wait_for_writing()
+        what = "stopped in epoch %d before the data were verified; step %d is saved"
+        log.info(what, epoch, self._saved_step)
+
+    def _save_unverified(self) -> None:
+        """Write what this run alone goes on from, if its data turn out to be true.
+
+        Not while a file is written to: the next start would take it for the one that was read.
+        """
+        arrival, position = self.latents.arrival, asdict(self.position)
+        assert arrival is not None, "without one, all is verified"
+        self._wait_for_writing()
+        position["train_loss"] += self.step.loss_sum.item()  # which goes on being summed
+        record = checkpoint.snapshot(self.config, self._state(position))
+        record["fetches"] = self.latents.fetches
+        self._save_again_at = time.monotonic() + UNVERIFIED_EVERY_S
+        if not arrival.is_untouched:
+            return
+
+        def write() -> None:
+            began = time.monotonic()
+            path = self.run_dir / CHECKPOINTS / UNVERIFIED
+            checkpoint.write(record, path, durable=False)  # a reboot ends the fetches, too
+            ended = time.monotonic()
+            pause_s = max(UNVERIFIED_EVERY_S, (ended - began) / UNVERIFIED_SHARE)
+            self._save_again_at = ended + pause_s
+
+        self._saved_step, self._save_again_at = self.position.step, math.inf
+        self._writing = Background(write, "checkpoint")
+
+    def _state(self, position: dict[str, Any]) -> dict[str, Any]:
+        trained_on = checkpoint.trained_on(self.config, self.latents)
+        return {**self.step.state_dict(), "position": position, "trained_on": trained_on}
+
     def save(self, *names: str) -> None:
         """Write a checkpoint under these names; a large one while training goes on.
 
@@ -290,13 +330,16 @@ class _Loop:
             OSError: this one, or the large one before it, could not be written.
         """
         self._check_loss()
-        trained_on = checkpoint.trained_on(self.config, self.latents)
-        position = asdict(self.position)
-        state = {**self.step.state_dict(), "position": position, "trained_on": trained_on}
         self._wait_for_writing()
-        record = checkpoint.snapshot(self.config, state)
-        paths = [self.run_dir / CHECKPOINTS / name for name in names]
-        self._writing = Background(lambda: checkpoint.write(record, *paths), "checkpoint")
+        record = checkpoint.snapshot(self.config, self._state(asdict(self.position)))
+        folder = self.run_dir / CHECKPOINTS
+
+        def write() -> None:
+            checkpoint.write(record, *(folder / name for name in names))
+            if LAST in names:
+                (folder / UNVERIFIED).unlink(missing_ok=True)
+
+        self._writing = Background(write, "checkpoint")
         if checkpoint.num_bytes(record) < LARGE_BYTES:
             self._wait_for_writing()
 
@@ -316,24 +359,3 @@ class _Loop:
 
 def _ignore(*_: object) -> None:
     """Takes the reports that nobody asked for."""
-
-
-def _restore(
-    path: Path, config: RunConfig, latents: Latents, step: TrainStep, is_own: bool
-) -> Position:
-    record = checkpoint.load(path, step.device)
-    checkpoint.check_fits(path, record, config)
-    if not is_own:  # of a run of its own, evaluation may be all that is left
-        checkpoint.check_goes_on(path, record, config)
-    sources = {name: fields["sources"] for name, fields in latents.key_fields.items()}
-    if not checkpoint.check_data(path, record, sources, latents.encoders):
-        log.warning(
-            "%s is of an earlier version, and does not say which data and which encoder it was "
-            "trained with: only the configs could be compared",
-            path,
-        )
-    step.load_state_dict(record)
-    checkpoint.restore_rng(record)
-    position = Position(**record["position"])
-    log.info("resuming from %s at epoch %d, step %d", path, position.epoch + 1, position.step)
-    return position
