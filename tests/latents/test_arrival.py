@@ -20,6 +20,8 @@ def test_rows_are_waited_for_until_each_of_them_is_there():
     arrival.note(6, 7)
     assert waiting.result()
     assert arrival.waited_s >= 0.1
+    began_at, ended_at = arrival.first_wait
+    assert ended_at - began_at == pytest.approx(arrival.waited_s, abs=0.05)
     waited_s = arrival.waited_s
     assert arrival.wait_for(np.array([0, 3]), GO_ON)
     assert arrival.waited_s == waited_s
@@ -34,6 +36,7 @@ def test_the_end_of_it_all_is_told_to_who_waits_for_that():
     arrival.settle()
     assert waiting.result()
     assert arrival.is_settled
+    assert arrival.first_wait[1] > arrival.first_wait[0]
 
 
 def test_a_stop_ends_a_wait_and_the_first_fault_is_raised_to_everybody():

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ups.data.sources import Staged
+from ups.latents.arrival import Arrival
 from ups.pipeline.overhead import break_down
 from ups.pipeline.state import RunState
 from ups.runs.breakdown import Span
+from ups.runs.table import key_figures, to_markdown
 
 
 @pytest.mark.parametrize(("fetched", "words"), [(2_000_000, "network: 4 MB"), (0, "4 MB found,")])
@@ -25,3 +28,65 @@ def test_the_breakdown_says_of_how_many_files_nothing_could_be_compared(
     (bound,) = [row.bound for row in breakdown.phases if row.phase == "download"]
     assert bound.startswith(words)
     assert bound.endswith("; 1 of 2 files not verified: no manifest")
+
+
+@pytest.fixture
+def broken_down(tiny_config, tmp_path):
+    """The breakdown of a run of phases with a start and an end, the training last."""
+
+    def break_down_(*phases, first_step_at, arrival=None):
+        run = RunState(tiny_config(), tmp_path, first_step_at=first_step_at)
+        if arrival is not None:
+            run.latents = SimpleNamespace(arrival=arrival, num_bytes=0)
+        spans = [Span(phase=p, name=p, start=start, end=end) for p, start, end in phases]
+        return break_down(run, spans, triggered_at=100.0, start_mode="cold", bounds={})
+
+    return break_down_
+
+
+SEQUENCE = [("boot", 100, 101), ("download", 101, 105), ("cache", 105, 107), ("load", 107, 108)]
+OVERLAP = [("boot", 100, 101), ("download", 101, 130), ("warm-up", 101, 104), ("load", 103, 105)]
+GAP = [("boot", 100, 101), ("download", 102, 105), ("load", 105, 108)]
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds"),
+    [
+        (SEQUENCE, {"boot": 1, "download": 4, "cache": 2, "load": 1, "first step": 2}),
+        (OVERLAP, {"boot": 1, "download": 2, "load": 2, "first step": 5}),
+        (GAP, {"boot": 1, "download": 3, "load": 3, "first step": 2, "unaccounted": 1}),
+    ],
+)
+def test_the_breakdown_says_what_the_first_step_waited_for(broken_down, before, seconds):
+    breakdown = broken_down(*before, ("train", before[-1][2], 160), first_step_at=110)
+    assert breakdown.waited_for == seconds
+    assert sum(breakdown.waited_for.values()) == breakdown.ttfs_s == 10
+    line = ", ".join(f"{phase} {s:.2f} s" for phase, s in seconds.items())
+    assert key_figures(breakdown)["the first step waited for"] == line
+    assert f"- the first step waited for: {line}" in to_markdown(breakdown)
+
+
+def test_the_wait_for_the_first_rows_is_cut_out_of_the_first_step(broken_down):
+    arrival = Arrival(4)
+    arrival.first_wait = (108.5, 109.5)
+    breakdown = broken_down(*SEQUENCE, ("train", 108, 160), first_step_at=110, arrival=arrival)
+    assert breakdown.phase_seconds["first rows"] == breakdown.waited_for["first rows"] == 1
+    assert breakdown.phase_seconds["first step"] == breakdown.waited_for["first step"] == 1
+    arrival.first_wait = (111.0, 112.0)  # a later step's
+    breakdown = broken_down(*SEQUENCE, ("train", 108, 160), first_step_at=110, arrival=arrival)
+    assert [s.name for s in breakdown.spans if s.start >= 108] == ["4 first step", "train"]
+    assert breakdown.phase_seconds["first step"] == 2
+    assert "first rows" not in breakdown.waited_for
+
+
+def test_what_takes_less_than_a_hundredth_is_no_part_of_the_line(broken_down):
+    brief = [("boot", 100, 104.95), ("validate", 104.95, 105)]
+    breakdown = broken_down(*brief, ("train", 105, 160), first_step_at=110)
+    assert key_figures(breakdown)["the first step waited for"] == "boot 4.95 s, first step 5.00 s"
+    assert breakdown.waited_for["validate"] == pytest.approx(0.05)
+
+
+def test_without_a_first_step_nothing_is_said_of_what_it_waited_for(broken_down):
+    breakdown = broken_down(("boot", 100, 101), ("download", 101, 105), first_step_at=None)
+    assert breakdown.waited_for == {}
+    assert "the first step waited for" not in key_figures(breakdown)

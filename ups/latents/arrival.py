@@ -21,6 +21,7 @@ class Arrival:
         sources: what they are read of.
     Attributes:
         waited_s: how long `wait_for` has waited.
+        first_wait: begin and end of the first time that it did, Unix times; None before.
     """
 
     def __init__(self, num_train: int, sources: Sequence[Staged] = ()) -> None:
@@ -29,6 +30,7 @@ class Arrival:
         self._changed = threading.Condition()
         self._is_settled, self._error = False, None  # type: bool, BaseException | None
         self.waited_s = 0.0
+        self.first_wait: tuple[float, float] | None = None
 
     def note(self, first: int, end: int) -> None:
         """Trajectories [first, end) of train are there."""
@@ -76,7 +78,7 @@ class Arrival:
         with self._changed:
             if self._error is None and is_done():
                 return True
-            began = time.monotonic()
+            began, began_at = time.monotonic(), time.time()
             try:
                 while self._error is None and not is_done():
                     if is_stopped():
@@ -84,6 +86,7 @@ class Arrival:
                     self._changed.wait(WATCH_S)
             finally:
                 self.waited_s += time.monotonic() - began
+                self.first_wait = self.first_wait or (began_at, time.time())
             if self._error is not None:
                 raise self._error
             return True

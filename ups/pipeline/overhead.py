@@ -17,6 +17,7 @@ from ups.runs.breakdown import (
     tabulate,
     tabulate_provision,
 )
+from ups.runs.critical_path import critical_path, seconds_by_phase
 from ups.runs.metrics import add_to_summary
 from ups.runs.record import describe_error, how_it_ended
 from ups.runs.table import headline
@@ -41,7 +42,7 @@ def break_down(
         triggered_at: Unix time in seconds.
         bounds: phase → what bounds it, where that is a matter of how the run was started.
     """
-    spans = _with_first_step(spans, run.first_step_at)
+    spans = _with_first_step(run, spans)
     end = run.first_step_at or max(span.end for span in spans)
     until_s = end - triggered_at
     phases = tabulate(spans, {**_bounds(run), **bounds}, triggered_at, end)
@@ -62,6 +63,7 @@ def break_down(
     if idle_s is not None and waited_s is not None:
         metrics["startup/gpu_idle_s"] = idle_s
         metrics["startup/waited_for_data_s"] = waited_s
+    waited_for = critical_path(spans, triggered_at, end) if run.first_step_at else ()
     stretches = [(span.phase, span.start, span.end) for span in spans]
     if run.result is not None and run.result.first_epoch is not None:
         stretches.append((FIRST_EPOCH, *run.result.first_epoch))
@@ -81,6 +83,7 @@ def break_down(
         until_s=until_s,
         idle_s=idle_s,
         waited_s=waited_s,
+        waited_for=seconds_by_phase(waited_for),
         unaccounted_s=phases[-1].seconds,
         cost_usd=cost,
         cache_reused=run.cache_reused,
@@ -125,18 +128,32 @@ def leave(breakdown: Breakdown, run_dir: Path) -> bytes:
     return gantt
 
 
-def _with_first_step(spans: Sequence[Span], first_step_at: float | None) -> list[Span]:
-    """The training task cut in two at the end of the first step."""
+def _with_first_step(run: RunState, spans: Sequence[Span]) -> list[Span]:
+    """The training task cut at the end of the first step, and at its wait for its rows."""
+    if run.first_step_at is None:
+        return list(spans)
     cut = []
     for span in spans:
-        if span.phase != "train" or first_step_at is None:
+        if span.phase == "train":
+            cut += _first_step(run, span.start, run.first_step_at)
+            cut.append(span.model_copy(update={"start": run.first_step_at}))
+        else:
             cut.append(span)
-            continue
-        first = {"phase": "first step", "name": "4 first step", "end": first_step_at}
-        first["state"] = "Completed"  # whatever became of the training after it
-        cut.append(span.model_copy(update=first))
-        cut.append(span.model_copy(update={"start": first_step_at}))
     return cut
+
+
+def _first_step(run: RunState, start: float, end: float) -> list[Span]:
+    """The first step and, before it computes, what it waited for rows on their way."""
+    step = Span(phase="first step", name="4 first step", start=start, end=end)
+    arrival = None if run.latents is None else run.latents.arrival
+    if arrival is None or arrival.first_wait is None or arrival.first_wait[0] >= end:
+        return [step]
+    began, ended = arrival.first_wait
+    return [
+        step.model_copy(update={"end": began}),
+        Span(phase="first rows", name="4 first rows", start=began, end=ended),
+        step.model_copy(update={"start": ended}),
+    ]
 
 
 def _problems(run: RunState) -> dict[str, ProblemFigures]:
@@ -160,6 +177,7 @@ def _bounds(run: RunState) -> dict[str, str]:
     bounds = {
         "download": "nothing was staged",
         "validate": "config, memory, disk and device; no network, no data",
+        "first rows": "the first batch's rows: on their way, encoded as they come",
         "first step": "one optimizer step",
     }
     files = {s.path: s for s in run.files() if s.is_here}.values()
@@ -180,7 +198,9 @@ def _bounds(run: RunState) -> dict[str, str]:
         bounds["download"] += f"; {num_absent} files not needed: latents in the cache"
     if run.entries:
         bounds["cache"] = _bound_of_cache(run.entries.values())
-    if run.latents is not None:
+    if run.latents is not None and run.latents.arrival is not None:
+        bounds["load"] = "rows for the encoder's fit arrive; the others come behind it"
+    elif run.latents is not None:
         latents = run.latents
         rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
         bounds["load"] = f"into {latents.tier}: {format_size(latents.num_bytes)}" + (

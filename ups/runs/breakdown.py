@@ -12,7 +12,10 @@ from ups.machine.gpu import GpuUse, in_words
 from ups.runs.stored import Stored
 
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
-STARTUP_PHASES = ("queue", "boot", "validate", "download", "warm-up", "cache", "load", "first step")
+STARTUP_PHASES = (
+    *("queue", "boot", "validate", "download", "warm-up", "cache", "load"),
+    *("first rows", "first step"),
+)
 PROVISION = "provision"
 TO_FIRST_STEP = f"{PROVISION}/to_first_step"
 PROVISION_BOUNDS = {
@@ -71,6 +74,8 @@ class Breakdown(Stored):
             had no step to compute; None before that.
         waited_s: of it, what a step waited for trajectories that were on their way.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
+        waited_for: phase → its seconds on the critical path: what the first step waited for. They
+            add up to `ttfs_s`; empty without a first step.
         unaccounted_s: the part of that which no span covers.
         cost_usd: of the startup and, since it is paid for too, of what came before the trigger.
         phase_bytes: phase → the bytes that it moved: fetched, written, read.
@@ -91,6 +96,7 @@ class Breakdown(Stored):
     until_s: float
     idle_s: float | None = None
     waited_s: float | None = None
+    waited_for: dict[str, float] = Field(default_factory=dict)
     unaccounted_s: float
     cost_usd: float
     cache_reused: bool | None

@@ -18,6 +18,7 @@ COLOURS = {
     "warm-up": "#8e6bbf",
     "cache": "#d9822b",
     "load": "#c9a227",
+    "first rows": "#5fb3b3",
     "first step": "#2e9e5b",
     "train": "#a8d8b9",
     "evaluate": "#cfd8dc",

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from ups.startup.judge.compare import Spread, compare
-from ups.startup.judge.critical_path import NextPhase
+from ups.startup.judge.next_phase import NextPhase
 from ups.startup.judge.verdict import Verdict
 from ups.startup.show import wording
 

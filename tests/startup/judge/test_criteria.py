@@ -48,7 +48,7 @@ def test_legacy_takes_a_factor_with_its_interval_per_phase_and_in_all(checked):
     found = checked({"legacy": (6.0, 9.0, 7.0), "cold": (2.0, 2.5, 2.25)}, [])
     factors = {asks: c for asks, c in found.items() if asks.startswith(ASKS)}
     assert [asks.removeprefix(ASKS) for asks in factors] == [
-        *("in all", "download", "cache", "load + warm-up + first step")
+        *("in all", "download", "cache", "load + warm-up + first rows + first step")
     ]
     in_all, download = factors[f"{ASKS}in all"], factors[f"{ASKS}download"]
     assert in_all.factor.value == 9.75 / 5.0
@@ -62,7 +62,7 @@ def test_legacy_takes_a_factor_with_its_interval_per_phase_and_in_all(checked):
 def test_what_legacy_does_in_its_first_step_is_held_against_cold_warm_up_and_load(checked):
     """0.5 s in legacy's first step; in cold 1.5 s of warm-up beside the downloads, and 0.5 s."""
     found = checked({"legacy": (7.0, 7.0), "cold": (2.0, 2.0)}, [])
-    together = found[f"{ASKS}load + warm-up + first step"]
+    together = found[f"{ASKS}load + warm-up + first rows + first step"]
     assert together.factor.value == 0.25
     assert together.is_met is False
 

@@ -3,9 +3,9 @@ import re
 
 import pytest
 
+from ups.runs.critical_path import Step
 from ups.startup.judge.compare import OtherLoad, Spread, TrendPoint, compare
 from ups.startup.judge.criteria import Criterion
-from ups.startup.judge.critical_path import Step
 from ups.startup.judge.limits import Thresholds
 from ups.startup.judge.stats import Interval, Ratio
 from ups.startup.judge.verdict import Verdict, judge

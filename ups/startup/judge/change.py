@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ups.config import Model
+from ups.runs.critical_path import in_order
 from ups.startup.judge.compare import Spread
-from ups.startup.judge.critical_path import in_order
 from ups.startup.judge.stats import Interval, bootstrap_difference
 from ups.startup.measure.records import BenchmarkRecord
 

@@ -8,16 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ups.config import Model
+from ups.runs.critical_path import Step, critical_path, in_order, seconds_by_phase
 from ups.startup.judge.criteria import BASELINE, Criterion, check
-from ups.startup.judge.critical_path import (
-    NextPhase,
-    Step,
-    critical_path,
-    in_order,
-    next_to_improve,
-    seconds_by_phase,
-)
 from ups.startup.judge.history import JudgedBenchmark
+from ups.startup.judge.next_phase import NextPhase, next_to_improve
 from ups.startup.judge.stats import Interval, Ratio, bootstrap_difference, bootstrap_ratio
 from ups.startup.judge.verdict import Verdict
 from ups.startup.measure.records import BenchmarkRecord, RunRecord

@@ -19,9 +19,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ups.runs.critical_path import UNACCOUNTED, in_order
 from ups.runs.gantt import COLOURS
 from ups.startup.judge.compare import Comparison, ScenarioSummary, Share, TrendPoint
-from ups.startup.judge.critical_path import UNACCOUNTED, in_order
 from ups.startup.show import wording
 
 WIDTH_IN = 9.0  # shown 900 pixels wide, a point is 1.39 pixels

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ups.runs.critical_path import UNACCOUNTED, Step
 from ups.startup.judge.compare import Comparison, PhaseSummary, ScenarioSummary, Spread
-from ups.startup.judge.critical_path import UNACCOUNTED, NextPhase, Step
+from ups.startup.judge.next_phase import NextPhase
 from ups.startup.judge.stats import Interval, Ratio, factor
 from ups.startup.judge.verdict import Verdict
 

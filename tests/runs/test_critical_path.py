@@ -1,17 +1,11 @@
 import itertools
 import math
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ups.runs.breakdown import Span, covered
-from ups.startup.judge.critical_path import (
-    critical_path,
-    in_order,
-    next_to_improve,
-    seconds_by_phase,
-)
+from ups.runs.critical_path import critical_path, in_order, seconds_by_phase
 
 
 def spans_of(*rows):
@@ -151,19 +145,6 @@ def test_a_step_that_did_not_end_with_its_span_fills_a_gap(spans):
         if not any(s.end == step.end for s in own):
             assert any(s.end > step.end for s in own)
             assert not any(step.start < s.end <= step.end and s.start < s.end for s in spans)
-
-
-def test_the_next_phase_is_the_one_with_the_most_seconds_above_its_bound_if_any():
-    path = critical_path(STARTUP, 0, 12)
-    first = next_to_improve(path, {})
-    assert (first.phase, first.seconds, first.bound_s, first.above_s) == ("download", 5, None, 5)
-    second = next_to_improve(path, {"download": 4.5})  # 0.5 s left: boot has 2 s
-    assert (second.phase, second.above_s) == ("boot", 2)
-    third = next_to_improve(path, {"download": 4.5, "boot": 1.75, "cache": 0.25})
-    assert (third.phase, third.seconds, third.bound_s) == ("cache", 2, 0.25)
-    assert third.above_s == pytest.approx(1.75)
-    at_its_bound = critical_path(spans_of(("boot", 0, 2)), 0, 2)
-    assert next_to_improve(at_its_bound, {"boot": 2.0}) is next_to_improve((), {}) is None
 
 
 def test_phases_come_in_the_order_of_a_startup_and_the_unaccounted_last():
