@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speed import inputs
+from ups.data.blocks import describe_file
 
 BUCKET = "bench"
 BIN_DIR = Path(sys.executable).parent
@@ -93,20 +93,16 @@ def make_objects(folder: Path, sizes: Mapping[str, Sequence[int]]) -> dict[str, 
         inputs.empty(directory)
         manifest = {}
         for name, size in zip(names, of_prefix, strict=True):
-            manifest[name] = {"sha256": _write_random(directory / name, size), "bytes": size}
+            _write_random(directory / name, size)
+            manifest[name] = describe_file(directory / name)
         (directory / "manifest.json").write_text(json.dumps(manifest))
     return keys
 
 
-def _write_random(path: Path, size: int) -> str:
-    """Random bytes; returns their SHA-256."""
-    digest = hashlib.sha256()
+def _write_random(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for first in range(0, size, 8 << 20):
-            block = os.urandom(min(8 << 20, size - first))
-            digest.update(block)
-            file.write(block)
-    return digest.hexdigest()
+            file.write(os.urandom(min(8 << 20, size - first)))
 
 
 def _ports(process: subprocess.Popen[bytes], log: Path, count: int) -> dict[str, int]:

@@ -21,6 +21,7 @@ from speed.measure import run_checked
 from speed.settings import Settings
 from speed.worker import PROJECT_DIR, Worker
 from ups.config import load_config
+from ups.data.blocks import describe_file
 from ups.training.step import window_frames
 
 CONFIG = {"cpu": "smoke", "cuda": "train_burgers_32dim"}
@@ -115,8 +116,7 @@ def run_gpu(settings: Settings) -> Iterator[Comparison]:
     objects = folder / ".stack" / "s3" / BUCKET / KEY
     objects.parent.mkdir(parents=True)
     os.link(source, objects)
-    stamp = inputs.stamp_of(source)
-    manifest = {objects.name: {"sha256": stamp.sha256, "bytes": stamp.num_bytes}}
+    manifest = {objects.name: describe_file(source)}
     objects.with_name("manifest.json").write_text(json.dumps(manifest))
     sources = {
         split: [{"key": KEY, "rows": list(rows)}]
@@ -148,7 +148,7 @@ def run_gpu(settings: Settings) -> Iterator[Comparison]:
         results = alternate([ours], min(WHOLE_REPEATS, settings.repeats), warm_ups=0)
     inputs.empty(folder)
     yield Comparison(
-        phase=f"trigger → first step, {stamp.num_bytes / 1e9:.2f} GB from a loopback store",
+        phase=f"trigger → first step, {source.stat().st_size / 1e9:.2f} GB from a loopback store",
         results=results,
         notes=WHOLE_NOTES,
     )

@@ -12,7 +12,7 @@ from speed import inputs
 from speed.s3 import BUCKET
 from speed.settings import Settings
 from speed.worker import Worker, WorkerError
-from ups.data.stamps import hash_file
+from ups.data.blocks import describe_file
 
 NUMS = (304, 608, 1216, 2432)  # trajectories: 0.25, 0.5, 1 and 2 GB
 NUM_HELD_OUT = 8  # of val, and of test
@@ -87,7 +87,7 @@ def _write_files(settings: Settings, data_set: DataSet) -> None:
         for split, (first, end) in rows.items():
             file = path / f"{split}.h5"
             _copy(tiled, file, first, end)
-            manifest[file.name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+            manifest[file.name] = describe_file(file)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

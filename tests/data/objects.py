@@ -1,6 +1,7 @@
 """The object that downloads are tested with, and what is done to it."""
 
 import hashlib
+import json
 import random
 import threading
 
@@ -22,6 +23,15 @@ def replace_object(store, key, content, tmp_path):
 
 def manifest_key(key):
     return key.replace("x.h5", "manifest.json")
+
+
+def without_blocks(s3_client, key):
+    """Have the manifest of an object be as it was written before there were blocks."""
+    place = {"Bucket": BUCKET, "Key": manifest_key(key)}
+    manifest = json.loads(s3_client.get_object(**place)["Body"].read())
+    for entry in manifest.values():
+        del entry["blocks"]
+    s3_client.put_object(**place, Body=json.dumps(manifest).encode())
 
 
 def stop_after(num_bytes):

@@ -11,12 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.data.objects import BUCKET, CONTENT, MIB, SHA256, leftovers, manifest_key
+from tests.data.objects import BUCKET, CONTENT, MIB, SHA256, leftovers, manifest_key, without_blocks
 from tests.live import wait_until
 from ups.background import Background
 from ups.data.coming import ComingObject
+from ups.data.cuts import Want
 from ups.data.pdebench import TrajectoryFile
-from ups.data.ranges import Want, start_fetching
+from ups.data.ranges import start_fetching
 from ups.errors import CannotStream, ChecksumMismatch, DataError, FetchError, Interrupted
 from ups.files import lock_now
 
@@ -143,17 +144,17 @@ def test_the_verdict_of_what_was_closed_is_a_stop_and_moves_nothing(come, dest, 
     coming = begin(come())
     coming.wait(0, len(CONTENT))
     fetch = coming._begun
-    hashing, real = threading.Event(), fetch.hash
+    verified, real = threading.Event(), fetch.verify
 
     def closed_meanwhile(stop, progress):
         sha256 = real(stop, progress)
-        hashing.set()
+        verified.set()
         time.sleep(0.1)
         return sha256
 
-    monkeypatch.setattr(fetch, "hash", closed_meanwhile)
+    monkeypatch.setattr(fetch, "verify", closed_meanwhile)
     verdict = Background(lambda: coming.verdict(threading.Event(), None), "verdict")
-    assert hashing.wait(10)
+    assert verified.wait(10)
     coming.close()
     os.close(lock_now(dest.parent / ".x.h5.lock"))
     with pytest.raises(Interrupted):
@@ -161,15 +162,19 @@ def test_the_verdict_of_what_was_closed_is_a_stop_and_moves_nothing(come, dest, 
     assert leftovers(dest) == [".x.h5.journal", ".x.h5.part"]
 
 
-def test_a_stop_does_not_wait_until_all_that_is_there_is_hashed(come):
-    coming = begin(come())
+def test_a_stop_does_not_wait_until_all_that_is_there_is_hashed(come, s3_client, own_key):
+    without_blocks(s3_client, own_key)
+    coming = begin(come(own_key))
     coming.wait(0, len(CONTENT))
     with pytest.raises(Interrupted, match="stopped after 5 of 5 MB"):
         coming.verdict(threading.Event(), lambda _done, _all: coming.close())
 
 
-def test_false_bytes_are_removed_by_the_verdict(come, proxy, dest):
-    coming = come()
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_false_bytes_are_removed_by_the_verdict(come, proxy, s3_client, own_key, dest, has_blocks):
+    if not has_blocks:
+        without_blocks(s3_client, own_key)
+    coming = come(own_key)
     proxy.faults.corrupt = 1
     begin(coming)
     with pytest.raises(ChecksumMismatch):

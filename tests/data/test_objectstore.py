@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from unittest.mock import Mock
 
 import pytest
+import xxhash
 from botocore.loaders import JSONFileLoader
 
 from tests.data.objects import BUCKET, FIRST_ONLY, MIB, SHA256, manifest_key
@@ -22,7 +24,13 @@ def test_upload_creates_the_bucket_and_keeps_other_entries_of_the_manifest(store
     store.upload(tmp_path / "a", "new-bucket", "p/a", lambda *args: seen.append(args))
     info = store.upload(tmp_path / "b", "new-bucket", "p/b")
     manifest = json.loads((s3.directory / "new-bucket" / "p" / "manifest.json").read_text())
-    assert manifest["a"] == {"sha256": hashlib.sha256(b"a").hexdigest(), "bytes": 1}
+    digests = base64.b64encode(xxhash.xxh3_64_digest(b"a")).decode()
+    check = manifest["a"]["blocks"]["check"]
+    assert manifest["a"] == {
+        "sha256": hashlib.sha256(b"a").hexdigest(),
+        "bytes": 1,
+        "blocks": {"bytes": MIB, "xxh3_64": digests, "check": check},
+    }
     assert info.sha256 == manifest["b"]["sha256"]
     assert seen[-1] == (1, 1)
     assert store.exists("new-bucket", "p/a")
@@ -31,7 +39,7 @@ def test_upload_creates_the_bucket_and_keeps_other_entries_of_the_manifest(store
 
 
 def test_a_manifest_has_a_line_for_each_object_whatever_it_is_called(store, s3, tmp_path):
-    names = ["a", 'b}, "c', "d\\"]
+    names = ["d\\", "a", 'b}, "c']
     for name in names:
         (tmp_path / "file").write_text(name)
         store.upload(tmp_path / "file", BUCKET, f"lines/{name}")

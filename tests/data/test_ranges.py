@@ -27,7 +27,8 @@ from tests.data.objects import (
 )
 from tests.live import wait_until
 from ups.background import Background
-from ups.data.ranges import RangedFetch, Want, start_fetching
+from ups.data.cuts import Want, cut
+from ups.data.ranges import RangedFetch, start_fetching
 from ups.data.stamps import beside
 from ups.errors import FetchError, Interrupted
 
@@ -105,18 +106,19 @@ def test_a_damaged_journal_never_says_that_more_has_arrived(
         fetch(own_key, num_threads=1, **stop_after(2 * MIB))
     journal, store, rng = dest.parent / ".x.h5.journal", connect(), random.Random(0)
     info, text = store.head(BUCKET, own_key), journal.read_bytes()
-    arrived = RangedFetch(store, info, dest, 1, MIB)._filled
-    assert sum(arrived) > 2 * MIB
+    arrived = RangedFetch(store, info, dest, 1, MIB).resumed_bytes
+    assert arrived > 2 * MIB
     for _ in range(200):
         at, bit = rng.randrange(len(text)), 1 << rng.randrange(8)
         journal.write_bytes(text[:at] + bytes([text[at] ^ bit]) + text[at + 1 :])
-        found = RangedFetch(store, info, dest, 1, MIB)._filled
-        assert all(few <= filled for few, filled in zip(found, arrived, strict=True))
+        found = RangedFetch(store, info, dest, 1, MIB)
+        ends = [at + n for at, n in zip(found._starts, found._filled, strict=True) if n]
+        assert max(ends, default=0) <= arrived
     head, *lines = text.splitlines()
     unchecked = [line.rpartition(b" ")[0] for line in lines]  # as they were written before
     older_head = json.dumps({**json.loads(head), "etag": info.version.etag}).encode()
     journal.write_bytes(b"\n".join([older_head, *unchecked, b""]))
-    assert fetch(own_key).resumed_bytes == sum(arrived)
+    assert fetch(own_key).resumed_bytes == arrived
 
 
 def test_an_object_that_changed_since_is_not_resumed(
@@ -206,6 +208,13 @@ def test_what_is_wanted_first_comes_first_in_short_ranges_and_the_rest_in_the_fi
         (4 * MIB + 5, 5 * MIB),
         (5 * MIB + 100, len(CONTENT)),
     ]
+
+
+def test_ranges_begin_with_a_block_but_for_the_first_of_what_is_wanted():
+    wants = [Want(0, 5 * MIB + 7, 8 * MIB + 9), Want(1, 11 * MIB + 1, 12 * MIB + 1)]
+    starts, _ = cut(40 * MIB, 4 * MIB, [(20 * MIB + 1, 21 * MIB)], wants)
+    bounds = (5 * MIB + 7, 8 * MIB + 9, 11 * MIB + 1, 12 * MIB + 1, 20 * MIB + 1)
+    assert [at for at in starts if at % MIB] == list(bounds)
 
 
 def test_bytes_that_are_waited_for_can_be_read_while_the_rest_is_on_its_way(ranged, proxy):

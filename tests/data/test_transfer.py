@@ -20,6 +20,7 @@ from tests.data.objects import (
     leftovers,
     manifest_key,
     replace_object,
+    without_blocks,
 )
 from ups.data.transfer import download
 from ups.errors import ChecksumMismatch, DiskFull, FetchError
@@ -160,16 +161,22 @@ def test_a_download_survives_busy_answers_resets_short_bodies_and_then_a_corrupt
     assert "starting over, once" in caplog.text
 
 
-def test_a_wrong_checksum_publishes_nothing_and_leaves_the_file_of_before(fetch, proxy, dest):
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_a_wrong_checksum_publishes_nothing_and_leaves_the_file_of_before(
+    fetch, proxy, s3_client, own_key, dest, has_blocks
+):
     proxy.faults.corrupt = 10**6
-    message = f"expected {SHA256}; the partial file was removed"
+    if not has_blocks:
+        without_blocks(s3_client, own_key)
+    found = "XXH3 .* by the manifest" if has_blocks else f"sha256 .*, expected {SHA256}"
+    message = f"{found}; the partial file was removed"
     with pytest.raises(ChecksumMismatch, match=message):
-        fetch()
-    assert len(proxy.ranges) == 12
+        fetch(own_key)
+    assert len(proxy.ranges) < 12 if has_blocks else len(proxy.ranges) == 12
     assert leftovers(dest) == []
     dest.write_bytes(b"earlier")
     with pytest.raises(ChecksumMismatch, match=message):
-        fetch()
+        fetch(own_key)
     assert dest.read_bytes() == b"earlier"
 
 

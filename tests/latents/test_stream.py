@@ -1,5 +1,6 @@
 """Latents that are read while they are built: as those of an entry, or an error and no trace."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -18,8 +19,9 @@ from tests.data.objects import QUICK
 from tests.live import wait_until
 from ups.background import Background
 from ups.config import SPLITS
+from ups.data import ranges
 from ups.data.objectstore import ObjectStore
-from ups.errors import ChecksumMismatch, ConfigError, DataError, FetchError
+from ups.errors import ChecksumMismatch, ConfigError, DataError, DiskFull, FetchError
 from ups.files import is_locked, lock_now
 from ups.latents import journal, store
 from ups.latents.scout import scout
@@ -247,6 +249,57 @@ def test_a_transfer_that_fails_for_good_ends_it_though_others_stall(streaming, s
             stream.result()
     finally:
         gate.set()
+
+
+def test_a_file_that_is_changed_while_it_is_encoded_ends_it(
+    streaming, sources, tiny_data, proxy, tmp_path
+):
+    given, gate, of_train = sources(), threading.Event(), []
+    val = tmp_path / "data" / "tiny" / given["val"][0]["key"]
+    val.parent.mkdir(parents=True)
+    shutil.copy(tiny_data / TINY_FILE.format("val"), val)
+
+    def stall(path):  # once the encoder is fitted
+        of_train.append(path)
+        return len(of_train) > 9 and gate.wait(20) and None
+
+    proxy.faults.on_range = stall
+    few = {"encoder__fit_trajectories": 4, "features__parallel_downloads": False}
+    _, stream = streaming(data__sources=given, **few)
+    with val.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read()[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    gate.set()
+    with pytest.raises(DataError, match="val.h5 was changed while it was read: found SHA-256"):
+        stream.result()
+
+
+def test_a_disk_that_becomes_full_ends_it_and_what_has_arrived_is_kept(
+    streaming, sources, monkeypatch
+):
+    written, real = [], ranges.write_fully
+
+    def write(fd, data, offset=None):
+        written.append(len(data))
+        if sum(written) > 300_000:  # after the fit's row
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, data, offset)
+
+    few = {"encoder__fit_trajectories": 1, "features__parallel_downloads": False}
+    few["data__sources"] = sources()
+    told = r"train\.h5\.part: the disk is full; expected room for 1 MB\. Make room, or set data"
+    with monkeypatch.context() as full:
+        full.setattr(ranges, "write_fully", write)
+        config, stream = streaming(**few)
+        with pytest.raises(DiskFull, match=told):
+            stream.latents.arrival.wait_settled(lambda: False)
+        with pytest.raises(DiskFull, match=told):
+            stream.result()
+        stream.close()
+    assert [name for name in places(config) if name.endswith("train.h5.part")]
+    assert streaming(**few)[1].result()
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate"])

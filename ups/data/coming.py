@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from ups.data.cuts import Want
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
-from ups.data.ranges import RANGE_BYTES, RangedFetch, Want
+from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import retrying, transport_errors
 from ups.data.sources import file_state
 from ups.data.stamps import beside
@@ -130,16 +131,19 @@ class ComingObject:
             FetchError, …: what the fetch has failed with; what arrived is kept.
         """
         fetch = self._begun
-        sha256 = fetch.hash(stop, progress)
+        try:
+            sha256 = fetch.verify(stop, progress)
+            compare(fetch, sha256)
+        except ChecksumMismatch as error:
+            with self._moving:
+                if self._ended_with is None:  # the lock is held
+                    self._ended_with = error
+                    self._opened.close()  # no thread writes any more
+                    fetch.discard()
+            raise
         with self._moving:
             self._check_open()  # the lock is held
             self._opened.close()  # no thread writes any more
-            try:
-                compare(fetch, sha256)
-            except ChecksumMismatch as error:
-                self._ended_with = error
-                fetch.discard()
-                raise
             done = finished(fetch, sha256, self.started)
             self.state = file_state(self.path)
             self._is_there = True

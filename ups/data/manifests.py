@@ -1,6 +1,7 @@
 """Manifests: the file beside the objects of a prefix that carries what no ETag does, SHA-256.
 
-For `a/b/x.h5` it is `a/b/manifest.json`: `{"x.h5": {"sha256": "…", "bytes": 123}}`.
+For `a/b/x.h5` it is `a/b/manifest.json`: `{"x.h5": {"sha256": "…", "bytes": 123, "blocks": …}}`.
+Digests of blocks (`blocks`) came with version 2; an entry may lack them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ups.data.answers import version_of
+from ups.data.blocks import read_blocks
 from ups.data.s3errors import StoreRefuses, answer
 from ups.errors import DataError, ObjectUnavailable
 
@@ -45,6 +47,7 @@ class Manifests:
 
         Args:
             fresh: read it again.
+        Returns: its `sha256` and `bytes`, and its `Blocks` or None.
         Raises:
             DataError: it is no manifest.
         """
@@ -52,15 +55,27 @@ class Manifests:
         with self._lock:
             if fresh or (bucket, manifest_key) not in self._read:
                 self._read[bucket, manifest_key] = self._fetch(bucket, manifest_key)
-            return self._read[bucket, manifest_key].get(name)
+            entry = self._read[bucket, manifest_key].get(name)
+        if entry is None or "blocks" not in entry:
+            return entry and {**entry, "blocks": None}
+        uri = f"s3://{bucket}/{manifest_key}"
+        try:
+            blocks = read_blocks(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _no_manifest(uri, error) from error
+        if blocks is None:
+            logger.warning(
+                "%s: the blocks of %s are not of its SHA-256, which alone is compared", uri, name
+            )
+        return {**entry, "blocks": blocks}
 
     def record(self, bucket: str, key: str, entry: dict[str, Any]) -> None:
         """Set what the manifest says about an object."""
         manifest_key, name = _locate(key)
         with _ONE_WRITER:
-            manifest = self._fetch(bucket, manifest_key) | {name: entry}
-            # A line each. json's own indentation takes ten times as long.
-            body = json.dumps(manifest, sort_keys=True).replace('}, "', '},\n "').encode()
+            manifest = self._fetch(bucket, manifest_key) | {name: _checked(entry)}
+            # A line each, as blocks come last. json's own indentation takes ten times as long.
+            body = json.dumps(dict(sorted(manifest.items()))).replace('}, "', '},\n "').encode()
             self._call(
                 f"s3://{bucket}/{manifest_key}",
                 lambda: self._client.put_object(Bucket=bucket, Key=manifest_key, Body=body),
@@ -93,14 +108,21 @@ class Manifests:
                 raise
             return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{uri} is no manifest ({type(error).__name__}: {error}); expected "
-                '{"name": {"sha256": "…", "bytes": …}}. Upload the objects anew, or delete it'
-            ) from error
+            raise _no_manifest(uri, error) from error
+
+
+def _no_manifest(uri: str, error: Exception) -> DataError:
+    return DataError(
+        f"{uri} is no manifest ({type(error).__name__}: {error}); expected "
+        '{"name": {"sha256": "…", "bytes": …, "blocks": {…}}}, where blocks may be missing. '
+        "Upload the objects anew, or delete it"
+    )
 
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"sha256": str(entry["sha256"]).lower(), "bytes": int(entry["bytes"])}
+    """What is read of an entry; its blocks only once somebody asks for it."""
+    checked = {"sha256": str(entry["sha256"]).lower(), "bytes": int(entry["bytes"])}
+    return {**checked, "blocks": entry["blocks"]} if "blocks" in entry else checked
 
 
 def _locate(key: str) -> tuple[str, str]:

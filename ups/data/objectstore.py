@@ -22,6 +22,7 @@ from ups.data.answers import (
     total_bytes,
     version_of,
 )
+from ups.data.blocks import Blocks, describe_file
 from ups.data.connect import connect
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
@@ -33,7 +34,6 @@ from ups.data.s3errors import (
     retrying,
     transport_errors,
 )
-from ups.data.stamps import hash_file
 from ups.errors import FetchError, ObjectUnavailable
 from ups.progress import Progress
 
@@ -57,6 +57,7 @@ class ObjectInfo:
     version: Version
     sha256: str | None  # from the manifest
     md5: str | None  # from the ETag
+    blocks: Blocks | None = None  # from the manifest
 
     @property
     def uri(self) -> str:
@@ -204,8 +205,8 @@ class ObjectStore:
                 f"{uri}: {num_bytes} bytes, but its manifest says {entry['bytes']}. "
                 "If it is being uploaded, try again later; else upload it anew"
             )
-        sha256, md5 = entry["sha256"] if entry else None, md5_of(found, bucket)
-        return ObjectInfo(bucket, key, num_bytes, version, sha256, md5)
+        sha256, blocks = (entry["sha256"], entry["blocks"]) if entry else (None, None)
+        return ObjectInfo(bucket, key, num_bytes, version, sha256, md5_of(found, bucket), blocks)
 
     def exists(self, bucket: str, key: str) -> bool:
         """Whether the object is there; a missing bucket is a no.
@@ -270,7 +271,7 @@ class ObjectStore:
     def upload(
         self, path: Path, bucket: str, key: str, progress: Progress | None = None
     ) -> ObjectInfo:
-        """Put a file there and its SHA-256 into the manifest; the bucket is created if missing.
+        """Put a file there and its digests into the manifest; the bucket is created if missing.
 
         Threads of one process may upload into one prefix at once, two processes may not: the
         manifest is read, changed and written back.
@@ -283,7 +284,7 @@ class ObjectStore:
         from s3transfer.manager import TransferConfig, TransferManager
 
         uri, num_bytes = f"s3://{bucket}/{key}", path.stat().st_size
-        sha256 = hash_file(path)
+        entry = describe_file(path)
         self._call(uri, lambda: self._ensure_bucket(bucket))
         in_parts = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20)
         # With retries of its own, so that a failed part is sent again, not the whole file.
@@ -309,7 +310,7 @@ class ObjectStore:
             self._call(uri, put)
         finally:
             client.close()
-        self._manifests.record(bucket, key, {"sha256": sha256, "bytes": num_bytes})
+        self._manifests.record(bucket, key, entry)
         return self.head(bucket, key)
 
     def _ask_head(self, bucket: str, key: str) -> Any:

@@ -1,8 +1,9 @@
-"""Ranges of objects, fetched in parallel into partial files, and hashed on the way.
+"""Ranges of objects, fetched in parallel into partial files, and verified on the way.
 
 Worker threads take the ranges in order, and write what they read from the socket to its final
-place in the preallocated file. Another thread follows behind them with SHA-256, which so hides
-behind the transfer. A journal says which bytes are there: a killed download goes on from them.
+place in the preallocated file. Where the manifest has digests of blocks they compare those, too;
+else another thread follows behind them with SHA-256, which so hides behind the transfer. A journal
+says which bytes are there: a killed download goes on from them.
 
 The order is that of the file, or that in which somebody wants the bytes, who may read them out of
 the partial file as they come: see `Want` and `RangedFetch.wait`.
@@ -16,49 +17,36 @@ import contextvars
 import errno
 import functools
 import hashlib
-import itertools
 import json
 import os
 import secrets
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ups.data.blocks import BlockCheck
+from ups.data.cuts import Interval, Want, cut, holds, joined, turns_of
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.s3errors import retrying
 from ups.data.stamps import beside, boot_id
-from ups.errors import DiskFull, Interrupted, UpsError
+from ups.errors import ChecksumMismatch, DiskFull, Interrupted, UpsError
 from ups.files import read_fully, require_free_space, write_atomically, write_fully
 from ups.progress import Progress
 
 MIB = 1 << 20
-# A request costs milliseconds of the processor; SHA-256, which follows in order, is at the end as
-# far behind as the ranges that arrive together are long.
+# A request costs milliseconds of the processor; SHA-256, where it follows in order, is at the end
+# as far behind as the ranges that arrive together are long.
 RANGE_BYTES = 16 * MIB
 ROOT_REMEDY = "set data.root or PDEBENCH_ROOT to a larger disk"
-# What is wanted first comes in short ranges, so that all threads bring the first of it together.
-EARLY_BYTES = 64 * MIB
-EARLY_RANGE_BYTES = MIB
 # With 256 KiB the threads hand the interpreter's lock over so often that three objects of 128 MiB
 # took 0.54 s from loopback; with 1 MiB 0.47, s5cmd 0.51 (medians of 13).
 _CHUNK_BYTES = MIB
 _HASH_CHUNK_BYTES = 2 * MIB
 _WATCH_S = 0.05
 _PROGRESS_S = 0.1
-
-Interval = tuple[int, int]
-"""Bytes [start, end) of an object."""
-
-
-class Want(NamedTuple):
-    """Bytes [start, end) of an object that somebody waits for, before those of a higher `turn`."""
-
-    turn: int
-    start: int
-    end: int
 
 
 class RangedFetch:
@@ -91,12 +79,15 @@ class RangedFetch:
         self._first = first
         self.token = secrets.token_hex(8)
         arrived = self._read_journal()
-        self._starts, self._ends = _cut(info.num_bytes, range_bytes, arrived, wants)
+        self._starts, self._ends = cut(info.num_bytes, range_bytes, arrived, wants)
         self._filled = [
-            end - start if _holds(arrived, start) else 0
+            end - start if holds(arrived, start) else 0
             for start, end in zip(self._starts, self._ends, strict=True)
         ]
-        self._turns = _turns(self._starts, wants)
+        self._turns = turns_of(self._starts, wants)
+        self._check = None
+        if info.blocks is not None:
+            self._check = BlockCheck(info.uri, info.num_bytes, info.blocks, arrived)
         self._num_threads = num_threads
         self.resumed_bytes = self._done = sum(self._filled)
         self._changed = threading.Condition()  # guards what stands below, _filled and _done
@@ -115,11 +106,13 @@ class RangedFetch:
         """
         with self.opened():
             start_fetching([self], self._num_threads)
-            return self.hash(stop, progress)
+            return self.verify(stop, progress)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Have the partial file ready to be filled; at the end no thread fills it any more.
+
+        What arrived is kept then, unless it was found to be false.
 
         Raises:
             DiskFull: there is no room for it.
@@ -134,7 +127,7 @@ class RangedFetch:
             self._write_journal()
             self._journal_fd = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             stack.callback(os.close, self._journal_fd)
-            stack.callback(self._write_journal)  # after the workers: to the byte
+            stack.callback(self._keep)  # after the workers: to the byte
             stack.callback(self._stop_workers)
             yield
 
@@ -149,16 +142,19 @@ class RangedFetch:
         last = bisect.bisect_left(self._starts, end)
         with self._changed:
             while any(self._filled[i] < self._length(i) for i in range(first, last)):
-                if self._error is not None:
-                    raise self._error
-                if self._halt.is_set():
-                    raise self._stopped()
+                self._raise_if_over(None)
                 self._changed.wait(_WATCH_S)
 
     @property
     def num_arrived(self) -> int:
         """Bytes that are in the partial file."""
         return self._done
+
+    def _keep(self) -> None:
+        if isinstance(self._error, ChecksumMismatch):
+            self.discard()
+        else:
+            self._write_journal()
 
     def discard(self) -> None:
         """Remove what has arrived."""
@@ -190,10 +186,14 @@ class RangedFetch:
                     progressed=functools.partial(self._filled.__getitem__, index),
                 )
         except BaseException as error:  # noqa: BLE001, raised again by whoever waits
-            with self._changed:
-                self._error = self._error or error
-                self._halt.set()
-                self._changed.notify_all()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell whoever waits, and end the others."""
+        with self._changed:
+            self._error = self._error or error
+            self._halt.set()
+            self._changed.notify_all()
 
     def _fetch(self, index: int) -> None:
         """Read the rest of a range; a halt ends it early."""
@@ -208,10 +208,13 @@ class RangedFetch:
                 return
             try:
                 while start < end and not self._halt.is_set():
-                    chunk = body.read(min(_CHUNK_BYTES, end - start))
+                    # To the end of a block, so that the next chunk is one.
+                    chunk = body.read(min(_CHUNK_BYTES - start % _CHUNK_BYTES, end - start))
                     if not chunk:
                         raise ConnectionError(f"the body ended {end - start} bytes early")
                     self._write(self.fd, chunk, start)
+                    if self._check is not None:
+                        self._check.add(self.fd, start, chunk)
                     start += len(chunk)
                     # Noted first: what is made of bytes goes with `token`, which lasts no longer.
                     self._write(self._journal_fd, _line(first, start - first))
@@ -247,49 +250,81 @@ class RangedFetch:
                     body._raw_stream.shutdown()  # boto3 has no name for it; it may be over already
             self._changed.wait_for(lambda: not self._live)
 
-    def hash(self, stop: threading.Event | None, progress: Progress | None) -> str:
-        """The SHA-256 of the whole, following behind the ranges in the order of the file.
+    def verify(self, stop: threading.Event | None, progress: Progress | None) -> str:
+        """The SHA-256 of the whole, once all of it is there.
 
-        Raises: as `run`.
+        It is the manifest's where all blocks are as that says; else it is taken here.
+
+        Raises: as `run`; BlockMismatch, as soon as a block is known to be false.
         """
-        digest, total, reported_at = hashlib.sha256(), self.info.num_bytes, 0.0
-        md5 = hashlib.md5(usedforsecurity=False)
-        has_md5 = self.info.sha256 is None and self.info.md5 is not None
-        buffer = memoryview(bytearray(min(_HASH_CHUNK_BYTES, total)))
         with self._changed:
             if self._halt.is_set() and self._error is None:
                 raise self._stopped()
             fd = os.dup(self.fd)  # of its own: the other is closed when the fetch is stopped
+        report = _Report(self, progress)
         try:
-            for index, start in enumerate(self._starts):
-                position = 0
-                while position < self._length(index):
-                    if stop is not None and stop.is_set():
-                        raise self._stopped()
-                    with self._changed:
-                        if self._error is not None:
-                            raise self._error
-                        if self._halt.is_set():
-                            raise self._stopped()
-                        if self._filled[index] == position:
-                            self._changed.wait(_WATCH_S)
-                        ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
-                    if progress is not None and time.monotonic() - reported_at >= _PROGRESS_S:
-                        reported_at = time.monotonic()
-                        progress(self._done, total)
-                    part = buffer[: ready - position]
-                    if missing := read_fully(fd, part, start + position):
-                        raise UpsError(f"{self.partial} became {missing} bytes shorter")
-                    digest.update(part)
-                    if has_md5:
-                        md5.update(part)
-                    position = ready
+            if self._check is None:
+                sha256 = self._hash(fd, stop, report)
+            else:
+                sha256 = self._check_blocks(self._check, fd, stop, report)
         finally:
             os.close(fd)
-        if progress is not None:
-            progress(total, total)
+        report.end()
+        return sha256
+
+    def _check_blocks(
+        self, check: BlockCheck, fd: int, stop: threading.Event | None, report: _Report
+    ) -> str:
+        """Compare what an earlier process left, and wait until the threads have compared the rest.
+
+        What was left may have been lost in a power cut; so it is read again, once.
+        """
+        try:
+            for index in check.left_over:
+                self._raise_if_over(stop)
+                report()
+                check.check_left_over(fd, index)
+        except ChecksumMismatch as error:
+            self._fail(error)
+            raise
+        while check.num_left:
+            with self._changed:
+                self._raise_if_over(stop)
+                self._changed.wait(_WATCH_S)
+            report()
+        assert self.info.sha256 is not None, "blocks stand in a manifest, with a SHA-256"
+        return self.info.sha256
+
+    def _hash(self, fd: int, stop: threading.Event | None, report: _Report) -> str:
+        """SHA-256, following behind the ranges in the order of the file."""
+        digest, total = hashlib.sha256(), self.info.num_bytes
+        md5 = hashlib.md5(usedforsecurity=False)
+        has_md5 = self.info.sha256 is None and self.info.md5 is not None
+        buffer = memoryview(bytearray(min(_HASH_CHUNK_BYTES, total)))
+        for index, start in enumerate(self._starts):
+            position = 0
+            while position < self._length(index):
+                with self._changed:
+                    self._raise_if_over(stop)
+                    if self._filled[index] == position:
+                        self._changed.wait(_WATCH_S)
+                    ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
+                report()
+                part = buffer[: ready - position]
+                if missing := read_fully(fd, part, start + position):
+                    raise UpsError(f"{self.partial} became {missing} bytes shorter")
+                digest.update(part)
+                if has_md5:
+                    md5.update(part)
+                position = ready
         self.md5 = md5.hexdigest() if has_md5 else None
         return digest.hexdigest()
+
+    def _raise_if_over(self, stop: threading.Event | None) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._halt.is_set() or (stop is not None and stop.is_set()):
+            raise self._stopped()
 
     def _stopped(self) -> Interrupted:
         return Interrupted(
@@ -356,12 +391,29 @@ class RangedFetch:
         if head["boot_id"] == boot_id():  # else bytes may be others than those that were read
             self.token = head["token"]
         found = sorted((at * range_bytes, at * range_bytes + n) for at, n in arrived.items())
-        return _joined((start, min(end, self.info.num_bytes)) for start, end in found)
+        return joined((start, min(end, self.info.num_bytes)) for start, end in found)
 
     def _write_journal(self) -> None:
         lines = [_line(self._starts[i], filled) for i, filled in enumerate(self._filled) if filled]
         head = f"{json.dumps(self._journal_head())}\n".encode()
         write_atomically(self._journal, head + b"".join(lines), durable=False)
+
+
+class _Report:
+    """Tells how much of a fetch is there, now and then."""
+
+    def __init__(self, fetch: RangedFetch, progress: Progress | None) -> None:
+        self._fetch, self._progress, self._total = fetch, progress, fetch.info.num_bytes
+        self._told_at = 0.0
+
+    def __call__(self) -> None:
+        if self._progress is not None and time.monotonic() - self._told_at >= _PROGRESS_S:
+            self._told_at = time.monotonic()
+            self._progress(self._fetch.num_arrived, self._total)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress(self._total, self._total)
 
 
 def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
@@ -385,49 +437,6 @@ def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
     for n in range(min(num_threads, len(jobs))):
         run = functools.partial(contextvars.copy_context().run, work)  # for its log
         threading.Thread(target=run, name=f"fetch {n}", daemon=True).start()
-
-
-def _cut(
-    total: int, range_bytes: int, arrived: Sequence[Interval], wants: Sequence[Want]
-) -> tuple[list[int], list[int]]:
-    """Starts and ends of ranges that cover an object: each there or not, wanted or not."""
-    borders = {0, total, *(at for interval in arrived for at in interval)}
-    early = 0
-    for _, start, end in sorted(wants):
-        step = EARLY_RANGE_BYTES if early < EARLY_BYTES else range_bytes
-        borders.update(range(start, end, step), (end,))
-        early += end - start
-    ordered = sorted(borders)
-    starts = [
-        at for start, end in itertools.pairwise(ordered) for at in range(start, end, range_bytes)
-    ]
-    return starts, [*starts[1:], total][: len(starts)]
-
-
-def _turns(starts: Sequence[int], wants: Sequence[Want]) -> list[int]:
-    """When each range is to come: with the first that wants it, or after all of them."""
-    turns = [max((want.turn for want in wants), default=0) + 1] * len(starts)
-    for turn, start, end in sorted(wants, reverse=True):
-        first, last = bisect.bisect_left(starts, start), bisect.bisect_left(starts, end)
-        turns[first:last] = [turn] * (last - first)
-    return turns
-
-
-def _holds(intervals: Sequence[Interval], at: int) -> bool:
-    """Whether a byte is in one of these intervals, which are in order."""
-    place = bisect.bisect_right(intervals, at, key=lambda interval: interval[0])
-    return place > 0 and at < intervals[place - 1][1]
-
-
-def _joined(intervals: Iterable[Interval]) -> list[Interval]:
-    """Sorted intervals, those that touch made one."""
-    joined: list[Interval] = []
-    for start, end in intervals:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(end, joined[-1][1])
-        elif start < end:
-            joined.append((start, end))
-    return joined
 
 
 def _line(start: int, filled: int) -> bytes:

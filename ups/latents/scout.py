@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from ups.background import Background, at_once
 from ups.config import SPLITS, ProblemConfig, RunConfig, Split
 from ups.data.coming import ComingObject
+from ups.data.cuts import Want
 from ups.data.objectstore import ObjectStore
 from ups.data.pdebench import TrajectoryFile
-from ups.data.ranges import Want, start_fetching
+from ups.data.ranges import start_fetching
 from ups.data.sources import Staged, Wanted, check_frames_alike, open_file, stage_one, wanted
 from ups.data.transfer import Download
 from ups.errors import CannotStream, ConfigError, Interrupted, ObjectUnavailable
