@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from datetime import datetime
 from uuid import UUID
@@ -16,10 +17,11 @@ import pytest
 
 from deployments.layout import BIN_DIR
 from tests.live import wait_until
+from tests.proxy import serving_proxy
 from ups.config import SPLITS
 from ups.files import read_json
 from ups.latents.store import list_entries
-from ups.runs.folder import find_run_dir
+from ups.runs.folder import CHECKPOINTS, UNVERIFIED, find_run_dir
 from ups.runs.metrics import read_metrics
 from ups.runs.stored import RunInfo
 
@@ -270,6 +272,35 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
     waiting = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry", **details}}
     live.ask("POST", f"/flow_runs/{run_id}/set_state", waiting)
     assert cancel(live, run_id) < CANCEL_S  # no process is there any more to be told
+
+
+def test_a_run_cancelled_before_its_data_are_verified_goes_on_at_its_step(live):
+    gate = threading.Event()
+    with serving_proxy(live.stack.s3_url) as handler:
+
+        def stall(path):  # the last that comes of train, once all its rows are there
+            ranges = handler.proxy.ranges
+            if "train" in path and len(ranges) > 3 and ranges[-1].startswith("bytes=0-"):
+                gate.wait(60)
+
+        handler.proxy.faults.on_range = stall
+        overrides = {
+            "data.endpoint_url": handler.proxy.url,
+            "data.root": str(live.folder / "unverified"),
+            "training.latent_cache_dir": str(live.folder / "unverified"),
+            "features.parallel_downloads": False,
+        }
+        run_id = trigger(live, overrides=overrides)
+        live.wait(lambda: list(live.folder.glob(f"runs/*/{CHECKPOINTS}/{UNVERIFIED}")))
+        assert cancel(live, run_id) < CANCEL_S
+        folder = run_folder(live, run_id)
+        assert [path.name for path in folder.rglob("*.pt")] == [UNVERIFIED]
+        gate.set()
+        set_state(live, run_id, "SCHEDULED", "AwaitingRetry")
+        live.wait(lambda: live.run(run_id)["state_type"] == "COMPLETED")
+    resumed = re.search(rf"{UNVERIFIED} at epoch 1, step (\d+)", (folder / "run.log").read_text())
+    assert int(resumed[1]) > 0
+    assert {path.name for path in folder.rglob("*.pt")} == {"best.pt", "last.pt"}
 
 
 def test_a_run_cancelled_before_it_begins_ends_cancelled_and_frees_its_slot(live):

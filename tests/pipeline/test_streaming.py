@@ -2,10 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 
 import pytest
@@ -17,9 +17,10 @@ from tests.live import wait_until
 from ups.config import SPLITS, dump_config
 from ups.data.objectstore import ObjectStore
 from ups.errors import ChecksumMismatch
-from ups.latents import journal, store
+from ups.latents import store
 from ups.pipeline.local_run import LocalRun
 from ups.progress import progress_shown
+from ups.runs.folder import UNVERIFIED
 from ups.runs.index import read_run
 from ups.training import checkpoint
 
@@ -112,8 +113,12 @@ def test_damage_that_shows_at_the_load_has_the_files_fetched_and_the_latents_bui
     assert_same(first, again)
 
 
-def test_a_run_that_is_killed_while_data_arrive_has_in_the_end_the_same_weights(
-    run, config_of, proxy, tmp_path
+@pytest.mark.parametrize(
+    ("number", "built_by"),
+    [(signal.SIGKILL, "mine"), (signal.SIGTERM, "mine"), (signal.SIGINT, "another")],
+)
+def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_weights(
+    run, config_of, proxy, tmp_path, number, built_by
 ):
     """The last bytes of train stall: all of it is trained on, without a verdict."""
     gate, stalled = threading.Event(), []
@@ -126,29 +131,34 @@ def test_a_run_that_is_killed_while_data_arrive_has_in_the_end_the_same_weights(
     proxy.faults.on_range = stall
     one_epoch = {"stages__operator__epochs": 1}
     in_order = {**one_epoch, "data__endpoint_url": proxy.url, "features__parallel_downloads": False}
+    config = config_of("ended", **in_order)
     path = tmp_path / "tiny.yaml"
-    path.write_text(dump_config(config_of("killed", **in_order)))
+    path.write_text(dump_config(config))
     command = [sys.executable, "-m", "deployments.cli.app", "train", path, "--run-id", "mine"]
+
+    def is_saved():
+        return list(config.runs_dir.rglob(UNVERIFIED))
 
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=output, stderr=output)
     try:
-        wait_until(lambda: process.poll() is not None or (stalled and _encoded(tmp_path)), 60)
-        time.sleep(0.5)  # in which steps are taken
+        wait_until(lambda: process.poll() is not None or is_saved(), 60)
+        assert stalled
         assert process.poll() is None, (tmp_path / "output").read_text()
+        process.send_signal(number)
+        assert process.wait(30) != 0
     finally:
         process.kill()
         process.wait()
-    assert not list(tmp_path.rglob("*.pt"))
+    assert [path.name for path in tmp_path.rglob("*.pt")] == [UNVERIFIED]
     gate.set()
-    killed = run("killed", "mine", **in_order)
-    assert_same(killed, run("plain", **one_epoch, features__stream="off"))
-
-
-def _encoded(folder):
-    """Lines of the journal of a build that goes on, without its plan."""
-    noted = folder.glob(f"killed/cache/*/building-*/{journal.NAME}")
-    return sum(len(path.read_text().splitlines()) - 1 for path in noted)
+    if built_by == "another":  # which goes on from the bytes and the chunks that are there
+        run("ended", built_by, **in_order)
+    ended = run("ended", "mine", **in_order)
+    assert ended._state.latents.arrival is None or built_by == "mine"
+    assert ended._state.result.resumed_from_step > 0
+    assert_same(ended, run("plain", **one_epoch, features__stream="off"))
+    assert not is_saved()
 
 
 def test_a_manifest_with_another_digest_fails_the_run_in_the_end_without_a_trace_of_the_data(
