@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psutil
@@ -32,10 +34,13 @@ from tests.proxy import serving_proxy
 from ups.config import SPLITS, dump_config, load_config
 from ups.data.generate import generate
 from ups.data.objectstore import ObjectStore
+from ups.runs.folder import UNVERIFIED
 from ups.runs.index import breakdown_of
 from ups.training import checkpoint
 
 CANCEL_S, END_S = 10.0, 600.0
+SAVED_WITHIN_S = 1.5
+HANDLE_S = 30.0  # a signal
 WITHIN_S = {"cancel": 3.0, "kill": 8.0, "stream": 9.0}
 SLOW_S = 0.4  # of a request, or of 64 KiB
 EPOCHS = {"cancel": 100_000, "kill": 40}  # for ever; a few seconds
@@ -147,6 +152,33 @@ def processes_of_runs(live: LiveStack) -> list[psutil.Process]:
     return [p for p in forks.values() if p.info["ppid"] in keepers]
 
 
+class Kill(NamedTuple):
+    """Ends a run so long after its start, or after it has saved what is not verified yet."""
+
+    number: signal.Signals
+    after_s: float
+    is_saved: bool
+
+    @classmethod
+    def drawn(cls, draw: random.Random, within_s: float) -> Kill:
+        number = draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        if draw.random() < 0.5:
+            return cls(number, draw.uniform(0, SAVED_WITHIN_S), True)
+        return cls(number, draw.uniform(1, within_s), False)
+
+    def __str__(self) -> str:
+        what = UNVERIFIED if self.is_saved else "the start"
+        return f"{self.number.name} {self.after_s:.2f} s after {what}"
+
+    def end(self, process: subprocess.Popen[bytes], place: Path) -> None:
+        """Send it, unless the run ends before."""
+        while self.is_saved and process.poll() is None and not list(place.rglob(UNVERIFIED)):
+            time.sleep(0.05)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(self.after_s)
+        process.send_signal(self.number)
+
+
 class Streaming:
     """`ups train` on data that arrive slowly, in a folder of its own for each run."""
 
@@ -161,10 +193,11 @@ class Streaming:
                 path = folder / f"{split}.h5"
                 generate(path, num, "burgers1d", 0.02, seed=seed, **grid)
                 client.upload(path, "tiny", f"tiny/{split}.h5")
+        self.num_resumed = 0
         self.expected = self.weights("undisturbed", [])
 
-    def weights(self, name: str, kills_s: list[float]) -> Any:
-        """The weights of a run that is killed so long after each of its starts, then left alone."""
+    def weights(self, name: str, kills: Sequence[Kill]) -> Any:
+        """The weights of a run that is ended at each of its starts, and then left alone."""
         place = self.folder / name
         place.mkdir()
         overrides = {
@@ -178,16 +211,20 @@ class Streaming:
         config = place / "tiny.yaml"
         config.write_text(dump_config(load_config("smoke", overrides)))
         command = [sys.executable, "-m", "deployments.cli.app", "train", config, "--run-id", "mine"]
-        for kill_s in (*kills_s, None):
+        for kill in (*kills, None):
             with (place / "output").open("a") as output:
                 process = subprocess.Popen(
                     command, cwd=PROJECT_DIR, env=self.env, stdout=output, stderr=output
                 )
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(kill_s)
-            process.kill()
-            print(f"  ended {process.wait()}: {self._traces(place)}", flush=True)
-        assert process.returncode == 0, (place / "output").read_text()
+            if kill is not None:
+                kill.end(process, place)
+            ended_with = process.wait(None if kill is None else HANDLE_S)
+            print(f"  ended {ended_with}: {self._traces(place)}", flush=True)
+        output_text = (place / "output").read_text()
+        assert process.returncode == 0, output_text
+        resumed = re.findall(rf"{UNVERIFIED} at epoch 1, step (\d+)", output_text)
+        self.num_resumed += any(int(step) > 0 for step in resumed)
+        print(f"  resumed before the verdict at steps: {', '.join(resumed) or 'none'}", flush=True)
         (last,) = place.glob("runs/*-mine/checkpoints/last.pt")
         return checkpoint.load(last)
 
@@ -198,9 +235,9 @@ class Streaming:
         return ", ".join(f"{count} {name}" for name, count in found.items() if count) or "nothing"
 
 
-def stream(streaming: Streaming, name: str, kills_s: list[float]) -> list[str]:
-    """Kill a run in which data arrive, each time so long after its start; what was wrong."""
-    found = streaming.weights(name, kills_s)
+def stream(streaming: Streaming, name: str, kills: Sequence[Kill]) -> list[str]:
+    """End a run in which data arrive, several times; what was wrong."""
+    found = streaming.weights(name, kills)
     return [
         f"other weights: {part}.{key}"
         for part in ("model", "ema")
@@ -219,10 +256,12 @@ def streams(rounds: int, within_s: float, draw: random.Random) -> Iterator[list[
             handler.proxy.faults.delay_s = SLOW_S
             streaming = Streaming(folder, s3, handler.proxy.url)
             for number in range(1, rounds + 1):
-                kills_s = [draw.uniform(1, within_s) for _ in range(draw.randint(1, 3))]
-                after = ", ".join(f"{kill_s:.2f}" for kill_s in kills_s)
-                print(f"{number}: stream, kills after {after} s", flush=True)
-                yield stream(streaming, str(number), kills_s)
+                kills = [Kill.drawn(draw, within_s) for _ in range(draw.randint(1, 3))]
+                print(f"{number}: stream, {', '.join(map(str, kills))}", flush=True)
+                yield stream(streaming, str(number), kills)
+            print(f"{streaming.num_resumed} went on at a step before the verdict", flush=True)
+            if streaming.num_resumed == 0:
+                yield ["none went on at a step before the verdict"]
 
 
 def troubled(what: str, rounds: int, within_s: float, draw: random.Random) -> Iterator[list[str]]:
