@@ -35,7 +35,8 @@ from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
 from ups.latents.cached import look
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.scout import NothingToFetch, Scouted, may_stream
+from ups.latents.scout import may_stream
+from ups.latents.scouted import NothingToFetch, Scouted
 from ups.latents.store import valid_generation
 from ups.machine.torch_import import load_libraries_beside
 from ups.pipeline.provision import claim

@@ -21,7 +21,7 @@ from ups.data.s3errors import StoreRefuses
 from ups.data.sources import Staged, stage
 from ups.errors import ConfigError, Interrupted, UpsError
 from ups.latents.cached import Cached
-from ups.latents.scout import Scouted
+from ups.latents.scouted import Scouted
 from ups.machine.torch_import import collector_at_rest
 from ups.progress import logged
 from ups.validate.run import require_valid

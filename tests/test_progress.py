@@ -34,9 +34,18 @@ def lines_of():
 def test_a_line_comes_for_another_tenth_and_at_most_every_ten_seconds(lines_of):
     lines = lines_of(200)
     assert lines[0] == "encoded 20 of 200 MB (10%)"
-    assert len(lines) == 9
-    assert lines[-1].startswith("encoded 18")
+    assert len(lines) == 10
+    assert lines[-1] == "encoded 200 of 200 MB (100%)"
     assert len(lines_of(200, step=0.1)) == 2  # of 20 s
+
+
+def test_the_end_is_said_once_however_little_is_left_before_it(monkeypatch):
+    monkeypatch.setenv("UPS_PROGRESS_S", "0")
+    lines = []
+    show = sparse_lines(lines.append, "encoded", "MB")
+    for done in (95, 96, 100, 100):
+        show(done, 100)
+    assert lines == ["encoded 95 of 100 MB (95%)", "encoded 100 of 100 MB (100%)"]
 
 
 def test_slow_work_says_something_every_minute_and_fast_work_nothing(lines_of):

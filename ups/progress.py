@@ -69,9 +69,9 @@ def sparse_lines(
     scale: float = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """A callback that says a line for another 10 %, at most every 10 s, at least every minute.
+    """A callback that says a line for another 10 % and for the end, at most every 10 s.
 
-    What is done before the first of them says nothing.
+    Slow work says one every minute. What is done before the first of them says nothing.
     """
     every_s = float(os.environ.get("UPS_PROGRESS_S") or EVERY_S)
     lock = threading.Lock()
@@ -83,7 +83,8 @@ def sparse_lines(
             return
         with lock:
             now, share = clock(), done / total
-            is_due = share - said_share >= SHARE or now - said_at >= SILENCE_S
+            is_end = done >= total and said_share < 1
+            is_due = share - said_share >= SHARE or now - said_at >= SILENCE_S or is_end
             if now - said_at < every_s or not is_due:
                 return
             said_at, said_share = now, share

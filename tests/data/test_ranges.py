@@ -268,7 +268,7 @@ def test_a_journal_that_notes_ranges_by_their_number_is_read(ranged, proxy, dest
     for start, end in arrived:
         partial[start:end] = CONTENT[start:end]
     fetch.partial.write_bytes(partial)
-    head = {name: value for name, value in fetch._journal_head().items() if name != "token"}
+    head = {name: value for name, value in fetch._journal.head().items() if name != "token"}
     lines = [json.dumps({**head, "range_bytes": MIB}), f"0 {MIB}", f"1 {MIB}", "3 500000"]
     beside(dest, "journal").write_text("\n".join([*lines, ""]))
     again = ranged(16 * MIB)
@@ -282,7 +282,7 @@ def test_the_token_is_of_the_bytes_that_one_boot_has_seen_arrive(ranged, proxy, 
     with pytest.raises(Interrupted):
         first.run(**stop_after(MIB))
     assert ranged().token == first.token
-    monkeypatch.setattr("ups.data.ranges.boot_id", lambda: "after a power cut")
+    monkeypatch.setattr("ups.data.fetch_journal.boot_id", lambda: "after a power cut")
     rebooted = ranged()
     assert rebooted.resumed_bytes > MIB
     assert rebooted.token != first.token

@@ -4,98 +4,30 @@ import errno
 import itertools
 import os
 import shutil
-import signal
 import threading
-import time
 from contextlib import closing
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
 from tests.conftest import ON_GRID, TINY_FILE
-from tests.data.objects import QUICK
-from tests.live import wait_until
-from ups.background import Background
 from ups.config import SPLITS
 from ups.data import ranges
 from ups.data.objectstore import ObjectStore
 from ups.errors import ChecksumMismatch, ConfigError, DataError, DiskFull, FetchError
 from ups.files import is_locked, lock_now
-from ups.latents import journal, store
-from ups.latents.scout import scout
-from ups.latents.stream import stream_latents
+from ups.latents import store
 from ups.pipeline.phases import build_caches, load_latents, stage_splits
 from ups.progress import logged
 
 GRID = {key.replace(".", "__"): value for key, value in ON_GRID.items()}
 
 
-@pytest.fixture
-def streaming(tiny_config, bucket_sources, proxy, store_env, tmp_path):
-    """`streaming(**overrides)`: a config, and a stream of what is in the bucket, begun or None."""
-    opened = []
-
-    def make(**overrides):
-        config = tiny_config(
-            **{
-                "data__root": str(tmp_path / "data"),
-                "data__sources": bucket_sources,
-                "data__endpoint_url": proxy.url,
-                "features__stream": "on",
-                **overrides,
-            }
-        )
-        client, stop = ObjectStore(proxy.url, retry=QUICK), threading.Event()
-        opened.append(client.close)
-        scouted = scout(config, client, stop, logged)
-        if scouted is None:
-            return config, None
-        opened.append(scouted.close)
-        stream = stream_latents(config, scouted, stop, logged)
-        if stream is not None:
-            opened.append(stream.close)
-        return config, stream
-
-    def close():
-        while opened:
-            opened.pop()()
-
-    make.close = close
-    yield make
-    close()
-
-
 def finished(stream):
     """The sources of each split of each problem, once all are there."""
     scouted = stream.scouted
     return [scouted.finished(name, split) for name in scouted.by_problem for split in SPLITS]
-
-
-@pytest.fixture
-def upload(s3_client, tmp_path, request):
-    """`upload(file)`: an object of its own for a test; its key."""
-
-    def put(path):
-        key = f"{request.node.originalname}/{path.parent.name}/{path.name}"
-        with closing(ObjectStore()) as client:
-            client.upload(path, "tiny", key)
-        return key
-
-    return put
-
-
-@pytest.fixture
-def sources(upload, tiny_data):
-    """`sources(train=key)`: copies of the tiny data as objects that a test may change."""
-    keys = {split: upload(tiny_data / TINY_FILE.format(split)) for split in SPLITS}
-
-    def of(**others):
-        chosen = {**keys, **others}
-        return {split: [{"key": key, "bucket": "tiny"}] for split, key in chosen.items()}
-
-    return of
 
 
 def places(config):
@@ -361,67 +293,3 @@ def test_what_another_process_builds_or_fetches_is_left_to_it(streaming, what, c
         os.close(held)
     assert "no streaming start: another process" in caplog.text
     assert locks(config) == []
-
-
-STALLS = {  # the request from which on nothing comes, by its object, its place and its number
-    "the fit": lambda path, asked: len(asked) > 5,
-    "train": lambda path, asked: len(asked) > 9,
-    "val": lambda path, asked: "val" in path,
-    "the verdict": lambda path, asked: "train" in path and asked[-1].startswith("bytes=0-"),
-}
-
-
-@pytest.mark.parametrize("what", STALLS)
-def test_ctrl_c_while_the_store_stalls_ends_it_at_once_and_the_next_goes_on_from_there(
-    streaming, sources, proxy, tmp_path, caplog, what
-):
-    given, gate = sources(), threading.Event()
-    stalled_at, interrupted_at = [], []
-
-    def stall(path):
-        if len(proxy.ranges) > 3 and (stalled_at or STALLS[what](path, proxy.ranges)):
-            stalled_at.append(time.monotonic())
-            gate.wait(20)
-
-    def interrupt():
-        wait_until(lambda: stalled_at and time.monotonic() > stalled_at[0] + 0.2)
-        if what == "val":  # train is there, and its verdict is not long in coming
-            wait_until(lambda: list((tmp_path / "data").rglob("*train.h5")))
-        interrupted_at.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGINT)
-
-    config = {
-        "data__sources": given,
-        "encoder__fit_trajectories": 4,
-        "features__parallel_downloads": False,
-    }
-    proxy.faults.on_range = stall
-    Background(interrupt, "interrupt")
-    with pytest.raises(KeyboardInterrupt):
-        streaming(**config)[1].latents.arrival.wait_settled(lambda: False)
-    streaming.close()
-    took_s = time.monotonic() - interrupted_at[0]
-    assert took_s < 1
-    ours = ("encode", "build", "hash")
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith(ours)], 1)
-    opened = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
-    assert not [path for path in opened if path.startswith(str(tmp_path / "data"))]
-    noted = list((tmp_path / "cache").glob(f"*/building-*/{journal.NAME}"))
-    encoded = sum(len(path.read_text().splitlines()) - 1 for path in noted)
-    assert bool(encoded) == (what != "the fit")
-
-    gate.set()
-    proxy.ranges.clear()
-    proxy.faults.on_range = lambda _: None
-    caplog.set_level("INFO", "ups")
-    config, stream = streaming(**config)
-    assert stream.result()
-    assert (f"{encoded} chunks are done" in caplog.text) == bool(encoded)
-    fetched = sum(s.fetched_bytes for of in finished(stream) for s in of)
-    headers = proxy.ranges.count("bytes=0-65535")
-    bounds = [header.removeprefix("bytes=").split("-") for header in proxy.ranges]
-    assert sum(int(last) + 1 - int(first) for first, last in bounds) == (
-        fetched + headers * (64 << 10)
-    )
-    total = sum(path.stat().st_size for path in config.data_root.rglob("*.h5"))
-    assert 0 < fetched < total

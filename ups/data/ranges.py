@@ -17,26 +17,23 @@ import contextvars
 import errno
 import functools
 import hashlib
-import json
 import os
-import secrets
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ups.data.blocks import BlockCheck
-from ups.data.cuts import Interval, Want, cut, holds, joined, turns_of
+from ups.data.cuts import MIB, Want, cut, holds, turns_of
+from ups.data.fetch_journal import FetchJournal, line
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.s3errors import retrying
-from ups.data.stamps import beside, boot_id
+from ups.data.stamps import beside
 from ups.errors import ChecksumMismatch, DiskFull, Interrupted, UpsError
-from ups.files import read_fully, require_free_space, write_atomically, write_fully
+from ups.files import read_fully, require_free_space, write_fully
 from ups.progress import Progress
 
-MIB = 1 << 20
 # A request costs milliseconds of the processor; SHA-256, where it follows in order, is at the end
 # as far behind as the ranges that arrive together are long.
 RANGE_BYTES = 16 * MIB
@@ -60,7 +57,6 @@ class RangedFetch:
     Attributes:
         resumed_bytes: what an earlier, interrupted download left and is not fetched again.
         md5: of the whole, once it is there, where nothing but an MD5 is there to compare with.
-        token: names the bytes that have arrived, which another download may go on from.
     """
 
     def __init__(
@@ -74,11 +70,11 @@ class RangedFetch:
         wants: Sequence[Want] = (),
     ) -> None:
         self.store, self.info, self.dest = store, info, dest
-        self.partial, self._journal = beside(dest, "part"), beside(dest, "journal")
+        self.partial = beside(dest, "part")
+        self._journal = FetchJournal(beside(dest, "journal"), info)
         self.md5: str | None = None
         self._first = first
-        self.token = secrets.token_hex(8)
-        arrived = self._read_journal()
+        arrived = self._journal.read(self.partial)
         self._starts, self._ends = cut(info.num_bytes, range_bytes, arrived, wants)
         self._filled = [
             end - start if holds(arrived, start) else 0
@@ -125,7 +121,7 @@ class RangedFetch:
             stack.callback(os.close, self.fd)
             self._allocate()
             self._write_journal()
-            self._journal_fd = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            self._journal_fd = self._journal.open()
             stack.callback(os.close, self._journal_fd)
             stack.callback(self._keep)  # after the workers: to the byte
             stack.callback(self._stop_workers)
@@ -146,9 +142,17 @@ class RangedFetch:
                 self._changed.wait(_WATCH_S)
 
     @property
+    def token(self) -> str:
+        """Names the bytes that have arrived, which another download may go on from."""
+        return self._journal.token
+
+    @property
     def num_arrived(self) -> int:
         """Bytes that are in the partial file."""
         return self._done
+
+    def _write_journal(self) -> None:
+        self._journal.write((s, n) for s, n in zip(self._starts, self._filled, strict=True) if n)
 
     def _keep(self) -> None:
         if isinstance(self._error, ChecksumMismatch):
@@ -159,12 +163,12 @@ class RangedFetch:
     def discard(self) -> None:
         """Remove what has arrived."""
         self.partial.unlink(missing_ok=True)
-        self._journal.unlink(missing_ok=True)
+        self._journal.remove()
 
     def publish(self) -> os.stat_result:
         """Move the finished file to its place; returns its stat there."""
         self.partial.replace(self.dest)
-        self._journal.unlink(missing_ok=True)
+        self._journal.remove()
         return self.dest.stat()
 
     def missing(self) -> Iterator[tuple[int, int]]:
@@ -217,7 +221,7 @@ class RangedFetch:
                         self._check.add(self.fd, start, chunk)
                     start += len(chunk)
                     # Noted first: what is made of bytes goes with `token`, which lasts no longer.
-                    self._write(self._journal_fd, _line(first, start - first))
+                    self._write(self._journal_fd, line(first, start - first))
                     with self._changed:
                         self._filled[index] = start - first
                         self._done += len(chunk)
@@ -359,45 +363,6 @@ class RangedFetch:
             )
         return UpsError(f"{self.partial} cannot be written: {error}; {ROOT_REMEDY}")
 
-    def _journal_head(self) -> dict[str, Any]:
-        return {
-            "etag": self.info.etag,
-            "num_bytes": self.info.num_bytes,
-            "boot_id": boot_id(),
-            "token": self.token,
-        }
-
-    def _read_journal(self) -> list[Interval]:
-        """What an interrupted download of the same object has written, in the order of the file.
-
-        What the journal names may not have reached the disk before a reboot, so it is then used
-        only if there is a SHA-256 to tell.
-        """
-        try:
-            first, *rest = self._journal.read_text().splitlines()
-            head = json.loads(first)
-            range_bytes = int(head.pop("range_bytes", 1))  # before, a line named a range of these
-            whole = self.partial.stat().st_size == self.info.num_bytes
-            arrived = dict(_read_line(line) for line in rest)
-            is_same = self.info.version.is_noted(head["etag"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return []
-        head.setdefault("token", self.token)
-        expected = self._journal_head() | {"etag": head["etag"], "token": head["token"]}
-        if self.info.sha256 is not None:
-            expected["boot_id"] = head.get("boot_id")
-        if not (whole and is_same) or head != expected or range_bytes < 1:
-            return []
-        if head["boot_id"] == boot_id():  # else bytes may be others than those that were read
-            self.token = head["token"]
-        found = sorted((at * range_bytes, at * range_bytes + n) for at, n in arrived.items())
-        return joined((start, min(end, self.info.num_bytes)) for start, end in found)
-
-    def _write_journal(self) -> None:
-        lines = [_line(self._starts[i], filled) for i, filled in enumerate(self._filled) if filled]
-        head = f"{json.dumps(self._journal_head())}\n".encode()
-        write_atomically(self._journal, head + b"".join(lines), durable=False)
-
 
 class _Report:
     """Tells how much of a fetch is there, now and then."""
@@ -437,20 +402,3 @@ def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
     for n in range(min(num_threads, len(jobs))):
         run = functools.partial(contextvars.copy_context().run, work)  # for its log
         threading.Thread(target=run, name=f"fetch {n}", daemon=True).start()
-
-
-def _line(start: int, filled: int) -> bytes:
-    """A line of the journal: how far the range from there is, and a check of that."""
-    text = f"{start} {filled}"
-    return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
-
-
-def _read_line(line: str) -> tuple[int, int]:
-    """(start, filled); one that is cut short or damaged says that nothing has arrived.
-
-    Lines written before have no check.
-    """
-    start, filled, *check = line.split(" ")
-    if check not in ([], [f"{zlib.crc32(f'{start} {filled}'.encode()):08x}"]):
-        return 0, 0
-    return int(start), int(filled)

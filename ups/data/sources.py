@@ -66,6 +66,21 @@ class Staged(Model):
     fetch: str = ""
 
 
+def as_stored(source: Wanted, sha256: str, num_bytes: int, *, is_here: bool) -> Staged:
+    """A source by what the store says of its object, of which nothing was fetched."""
+    return Staged(
+        split=source.split,
+        uri=source.uri,
+        path=source.path,
+        rows=source.rows,
+        sha256=sha256,
+        num_bytes=num_bytes,
+        fetched_bytes=0,
+        seconds=0.0,
+        is_here=is_here,
+    )
+
+
 def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
     """The sources of a split: objects where the config names them, else files under the root.
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from ups.background import at_once
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.objectstore import ObjectInfo, ObjectStore
-from ups.data.sources import Staged, Wanted, wanted
+from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, wanted
 from ups.equations import EQUATIONS
 from ups.errors import ObjectUnavailable
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.scout import MOST_HEADERS, Scouted, scout
+from ups.latents.scout import scout
+from ups.latents.scouted import Scouted
 from ups.latents.store import POINTER_NAME, valid_generation
 from ups.progress import Show
 
@@ -102,7 +103,7 @@ def _as_known(
 
     each = [source for of_split in sources.values() for source in of_split]
     try:
-        infos = at_once(ask, each, MOST_HEADERS, stop, "the object store")
+        infos = at_once(ask, each, MOST_ASKED, stop, "the object store")
     except ObjectUnavailable as error:  # the download of that object says it, with its split
         log.debug("not looked for in the cache: %s", error)
         return []
@@ -112,17 +113,7 @@ def _as_known(
     for source, info in zip(each, infos, strict=True):
         if info.sha256 is None:
             return []
-        known = Staged(
-            split=source.split,
-            uri=source.uri,
-            path=source.path,
-            rows=source.rows,
-            sha256=info.sha256,
-            num_bytes=info.num_bytes,
-            fetched_bytes=0,
-            seconds=0.0,
-            is_here=source.path.exists(),
-        )
+        known = as_stored(source, info.sha256, info.num_bytes, is_here=source.path.exists())
         unnamed[source.split].append(known)
         parameter = equation.value_in(source.path.stem)
         named[source.split].append(known.model_copy(update={"parameter": parameter}))

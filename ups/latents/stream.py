@@ -38,7 +38,8 @@ from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.loader import Latents, assemble, in_ram, read_exactly
-from ups.latents.scout import NothingToFetch, Scouted, Source, cannot_stream, may_stream
+from ups.latents.scout import cannot_stream, may_stream
+from ups.latents.scouted import NothingToFetch, Scouted, Source
 from ups.latents.tiers import choose_tier
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Show

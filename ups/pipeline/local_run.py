@@ -18,7 +18,7 @@ from ups.config import SPLITS, RunConfig
 from ups.data.sources import open_store, wanted
 from ups.latents.cached import Cached, look
 from ups.latents.key import ENCODED_SPLITS
-from ups.latents.scout import Scouted
+from ups.latents.scouted import Scouted
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
 from ups.machine.torch_import import collector_at_rest

@@ -1,0 +1,101 @@
+"""Which bytes of an object are in its partial file: what a killed download goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ups.data.cuts import Interval, joined
+from ups.data.objectstore import ObjectInfo
+from ups.data.stamps import boot_id
+from ups.files import write_atomically
+
+
+class FetchJournal:
+    """The journal of one download: a line of JSON, and a `line` for whatever has arrived.
+
+    Attributes:
+        token: names the bytes that have arrived; an earlier download's, once its journal is read.
+    """
+
+    def __init__(self, path: Path, info: ObjectInfo) -> None:
+        self._path, self._info = path, info
+        self.token = secrets.token_hex(8)
+
+    def read(self, partial: Path) -> list[Interval]:
+        """What an interrupted download of the same object has written, in the order of the file.
+
+        What the journal names may not have reached the disk before a reboot, so it is then used
+        only if there is a SHA-256 to tell.
+
+        Args:
+            partial: the file that it has written.
+        """
+        total = self._info.num_bytes
+        try:
+            first, *rest = self._path.read_text().splitlines()
+            head = json.loads(first)
+            range_bytes = int(head.pop("range_bytes", 1))  # before, a line named a range of these
+            whole = partial.stat().st_size == total
+            arrived = dict(_read_line(each) for each in rest)
+            is_same = self._info.version.is_noted(head["etag"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+        head.setdefault("token", self.token)
+        expected = self.head() | {"etag": head["etag"], "token": head["token"]}
+        if self._info.sha256 is not None:
+            expected["boot_id"] = head.get("boot_id")
+        if not (whole and is_same) or head != expected or range_bytes < 1:
+            return []
+        if head["boot_id"] == boot_id():  # else bytes may be others than those that were read
+            self.token = head["token"]
+        found = sorted((at * range_bytes, at * range_bytes + n) for at, n in arrived.items())
+        return joined((start, min(end, total)) for start, end in found)
+
+    def write(self, arrived: Iterable[tuple[int, int]]) -> None:
+        """Begin it anew.
+
+        Args:
+            arrived: (start, number) of bytes that are there.
+        """
+        head = f"{json.dumps(self.head())}\n".encode()
+        body = b"".join(line(start, filled) for start, filled in arrived)
+        write_atomically(self._path, head + body, durable=False)
+
+    def open(self) -> int:
+        """A file descriptor that lines are added to; whoever calls closes it."""
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def head(self) -> dict[str, Any]:
+        """What its first line says: of which object it is, and when it was written."""
+        return {
+            "etag": self._info.etag,
+            "num_bytes": self._info.num_bytes,
+            "boot_id": boot_id(),
+            "token": self.token,
+        }
+
+
+def line(start: int, filled: int) -> bytes:
+    """That `filled` bytes from `start` on are there, and a check of that."""
+    text = f"{start} {filled}"
+    return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
+
+
+def _read_line(text: str) -> tuple[int, int]:
+    """(start, filled); one that is cut short or damaged says that nothing has arrived.
+
+    Lines written before have no check.
+    """
+    start, filled, *check = text.split(" ")
+    if check not in ([], [f"{zlib.crc32(f'{start} {filled}'.encode()):08x}"]):
+        return 0, 0
+    return int(start), int(filled)

@@ -1,0 +1,348 @@
+"""What a cold run is made of, before it is there: headers, cache keys, and the order of arrival.
+
+Nothing here imports torch: the first bytes are on their way while it is being imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ups.background import Background, at_once
+from ups.config import SPLITS, ProblemConfig, RunConfig, Split
+from ups.data.coming import ComingObject
+from ups.data.cuts import Want
+from ups.data.objectstore import ObjectStore
+from ups.data.pdebench import TrajectoryFile
+from ups.data.ranges import start_fetching
+from ups.data.sources import (
+    MOST_ASKED,
+    Staged,
+    Wanted,
+    as_stored,
+    check_frames_alike,
+    open_file,
+    stage_one,
+    wanted,
+)
+from ups.data.transfer import Download
+from ups.errors import CannotStream
+from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
+from ups.latents.order import arrival_turns, fit_rows
+from ups.latents.store import valid_generation
+from ups.machine.cgroup import num_cores
+from ups.progress import Progress, Show
+
+PROGRESS_S = 0.2
+
+
+@dataclass(slots=True)
+class Source:
+    """Rows of a file that is there, or on its way.
+
+    Attributes:
+        problem: the config of its problem.
+        staged: of a file on its way, without what is known only once it is there.
+        turns: (n,), when each of its trajectories is to arrive.
+    """
+
+    problem: ProblemConfig
+    staged: Staged
+    file: TrajectoryFile
+    coming: ComingObject | None
+    turns: NDArray[np.int64]
+
+
+class NothingToFetch(CannotStream):
+    """Raised where there is nothing to wait for."""
+
+
+class Scouted:
+    """The sources of a run that has something to encode, and perhaps to fetch before.
+
+    Attributes:
+        sources: of each split, problem after problem.
+        keys: problem → its cache key.
+        is_given_up: whether all has to be there first after all.
+    """
+
+    def __init__(self, config: RunConfig, stop: threading.Event) -> None:
+        self.config, self._stop = config, stop
+        self.is_given_up = False
+        self.by_problem = config.by_problem()
+        self.sources: dict[Split, list[Source]] = {split: [] for split in SPLITS}
+        self.keys: dict[str, str] = {}
+        self._objects: dict[tuple[str, str], ComingObject] = {}
+        self._verdicts: dict[int, Background[Download]] = {}
+
+    @classmethod
+    def of_store(cls, config: RunConfig, store: ObjectStore, stop: threading.Event) -> Self:
+        """Ask for headers and digests; nothing else is fetched yet.
+
+        Raises:
+            NothingToFetch: all files are there, or their latents.
+            CannotStream: files have to be there before they can be read.
+            DataError, ObjectUnavailable, FetchError: the run would fail with it in any case.
+        """
+        scouted = cls(config, stop)
+        all_wanted = {
+            (name, split): wanted(own, split)
+            for split in SPLITS
+            for name, own in scouted.by_problem.items()
+        }
+        encoded = [w for (_, split), of in all_wanted.items() if split != "test" for w in of]
+        if all(source.path.exists() for source in encoded):
+            raise NothingToFetch("all files are there")
+        try:
+            scouted._ask_for_objects(store, [w for of in all_wanted.values() for w in of])
+            for (name, split), of in all_wanted.items():
+                own = scouted.by_problem[name]
+                scouted.sources[split] += [scouted._open(own, source, store) for source in of]
+            for name, own in scouted.by_problem.items():
+                sources = {str(split): scouted.staged(name, split) for split in ENCODED_SPLITS}
+                scouted.keys[name] = compute_cache_hash(own, sources)
+            scouted._refuse_what_is_there()
+            scouted._plan()
+        except BaseException:  # a stop, too
+            scouted.close()
+            raise
+        return scouted
+
+    @classmethod
+    def of_files(
+        cls,
+        config: RunConfig,
+        staged: Mapping[str, Mapping[str, Sequence[Staged]]],
+        stop: threading.Event,
+    ) -> Self:
+        """Files that are there and have to be encoded.
+
+        Args:
+            staged: problem → split → its sources; test may be missing.
+        Raises:
+            NothingToFetch: their latents are there, or were so, and the files are not.
+            DataError: see `TrajectoryFile`.
+        """
+        scouted = cls(config, stop)
+        for name, own in scouted.by_problem.items():
+            scouted.keys[name] = compute_cache_hash(own, staged[name])
+        scouted._refuse_what_is_there()
+        if not all(s.is_here for of in staged.values() for each in of.values() for s in each):
+            raise NothingToFetch("what has to be encoded is fetched before")
+        try:
+            for name, own in scouted.by_problem.items():
+                for split in SPLITS:
+                    for source in staged[name].get(split, ()):
+                        file = open_file(own, source.path, source.rows)
+                        turns = np.zeros(file.num_trajectories, np.int64)
+                        scouted.sources[split].append(Source(own, source, file, None, turns))
+            scouted._plan()
+        except BaseException:  # a stop, too: nobody else has the files to close
+            scouted.close()
+            raise
+        return scouted
+
+    def _refuse_what_is_there(self) -> None:
+        cache_dir = self.config.training.latent_cache_dir
+        if any(valid_generation(cache_dir, key) for key in self.keys.values()):
+            raise NothingToFetch("latents are in the cache")
+
+    def _plan(self) -> None:
+        for of_split in self.sources.values():
+            frames = [(source.staged.uri, source.file.num_frames) for source in of_split]
+            check_frames_alike(self.config, frames)
+        self._give_turns()
+
+    def _ask_for_objects(self, store: ObjectStore, sources: Sequence[Wanted]) -> None:
+        missing = {
+            (source.bucket or "", source.key or ""): source
+            for source in sources
+            if source.bucket is not None and source.key is not None and not source.path.exists()
+        }
+
+        def ask(place: tuple[str, str]) -> None:
+            self._objects[place] = ComingObject(store, *place, missing[place].path)
+
+        at_once(ask, list(missing), MOST_ASKED, self._stop, "the object store")
+
+    def _open(self, config: ProblemConfig, source: Wanted, store: ObjectStore) -> Source:
+        coming = self._objects.get((source.bucket or "", source.key or ""))
+        if coming is None:
+            staged = stage_one(config, source, store, stop=self._stop)
+        else:
+            staged = as_stored(source, coming.sha256, coming.num_bytes, is_here=True)
+        file = open_file(config, source.path, source.rows, coming)
+        parameter = file.parameter if file.is_named else None
+        staged = staged.model_copy(update={"parameter": parameter})
+        return Source(config, staged, file, coming, np.zeros(file.num_trajectories, np.int64))
+
+    def of_problem(self, name: str, split: Split) -> list[Source]:
+        return [source for source in self.sources[split] if source.problem.problem.name == name]
+
+    def staged(self, name: str, split: Split) -> list[Staged]:
+        return [source.staged for source in self.of_problem(name, split)]
+
+    def _note_fetches(self) -> None:
+        for source in (source for of in self.sources.values() for source in of):
+            if source.coming is not None:
+                source.staged = source.staged.model_copy(update={"fetch": source.coming.token})
+
+    @property
+    def objects(self) -> list[ComingObject]:
+        """What is on its way, each once: that of train before that of val, and of test."""
+        read = [source.coming for of in self.sources.values() for source in of if source.coming]
+        return list({id(coming): coming for coming in (*read, *self._objects.values())}.values())
+
+    def _give_turns(self) -> None:
+        """The fit's rows come at turn 0; train as the first epoch meets it; then val; then test."""
+        after = 1
+        for split in SPLITS:
+            sizes = [source.file.num_trajectories for source in self.sources[split]]
+            turns = np.zeros(sum(sizes), np.int64)
+            if split == "train":
+                turns = arrival_turns(sum(sizes), self.config.training.seed)
+            turns += after
+            after = int(turns.max(initial=after)) + 1
+            for source, end in zip(self.sources[split], accumulate(sizes), strict=True):
+                source.turns = turns[end - source.file.num_trajectories : end]
+
+    def _wants(self) -> Mapping[int, list[Want]]:
+        """Object → what is wanted of it, and when."""
+        wants: dict[int, list[Want]] = {id(coming): [] for coming in self.objects}
+        for name, config in self.by_problem.items():
+            of_train = self.of_problem(name, "train")
+            ends = list(accumulate(source.file.num_trajectories for source in of_train))
+            fit = (
+                [] if config.encoder.kind == "identity" else fit_rows(config, ends[-1])[0].tolist()
+            )
+            for source, end in zip(of_train, ends, strict=True):
+                first = end - source.file.num_trajectories
+                for row in (row - first for row in fit if first <= row < end):
+                    if source.coming is not None:
+                        place = source.file.bytes_of(row, row + 1)
+                        wants[id(source.coming)].append(Want(0, *place))
+        for split in SPLITS:
+            for source in self.sources[split]:
+                if source.coming is not None:
+                    for lo, hi in _runs(source.turns):
+                        place = source.file.bytes_of(lo, hi)
+                        wants[id(source.coming)].append(Want(int(source.turns[lo]), *place))
+        return wants
+
+    def begin(self, show: Show) -> None:
+        """Start to fetch, in the order in which the run needs it, and to hash behind that.
+
+        Raises:
+            CannotStream: another process is fetching one of the files.
+            DiskFull: there is no room for them.
+        """
+        wants, num_threads = self._wants(), min(8, 2 * num_cores())
+        if not self.config.features.parallel_downloads:
+            num_threads = 1
+        fetches = [coming.begin(wants[id(coming)], num_threads) for coming in self.objects]
+        self._note_fetches()
+        start_fetching(fetches, num_threads)
+        for coming in self.objects:
+            progress = show(f"[{self._label(coming)}] fetched", "MB", 1e6)
+            verdict = functools.partial(coming.verdict, self._stop, progress)
+            self._verdicts[id(coming)] = Background(verdict, f"hash {coming.path.name}")
+
+    def wait(self) -> None:
+        """Return when all objects are there and verified; raises as `finished`."""
+        for verdict in self._verdicts.values():
+            verdict.result()
+
+    def so_far(self) -> dict[tuple[str, Split], list[Staged]]:
+        """(problem, split) → its sources, with the bytes of them that have arrived."""
+        return {
+            (name, split): [self._so_far(source) for source in sources]
+            for name in self.by_problem
+            for split in SPLITS
+            if (sources := self.of_problem(name, split))
+        }
+
+    def _so_far(self, source: Source) -> Staged:
+        if (coming := source.coming) is None:
+            return source.staged
+        update = {
+            "fetched_bytes": coming.num_fetched if self._is_first(source) else 0,
+            "seconds": time.perf_counter() - coming.started,
+        }
+        return source.staged.model_copy(update=update)
+
+    def _is_first(self, source: Source) -> bool:
+        """Whether no split before it reads the same object, whose bytes count once."""
+        return source is next(
+            s for of in self.sources.values() for s in of if s.coming is source.coming
+        )
+
+    def finished(
+        self, name: str, split: Split, progress: Progress = lambda _done, _all: None
+    ) -> list[Staged]:
+        """The sources of a split of a problem, once all of them are there and verified.
+
+        Args:
+            progress: called now and then with the bytes that are there, and all.
+        Raises:
+            ChecksumMismatch: one is not what its manifest says.
+            FetchError, Interrupted, …: see `ComingObject.verdict`.
+        """
+        sources = self.of_problem(name, split)
+        coming = {id(source.coming): source.coming for source in sources if source.coming}
+        total = sum(found.num_bytes for found in coming.values())
+        for verdict in (self._verdicts[which] for which in coming):
+            while not verdict.is_done(PROGRESS_S):
+                progress(sum(found.num_arrived for found in coming.values()), total)
+            verdict.result()
+        progress(total, total)
+        return [self._finished(source) for source in sources]
+
+    def _finished(self, source: Source) -> Staged:
+        if source.coming is None:
+            return source.staged
+        done = self._verdicts[id(source.coming)].result()
+        update = {
+            "fetched_bytes": done.num_bytes - done.resumed_bytes if self._is_first(source) else 0,
+            "seconds": done.seconds,
+            "state": source.coming.state,
+        }
+        return source.staged.model_copy(update=update)
+
+    def _label(self, coming: ComingObject) -> str:
+        """The first split of an object, after the name of its problem where there are several."""
+        source = next(s for of in self.sources.values() for s in of if s.coming is coming)
+        return self.config.data.label(source.problem.problem, source.staged.split)
+
+    def give_up(self) -> None:
+        """Leave the rest to downloads, which go on from what has arrived."""
+        self.is_given_up = True
+        self.close()
+
+    def halt(self) -> None:
+        """Stop what is on its way, and whoever waits for it; files may still be read."""
+        for coming in self.objects:
+            coming.close()
+
+    def close(self) -> None:
+        """Stop what is on its way; the next run goes on from what has arrived.
+
+        Nobody reads the files any more.
+        """
+        self.halt()
+        for of_split in self.sources.values():
+            for source in of_split:
+                source.file.close()
+
+
+def _runs(turns: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """[lo, hi) of rows with one turn."""
+    borders = [0, *(np.flatnonzero(np.diff(turns)) + 1).tolist(), len(turns)]
+    return pairwise(borders)
