@@ -117,6 +117,19 @@ def test_a_stopped_build_of_another_entry_is_not_resumed_nor_one_that_is_to_be_o
     assert not partial.exists()
 
 
+def test_what_was_encoded_of_bytes_that_were_fetched_anew_is_encoded_again(tiny_config, stage_all):
+    def of(fetch):
+        return {
+            split: [source.model_copy(update={"fetch": fetch}) for source in of_split]
+            for split, of_split in stage_all(config).items()
+        }
+
+    config, done = tiny_config(), []
+    stop_at(config, of("one"), 8)
+    ensure(config, of("another"), progress=lambda num, _: done.append(num))
+    assert done[0] == 0
+
+
 def test_an_entry_in_the_place_of_another_is_not_opened(built):
     config, _, entry = built
     cache_dir, other = config.training.latent_cache_dir, "0" * 12

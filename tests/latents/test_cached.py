@@ -12,7 +12,7 @@ from ups.config import SPLITS
 from ups.data.objectstore import ObjectStore
 from ups.errors import DataError
 from ups.latents.build import ensure
-from ups.latents.cached import find_cached
+from ups.latents.cached import Cached, find_cached, look
 from ups.latents.entries import entries
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.prune import remove
@@ -61,6 +61,15 @@ def test_what_the_manifest_says_is_enough_to_find_an_entry(built, store, bucket_
     assert not found(
         config.model_copy(update={"latent": config.latent.model_copy(update={"dim": 4})}), store
     ).keys
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_is_to_build_its_entry_anew_does_not_go_without_its_files(
+    built, store, bucket_sources, overwrite
+):
+    config, _ = built(bucket_sources)
+    ahead = look(config, store, threading.Event(), logged, overwrite=overwrite)
+    assert isinstance(ahead, Cached) != overwrite
 
 
 def test_files_whose_name_alone_tells_their_parameter_are_found_too(

@@ -198,11 +198,13 @@ def test_a_file_that_is_changed_while_it_is_encoded_ends_it(
     proxy.faults.on_range = stall
     few = {"encoder__fit_trajectories": 4, "features__parallel_downloads": False}
     _, stream = streaming(data__sources=given, **few)
+    assert stream.latents.arrival.is_untouched
     with val.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read()[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
+    assert not stream.latents.arrival.is_untouched
     gate.set()
     with pytest.raises(DataError, match="val.h5 was changed while it was read: found SHA-256"):
         stream.result()

@@ -68,6 +68,8 @@ def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weigh
     caplog.set_level("INFO", "ups")
     streamed = run("streamed", features__stream="on")
     assert "training on what is there" in caplog.text
+    bounds = {row.phase: row.bound for row in streamed._break_down().phases}
+    assert "not needed" not in bounds["download"]
     warm = run("streamed", features__stream="on")
     plain = run("plain", features__stream="off")
     assert_same(streamed, warm)

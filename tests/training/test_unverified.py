@@ -135,6 +135,8 @@ def test_a_run_stopped_before_the_verdict_goes_on_at_its_step_to_the_same_weight
         Arriving(latents)
     assert train(config, latents, run_dir).resumed_from_step == steps
     assert_same_weights(whole, run_dir)
+    one, other = ([row["train/loss"] for row in read_metrics(d).epochs] for d in (whole, run_dir))
+    assert one == pytest.approx(other, rel=1e-6)  # summed in two parts
     assert left(run_dir) == ["best.pt", LAST]
 
 
