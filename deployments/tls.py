@@ -16,6 +16,7 @@ def share_tls_contexts() -> None:
     a file are made anew: of them Prefect switches the checks off, where it is told to.
     """
     import certifi  # httpx, which Prefect's clients are made with, brings it
+    from prefect.settings import get_current_settings
 
     make = ssl.create_default_context
     shared = functools.cache(lambda cafile: make(cafile=cafile))
@@ -26,4 +27,4 @@ def share_tls_contexts() -> None:
         return make(*args, **kwargs)
 
     ssl.create_default_context = create
-    create(cafile=certifi.where())
+    create(cafile=get_current_settings().api.ssl_cert_file or certifi.where())

@@ -41,6 +41,7 @@ from prefect.states import Cancelled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.processes import say_ending
+from deployments.settings import environment_of_settings, keep_environment_of_settings
 from deployments.tls import share_tls_contexts
 from ups.machine.openmp import bound_spinning
 
@@ -192,10 +193,11 @@ async def warm_process(socket_path: str | None) -> AsyncIterator[None]:
         return
     os.environ["UPS_WARM_SOCKET"] = socket_path
     command = [sys.executable, "-m", "deployments.zygote", socket_path]
+    env = {**os.environ, **environment_of_settings()}  # as the runs get it: their settings are its
 
     async def keep() -> None:
         while True:
-            process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE)
+            process = await asyncio.create_subprocess_exec(*command, env=env, stdin=subprocess.PIPE)
             try:
                 code = await process.wait()
             finally:
@@ -228,6 +230,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     given = parser.parse_args()
     bound_spinning(os.environ)  # which the kept process and the runs inherit
     share_tls_contexts()
+    keep_environment_of_settings()
 
     async def run() -> None:
         task = asyncio.current_task()

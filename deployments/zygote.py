@@ -27,6 +27,9 @@ import threading
 import traceback
 from pathlib import Path
 
+import numpy
+
+from deployments.settings import refresh_settings, sources_of_settings
 from deployments.start import LENGTH, STATUS, receive
 from deployments.tls import share_tls_contexts
 from ups.data.connect import read_descriptions
@@ -44,17 +47,31 @@ PREFECT_MODULES = (
     "prefect.results",
     "prefect.runner",
     "prefect.transactions",
+    "prefect.utilities.visualization",
 )
 PROJECT_MODULES = (
     "flows.train_burgers",
     "ups.data.transfer",
     "ups.data.objectstore",
     "ups.latents.legacy",
+    "ups.latents.stream",
+    "ups.machine.host",
+    "ups.models.latent",
+    "ups.models.latent_cnn",
     "ups.pipeline.phases",
     "ups.training.evaluate",
     "ups.training.loop",
 )
-OTHERS = ("boto3", "botocore.httpsession", "matplotlib.figure", "matplotlib.backends.backend_agg")
+OTHERS = (
+    "anyio._backends._asyncio",
+    "boto3",
+    "botocore.httpsession",
+    "encodings.idna",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "numpy.random",
+    "rich._emoji_codes",
+)
 STDIN = 0
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -62,6 +79,7 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 def main() -> None:
     """Import everything, then fork a keeper for each connection until standard input ends."""
     path = Path(sys.argv[1])
+    settings = sources_of_settings()
     for name in (*PREFECT_MODULES, *OTHERS, *PROJECT_MODULES):
         importlib.import_module(name)
     share_tls_contexts()
@@ -82,7 +100,7 @@ def main() -> None:
         if listener in readable:
             connection, _ = listener.accept()
             stale = project_files(loaded) != loaded
-            _fork_keeper(listener, connection, stale)
+            _fork_keeper(listener, connection, settings, stale)
             if stale:
                 print("the project's files have changed: starting over", flush=True)
                 os.execv(sys.executable, [sys.executable, "-m", "deployments.zygote", str(path)])
@@ -119,7 +137,9 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _fork_keeper(listener: socket.socket, connection: socket.socket, stale: bool) -> None:
+def _fork_keeper(
+    listener: socket.socket, connection: socket.socket, settings: object, stale: bool
+) -> None:
     """Fork twice, so that the keeper belongs to init and this process has nothing to reap."""
     first = os.fork()
     if first:
@@ -130,13 +150,13 @@ def _fork_keeper(listener: socket.socket, connection: socket.socket, stale: bool
         os._exit(0)
     listener.close()
     try:
-        _keep(connection, stale)
+        _keep(connection, settings, stale)
     except BaseException:  # noqa: BLE001 (nothing may run on in a copy of the zygote)
         traceback.print_exc()
     os._exit(0)
 
 
-def _keep(connection: socket.socket, stale: bool) -> None:
+def _keep(connection: socket.socket, settings: object, stale: bool) -> None:
     """Fork the run, report its exit code; end it if the process that stands in for it is gone."""
     header, ancillary, _, _ = connection.recvmsg(LENGTH.size, socket.CMSG_LEN(3 * 4))
     streams = array.array("i")
@@ -147,7 +167,7 @@ def _keep(connection: socket.socket, stale: bool) -> None:
     if pid == 0:
         connection.close()
         _end_with(keeper)
-        _run(request, list(streams), stale)
+        _run(request, list(streams), settings, stale)
     for fd in streams:
         os.close(fd)
     connection.sendall(STATUS.pack(pid))
@@ -169,7 +189,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _run(request: dict[str, object], streams: list[int], stale: bool) -> None:
+def _run(request: dict[str, object], streams: list[int], settings: object, stale: bool) -> None:
     """Become the flow run that was asked for; does not return."""
     code = 1
     try:
@@ -184,12 +204,11 @@ def _run(request: dict[str, object], streams: list[int], stale: bool) -> None:
         os.chdir(str(request["cwd"]))
         sys.path[0] = os.getcwd()
         random.seed()
+        numpy.random.seed()
         if stale:
             for name in [n for n in sys.modules if n.split(".")[0] in PACKAGES]:
                 del sys.modules[name]
-        import prefect.context
-
-        prefect.context.refresh_global_settings_context()
+        refresh_settings(settings)
         module = str(request["module"])
         sys.modules.pop(module, None)
         sys.argv = [module]

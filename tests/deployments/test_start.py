@@ -113,8 +113,22 @@ def test_runs_do_not_see_each_others_environment_folder_or_modules(start):
 
 
 def test_runs_draw_different_random_numbers(start):
-    code = "import random; print(random.random())"
-    assert output_of(start(code)) != output_of(start(code))
+    code = "import random, numpy; print(random.random(), numpy.random.random())"
+    first, second = (output_of(start(code)).split() for _ in range(2))
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_a_run_has_the_settings_of_its_own_environment_and_folder(start, tmp_path):
+    code = """
+        from prefect.settings import get_current_settings
+        settings = get_current_settings()
+        print(settings.api.url, settings.logging.level)
+    """
+    assert output_of(start(code, PREFECT_API_URL="http://one/api")).startswith("http://one/api")
+    assert output_of(start(code, PREFECT_API_URL="http://two/api")).startswith("http://two/api")
+    (tmp_path / "prefect.toml").write_text('[logging]\nlevel = "ERROR"\n')
+    assert output_of(start(code, PREFECT_API_URL="http://one/api")) == "http://one/api ERROR"
 
 
 WAITING = """
