@@ -2,7 +2,12 @@
 
 import prefect.context
 import pytest
-from prefect.settings import PREFECT_LOGGING_LEVEL, Settings, temporary_settings
+from prefect.settings import (
+    PREFECT_LOGGING_LEVEL,
+    PREFECT_PROFILES_PATH,
+    Settings,
+    temporary_settings,
+)
 
 from deployments.settings import (
     environment_of_settings,
