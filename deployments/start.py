@@ -36,7 +36,7 @@ def main() -> None:
         else:
             sys.exit(run_warm(connection, module))
     os.environ["UPS_STARTED"] = "cold"
-    os.execv(sys.executable, [sys.executable, "-m", module])
+    os.execv(sys.executable, [sys.executable, "-m", "deployments.cold", module])
 
 
 def run_warm(connection: socket.socket, module: str) -> int:

@@ -76,9 +76,12 @@ def test_a_warm_run_finds_the_slow_imports_done_and_is_else_a_process_of_its_own
 
 @pytest.mark.parametrize("env", [{"UPS_START_MODE": "cold"}, {"UPS_WARM_SOCKET": "/nowhere"}])
 def test_a_cold_start_is_a_fresh_interpreter(start, env):
-    code = "import os, sys; print(os.environ['UPS_STARTED'], 'torch' in sys.modules)"
+    code = """
+        import gc, os, sys
+        print(os.environ["UPS_STARTED"], "torch" in sys.modules, gc.isenabled(), len(sys.argv))
+    """
     lines = output_of(start(code, **env)).splitlines()
-    assert lines[-1] == "cold False"
+    assert lines[-1] == "cold False True 1"
     assert len(lines) == 1 or "no process is kept ready at /nowhere" in lines[0]
 
 
