@@ -13,9 +13,9 @@ from ups.latents.loader import Latents
 from ups.training.metrics import is_zero, note_zeros, share_left_in
 from ups.training.step import TrainStep, rollout
 
-# Of latents in float32. A rollout of them takes five times as much, the activations of a step
-# included: less than what the choice of a tier leaves free beside the latents.
-GPU_BATCH_BYTES = 256 << 20
+# Of latents in float32. A rollout took 7 times as much with the latent CNN, 19 with the FNO and 32
+# with the U-Net, in float32 on a CPU: half of what the choice of a tier leaves beside the latents.
+GPU_BATCH_BYTES = 64 << 20
 LEAST = 1e-7  # root mean square of a frame's latents, in deviations; float16 holds less as 0
 
 
@@ -42,7 +42,7 @@ def batch_size(config: RunConfig, num_frames: int, device: str) -> int:
 
     Each batch launches the kernels of every step anew, and small ones take longer to launch than
     to compute: of the 1,000 trajectories of PDEBench's val 358,000 kernels an epoch in batches of
-    32, and 22,000 so. On a CPU a larger batch would only move the score in its last digits. A
+    32, and 78,000 so. On a CPU a larger batch would only move the score in its last digits. A
     function of the config alone, so that a resumed run scores as it did before.
 
     Args:
