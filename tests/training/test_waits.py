@@ -42,7 +42,7 @@ def take_epochs(step, latents, config, num):
 
 
 def test_the_host_waits_for_no_step(prepared, of_kind):
-    config, latents, _ = prepared(**of_kind)
+    config, latents, _ = prepared(**of_kind, features__preload="ram")
     step = TrainStep(config)
     with Waits() as waits:
         take_epochs(step, latents, config, 2)
@@ -55,6 +55,7 @@ def test_the_host_waits_as_often_for_an_epoch_of_many_steps_and_batches_as_for_o
     found = {}
     for batch in (2, 10):
         changes = {"training__batch_size": batch, "evaluation__batch_size": batch // 2}
+        changes |= {"features__preload": "ram"}
         for epochs in (2, 3):
             of_run = f"{batch}-{epochs}"
             config, latents, run_dir = prepared(of_run, **changes, stages__operator__epochs=epochs)
