@@ -6,7 +6,8 @@ For each connection of `deployments/start.py` a keeper process is forked, which 
 reports its exit code; so runs outlive a restart of this process. The runs are isolated from each
 other: environment, working directory, streams, signals, random state and exit codes are their own.
 The project's files are looked at before each run: if one has changed, that run imports them anew,
-and this process replaces itself. CUDA is never touched here: a fork could not use it.
+and this process replaces itself. CUDA is never touched here, as a fork could not use it: a run that
+trains makes its context as soon as it is forked, beside the rest of its boot.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from deployments.settings import refresh_settings, sources_of_settings
 from deployments.start import LENGTH, STATUS, receive
 from deployments.tls import share_tls_contexts
 from ups.data.connect import read_descriptions
+from ups.machine.cuda_context import make_context_beside
 
 PACKAGES = ("ups", "tasks", "flows", "deployments")
 PREFECT_MODULES = (
@@ -73,6 +75,7 @@ OTHERS = (
     "rich._emoji_codes",
 )
 STDIN = 0
+TRAINING_FLOW = "train-burgers"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -201,6 +204,9 @@ def _run(request: dict[str, object], streams: list[int], settings: object, stale
             signal.signal(number, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update({**request["env"], "UPS_STARTED": "warm"})  # type: ignore[dict-item]
+        # Before its config is known: one that trains on the CPU has a context for nothing.
+        if os.environ.get("PREFECT__FLOW_NAME") == TRAINING_FLOW:
+            make_context_beside()
         os.chdir(str(request["cwd"]))
         sys.path[0] = os.getcwd()
         random.seed()

@@ -38,6 +38,7 @@ from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.scout import may_stream
 from ups.latents.scouted import NothingToFetch, Scouted
 from ups.latents.store import valid_generation
+from ups.machine.cuda_context import make_context_beside
 from ups.machine.torch_import import load_libraries_beside
 from ups.pipeline.provision import claim
 from ups.pipeline.state import ProblemSplit, RunState, running
@@ -99,6 +100,8 @@ def train_burgers(
     except ConfigError as error:  # then not even the run's folder is known
         validate_config(error)
         raise
+    if resolved.training.device != "cpu":
+        make_context_beside()  # a warm start has had it made since it was forked
     resume = Path(resume_from) if resume_from else None
     context = FlowRunContext.get()
     assert context is not None

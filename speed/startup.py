@@ -26,6 +26,7 @@ from ups.training.step import window_frames
 
 CONFIG = {"cpu": "smoke", "cuda": "train_burgers_32dim"}
 EPOCHS, TRAJECTORIES = 25, {"cpu": 256, "cuda": 10_000}
+COMPILER = "inductor"  # of `training.compile`
 STEPS = 8
 SLOW_REPEATS = {"cpu": 1, "cuda": 3}
 TIMEOUT_S = 300
@@ -58,8 +59,8 @@ def run(settings: Settings) -> Iterator[Comparison]:
     ways = ("off", "graph") if settings.device == "cuda" else ("off",)
     quick = ours_first({way: first(way) for way in ways})
     results = alternate(quick, settings.repeats, warm_ups=0)
-    empty = Contender("inductor, empty cache", "peer", first("inductor"), emptied)
-    warm = Contender("inductor, kept cache", "peer", first("inductor"))
+    empty = Contender("inductor, empty cache", "peer", first(COMPILER), emptied)
+    warm = Contender("inductor, kept cache", "peer", first(COMPILER))
     slow_repeats = min(SLOW_REPEATS[settings.device], settings.repeats)
     results += [*alternate([empty], 1, 0), *alternate([warm], slow_repeats, 0)]
     yield Comparison(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import os
+import shutil
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -62,6 +65,39 @@ class FakeNvml:
         if self.power_mw is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return self.power_mw
+
+
+CUDA_DRIVER = """
+#include <stdio.h>
+#include <stdlib.h>
+static int called(const char *name, int is_right) {
+    const char *path = getenv("CUDA_CALLS");
+    FILE *file = path ? fopen(path, "a") : NULL;
+    if (file) { fprintf(file, "%s\\n", name); fclose(file); }
+    return is_right ? 0 : 1;
+}
+int cuInit(unsigned flags) { return called("cuInit", flags == 0); }
+int cuDeviceGet(int *device, int place) { *device = 7; return called("cuDeviceGet", place == 0); }
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    *context = &called;
+    return called("cuDevicePrimaryCtxRetain", device == 7);
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def cuda_driver(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """A folder for LD_LIBRARY_PATH with a driver of CUDA that notes its calls in $CUDA_CALLS.
+
+    None where a real one is, or no C compiler.
+    """
+    compiler, folder = shutil.which("cc"), tmp_path_factory.mktemp("driver")
+    if compiler is None or ctypes.util.find_library("cuda") is not None:
+        return None
+    (folder / "cuda.c").write_text(CUDA_DRIVER)
+    build = [compiler, "-shared", "-fPIC", "-o", "libcuda.so.1", "cuda.c"]
+    subprocess.run(build, cwd=folder, check=True)
+    return folder
 
 
 @pytest.fixture

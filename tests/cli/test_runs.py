@@ -48,7 +48,7 @@ def test_runs_are_listed_shown_and_compared(trained):
     code, output = ups("runs", "show", "fir", "--dir", trained)
     assert code == 0, output
     for expected in ("completed", "commit", "test nRMSE", "checkpoints", "run.log", "processor",
-                     "GPU", "s to the first step", "build the model, take one"):  # fmt: skip
+                     "GPU", "s to the first step", "take one optimizer step"):  # fmt: skip
         assert expected in output, output
     _, output = ups("runs", "show", "second", "--dir", trained, "--json")
     second = json.loads(output)

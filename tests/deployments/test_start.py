@@ -12,13 +12,14 @@ import pytest
 
 from deployments.layout import PROJECT_DIR
 from deployments.start import LENGTH, STATUS, receive
+from flows.train_burgers import train_burgers
 from tests.live import wait_until
 
 START = [sys.executable, "-I", "-S", str(PROJECT_DIR / "deployments" / "start.py")]
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def ready(tmp_path_factory, cuda_driver):
     """The socket of a process kept ready, and its log."""
     folder = tmp_path_factory.mktemp("warm")
     path, log = folder / "warm.sock", folder / "log"
@@ -26,6 +27,7 @@ def ready(tmp_path_factory):
         zygote = subprocess.Popen(
             [sys.executable, "-m", "deployments.zygote", str(path)],
             cwd=PROJECT_DIR,
+            env={**os.environ, **({"LD_LIBRARY_PATH": str(cuda_driver)} if cuda_driver else {})},
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -72,6 +74,17 @@ def output_of(process):
 )
 def test_a_warm_run_finds_the_slow_imports_done_and_is_else_a_process_of_its_own(start, claim):
     assert output_of(start(f"import os, signal, sys; print({claim})")) == "True"
+
+
+def test_a_run_that_trains_makes_its_cuda_context_beside_its_boot(start, cuda_driver, tmp_path):
+    if cuda_driver is None:
+        pytest.skip("needs a C compiler, and no driver of CUDA")
+    calls, waiting = tmp_path / "calls", "import time; time.sleep(0.3)"
+    assert output_of(start(waiting, CUDA_CALLS=str(calls))) == ""
+    assert not calls.exists(), "another flow has no use for it"
+    run = start(waiting, CUDA_CALLS=str(calls), PREFECT__FLOW_NAME=train_burgers.name)
+    assert output_of(run) == ""
+    assert calls.read_text().split()[-1] == "cuDevicePrimaryCtxRetain"
 
 
 @pytest.mark.parametrize("env", [{"UPS_START_MODE": "cold"}, {"UPS_WARM_SOCKET": "/nowhere"}])

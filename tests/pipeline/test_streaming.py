@@ -23,6 +23,7 @@ from ups.progress import progress_shown
 from ups.runs.folder import UNVERIFIED
 from ups.runs.index import read_run
 from ups.training import checkpoint
+from ups.training.step import TrainStep
 
 
 @pytest.fixture
@@ -62,6 +63,28 @@ def weights(run):
 def assert_same(one, other):
     for part in ("model", "ema", "optimizer"):
         torch.testing.assert_close(weights(one)[part], weights(other)[part], rtol=0, atol=0)
+
+
+def spans(run, phase):
+    return [span for span in run._timeline.spans if span.phase == phase]
+
+
+def test_the_model_is_built_beside_the_downloads_to_the_same_weights(run, monkeypatch):
+    built_by, build = [], TrainStep.__init__
+
+    def note(step, config):
+        built_by.append(threading.current_thread().name)
+        build(step, config)
+
+    monkeypatch.setattr(TrainStep, "__init__", note)
+    beside, later = run("beside"), run("later", features__warm_up=False)
+    assert built_by == ["warm up", "MainThread"]
+    assert_same(beside, later)
+    imported, built = spans(beside, "warm-up")
+    (load,), (training,) = spans(beside, "load"), spans(beside, "train")
+    assert imported.end <= built.start < load.end
+    assert built.end <= training.start
+    assert len(spans(later, "warm-up")) == 1
 
 
 def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weights(run, caplog):

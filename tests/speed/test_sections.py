@@ -1,4 +1,4 @@
-"""The tiniest run of each section that needs neither the peers' environment nor a stack."""
+"""The tiniest run of each section that needs no environment of the peers."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speed import __main__ as command
-from speed import inputs, link, stream_inputs
+from speed import inputs, link, startup, stream_inputs
 from speed.settings import Settings
 from speed.worker import Worker, WorkerError
 
@@ -99,6 +99,21 @@ def test_stream_times_what_it_can_and_says_what_it_cannot(bench, folder, tmp_pat
 def test_the_gpu_script_runs_small_on_a_cpu(bench):
     record = bench("gpu", "gpu_encode,gpu_load,gpu_train")
     assert {"eager", "legacy", "disk read", "PCIe", "float32"} <= names_with_values(record)
+
+
+def test_the_startup_on_a_gpu_runs_small_on_a_cpu_through_a_stack_of_its_own(
+    bench, folder, monkeypatch
+):
+    monkeypatch.setattr(startup, "COMPILER", "off")  # inductor takes 40 s for the same lines
+    whole, first_step, with_epochs = bench("gpu", "gpu_startup")["comparisons"]
+    (ours,) = whole["results"]
+    assert ours["median"] >= sum(ours["extras"][name][0] for name in ("queue s", "boot s")) > 0
+    assert ours["extras"]["download s"][0] > 0, "it has to be fetched from the store"
+    for row in (first_step, with_epochs):
+        found = {result["name"]: result["median"] for result in row["results"]}
+        assert found.keys() == {"off", "inductor, empty cache", "inductor, kept cache"}
+        assert min(found.values()) > 0
+    assert not list((folder / startup.FOLDER).iterdir()), "gigabytes must not stay"
 
 
 def test_an_unknown_section_is_refused(capsys):

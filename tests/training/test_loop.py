@@ -281,11 +281,11 @@ def test_a_large_checkpoint_is_written_beside_training_as_it_was_when_it_was_tak
     train(config, latents, whole)
     write, written = checkpoint.write, []
 
-    def late(record, *paths):
-        before = digest(record["model"])
+    def late(taken, *paths):
+        before = digest(taken.record["model"])
         time.sleep(0.1)  # in which steps are taken
-        written.append(before == digest(record["model"]))
-        write(record, *paths)
+        written.append(before == digest(taken.record["model"]))
+        write(taken, *paths)
 
     def digest(weights):
         return sum(weight.double().abs().sum().item() for weight in weights.values())

@@ -111,6 +111,7 @@ class ChunkEncoder:
     def _encode_on_gpu(
         self, source: TrajectoryFile, first: int, latents: Tensor, batch: int
     ) -> float:
+        """Wait once a chunk, as its bytes are written next: for the thread's own stream alone."""
         frames = self._read(source, first, len(latents))
         stream = getattr(self._local, "stream", None)
         if stream is None:

@@ -41,7 +41,7 @@ from ups.latents.loader import Latents, assemble, in_ram, read_exactly
 from ups.latents.scout import cannot_stream, may_stream
 from ups.latents.scouted import NothingToFetch, Scouted, Source
 from ups.latents.tiers import choose_tier
-from ups.machine.devices import encoding_device, limit_torch_threads, training_device
+from ups.machine.devices import encoding_device, limit_torch_threads, own_stream, training_device
 from ups.progress import Show
 
 log = logging.getLogger(__name__)
@@ -274,7 +274,8 @@ class Stream:
 
         def work() -> None:
             try:
-                take_chunks()
+                with own_stream(self._device):
+                    take_chunks()
             except BaseException:  # whatever it is; raised again to who waits for the workers
                 self._is_over.set()  # the others need not go on
                 self.scouted.halt()  # nor wait
@@ -319,7 +320,7 @@ class Stream:
         target = self._tensors[chunk.split][chunk.first : chunk.end]
         stride = self._config.training.time_stride
         target.copy_(latents.view(len(target), *file.shape[1:])[:, ::stride])
-        if target.is_cuda:  # training, on a stream of its own, reads it once it is noted
+        if target.is_cuda:  # training, on another stream, reads it once it is noted
             torch.cuda.current_stream().synchronize()
 
     def _publish(self, build: Build) -> CacheEntry:

@@ -62,6 +62,23 @@ def threads_that_pay(multiplications: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def own_stream(device: str) -> Iterator[None]:
+    """Have what this thread gives to the GPU inside wait for nothing that others give to it.
+
+    On the default stream a copy would wait for all steps that training has queued there.
+    """
+    import torch
+
+    if device == "cpu":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.default_stream())  # memory may have been freed there just now
+    with torch.cuda.stream(stream):
+        yield
+
+
 def encoding_device(config: RunConfig) -> str:
     """Where latents are encoded: the training device, or the CPU with `gpu_encode` off."""
     return training_device(config) if config.features.gpu_encode else "cpu"

@@ -19,6 +19,7 @@ from ups.data.sources import open_store, wanted
 from ups.latents.cached import Cached, look
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.scouted import Scouted
+from ups.machine.cuda_context import make_context_beside
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
 from ups.machine.torch_import import collector_at_rest
@@ -41,8 +42,8 @@ log = logging.getLogger(__name__)
 
 BOUNDS = {
     "boot": "a new interpreter imports what reads the config",
-    "warm-up": "import torch, and what trains and scores",
-    "first step": "build the model, take one optimizer step",
+    "warm-up": "import torch, and what trains and scores; build the model",
+    "first step": "take one optimizer step",
 }
 
 
@@ -59,6 +60,8 @@ class LocalRun:
             ValidationFailed: the run would fail here; a line for each fault.
         """
         self._started_at = process_started_at()
+        if config.training.device != "cpu":
+            make_context_beside()
         self._timeline, self._resume = Timeline(), resume
         found = find_run_dir(config.runs_dir, run_id) if run_id else None
         with self._timeline.phase("validate"):
@@ -104,8 +107,17 @@ class LocalRun:
             with phase("warm-up"), collector_at_rest():
                 from ups.training.evaluate import evaluate
                 from ups.training.loop import train
+                from ups.training.step import TrainStep
 
                 check_compile(config)  # for a device that is there
+
+            def warm_up() -> TrainStep:
+                with phase("warm-up"):
+                    step = TrainStep(config)
+                    step.warm_up()
+                    return step
+
+            warming = Background(warm_up, "warm up") if config.features.warm_up else None
             with phase("download"):
                 store, found = looking.result()
             scouted, stream, test = None, None, None
@@ -134,11 +146,13 @@ class LocalRun:
                 so_far.save(self.run_dir)
                 begin_summary(self.run_dir, so_far.metrics)
 
+            step = warming.result() if warming else None
             with phase("train"):
                 run.result = train(
                     config,
                     latents,
                     self.run_dir,
+                    step=step,
                     resume=self._resume,
                     on_first_step=note_first_step,
                     progress=show("trained", "steps"),

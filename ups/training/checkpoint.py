@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -44,21 +45,43 @@ CHECK_BYTES = len(CHECK) + 16
 READ_BYTES = 8 << 20
 
 
-def snapshot(config: RunConfig, state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of this moment holds, its tensors copied to the CPU: training may go on."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint of one moment holds, its tensors on the CPU or on their way there.
+
+    Attributes:
+        copied: after which all of them are there; None without a GPU, where they are at once.
+    """
+
+    record: dict[str, Any]
+    copied: torch.cuda.Event | None
+
+
+def snapshot(config: RunConfig, state: dict[str, Any]) -> Snapshot:
+    """Copy the state of this moment to the CPU: training may go on.
+
+    From a GPU the copies go into pinned memory, behind the steps that are queued there, and nobody
+    waits for them here: copied one by one, each of the tensors, four for each weight, was a
+    synchronisation.
+    """
     record: dict[str, Any] = _copied(state)
-    return {
+    copied = None
+    if torch.cuda.is_initialized():
+        copied = torch.cuda.Event()
+        copied.record()
+    record = {
         "format": FORMAT_VERSION,
         "config": config.model_dump_json(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         **record,
     }
+    return Snapshot(record, copied)
 
 
 def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", non_blocking=True, copy=True)
     if isinstance(value, Mapping):
         return {name: _copied(member) for name, member in value.items()}
     return [_copied(member) for member in value] if isinstance(value, list) else value
@@ -72,17 +95,19 @@ def num_bytes(state: Any) -> int:
     return sum(map(num_bytes, members)) if isinstance(state, Mapping | list) else 0
 
 
-def write(record: dict[str, Any], path: Path, *others: Path, durable: bool = True) -> None:
-    """Write what `snapshot` took; a reader, or a crash, never sees half of it.
+def write(taken: Snapshot, path: Path, *others: Path, durable: bool = True) -> None:
+    """Write a snapshot, once it is all there; a reader, or a crash, never sees half of it.
 
     Args:
         others: further names that it is to have.
         durable: also after a power cut.
     """
+    if taken.copied is not None:
+        taken.copied.synchronize()
     with replacing(path, durable=durable) as file:
         checked = _Checked(file)
         try:
-            torch.save(record, cast(BinaryIO, checked))
+            torch.save(taken.record, cast(BinaryIO, checked))
         except RuntimeError as error:  # torch's, of where it stands in a file that was not written
             if checked.error is None:
                 raise

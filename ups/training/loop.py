@@ -284,6 +284,7 @@ class _Loop:
         """Save what a stopped run goes on from."""
         arrival, epoch = self.latents.arrival, self.position.epoch + 1
         if arrival is None or arrival.is_settled:
+            self._check_loss()
             self.save(LAST)
             log.info("stopped in epoch %d; %s resumes", epoch, LAST)
             return
@@ -302,8 +303,8 @@ class _Loop:
         assert arrival is not None, "without one, all is verified"
         self._wait_for_writing()
         position["train_loss"] += self.step.loss_sum.item()  # which goes on being summed
-        record = checkpoint.snapshot(self.config, self._state(position))
-        record["fetches"] = self.latents.fetches
+        state = {**self._state(position), "fetches": self.latents.fetches}
+        taken = checkpoint.snapshot(self.config, state)
         self._save_again_at = time.monotonic() + UNVERIFIED_EVERY_S
         if not arrival.is_untouched:
             return
@@ -311,7 +312,7 @@ class _Loop:
         def write() -> None:
             began = time.monotonic()
             path = self.run_dir / CHECKPOINTS / UNVERIFIED
-            checkpoint.write(record, path, durable=False)  # a reboot ends the fetches, too
+            checkpoint.write(taken, path, durable=False)  # a reboot ends the fetches, too
             ended = time.monotonic()
             pause_s = max(UNVERIFIED_EVERY_S, (ended - began) / UNVERIFIED_SHARE)
             self._save_again_at = ended + pause_s
@@ -324,23 +325,24 @@ class _Loop:
         return {**self.step.state_dict(), "position": position, "trained_on": trained_on}
 
     def save(self, *names: str) -> None:
-        """Write a checkpoint under these names; a large one while training goes on.
+        """Write a checkpoint under these names, in a thread, while training goes on.
+
+        On a CPU a small one is waited for: the thread would want the core of the steps.
 
         Raises:
-            OSError: this one, or the large one before it, could not be written.
+            OSError: this one, or the one before it, could not be written.
         """
-        self._check_loss()
         self._wait_for_writing()
-        record = checkpoint.snapshot(self.config, self._state(asdict(self.position)))
+        taken = checkpoint.snapshot(self.config, self._state(asdict(self.position)))
         folder = self.run_dir / CHECKPOINTS
 
         def write() -> None:
-            checkpoint.write(record, *(folder / name for name in names))
+            checkpoint.write(taken, *(folder / name for name in names))
             if LAST in names:
                 (folder / UNVERIFIED).unlink(missing_ok=True)
 
         self._writing = Background(write, "checkpoint")
-        if checkpoint.num_bytes(record) < LARGE_BYTES:
+        if self.step.device == "cpu" and checkpoint.num_bytes(taken.record) < LARGE_BYTES:
             self._wait_for_writing()
 
     @contextmanager
