@@ -1,4 +1,4 @@
-"""Put a cache entry where the training loop reads it fastest, and check it on the way."""
+"""Put a cache entry where the training loop reads it fastest: copied and checked, or mapped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from ups.latents.arrival import Arrival
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.datasets import (
-    DiskCacheDataset,
     GridLatentPairDataset,
     LatentDataset,
     PreloadedCacheDataset,
@@ -39,7 +38,8 @@ from ups.latents.datasets import (
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.latent_file import LatentFile
-from ups.latents.tiers import choose_tier
+from ups.latents.on_disk import DiskCacheDataset, MappedCacheDataset
+from ups.latents.tiers import choose_tier, is_mapped
 from ups.units import format_size
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Latents:
         train_rows: the trajectories of train, file by file.
         val_ranges: problem → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
-        num_bytes: read to get there.
+        num_bytes: read to get there; 0 where they are read when wanted.
         arrival: what is there of them, where some still are on their way; else None.
         fetches: problem → what brought the bytes that they are made of, see `Build`.
     """
@@ -132,23 +132,30 @@ def _load(
         tier, stepped_down = choose_tier(config, num_bytes, device)
         for reason in stepped_down:
             log.warning("%s", reason)
+        mapped = is_mapped(config, tier, num_bytes, device)
+        num_read = 0 if mapped or tier == "disk" else num_bytes
 
         def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:
             if tier == "disk":
                 on_disk = DiskCacheDataset(files[split], condition_NC, stride, device)
                 holds.callback(on_disk.close)
                 return on_disk
+            if mapped:
+                in_map = MappedCacheDataset(files[split], condition_NC, stride)
+                holds.callback(in_map.close)
+                return in_map
             z_NTKD = read_files(files[split], config, tier == "gpu", stop or threading.Event())
             return PreloadedCacheDataset(z_NTKD, condition_NC, device)
 
         encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
         fields = {name: manifest.key_fields for name, manifest in manifests.items()}
-        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
+        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_read)
         latents.fetches = {name: list(manifest.fetches) for name, manifest in manifests.items()}
         latents.holds = holds.pop_all()
     keys = ", ".join(manifest.config_hash for manifest in manifests.values())
-    size, rate = format_size(num_bytes), num_bytes / 1e6 / latents.seconds
-    log.info("latents %s in %s: %s in %.2f s, %.0f MB/s", keys, tier, size, latents.seconds, rate)
+    size, seconds = format_size(num_bytes), latents.seconds
+    how = f"{num_bytes / 1e6 / seconds:.0f} MB/s" if num_read else "read when wanted"
+    log.info("latents %s in %s: %s in %.2f s, %s", keys, tier, size, seconds, how)
     return latents
 
 
