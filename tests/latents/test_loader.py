@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import time
+from contextlib import nullcontext
+from threading import Event
 from unittest.mock import Mock
 
 import pytest
@@ -112,7 +114,7 @@ def test_a_run_that_reads_from_files_finds_damage_at_first_touch_and_the_next_on
         os.truncate(path, path.stat().st_size // 2)
     for _ in range(2):
         with pytest.raises(CacheDamaged, match=f"{message}.*start again, and the entry is built"):
-            latents.train.batch(torch.tensor([16]))
+            latents.train.batch(torch.tensor([15 if cut else 16]))
     latents.close()
     assert (directory.parent / f"damaged-{entry.generation}" / path.name).exists()
     assert not ensure(config, sources).reused
@@ -138,6 +140,58 @@ def test_strided_latents_are_copied_where_the_page_cache_has_no_room_for_all_fra
     # 262 KB of them, of which every fourth frame is kept.
     monkeypatch.setattr(tiers, "available_ram_mb", lambda: 0.2)
     assert isinstance(tier().train, PreloadedCacheDataset)
+
+
+@pytest.fixture
+def crossed(monkeypatch):
+    """A stand-in for a GPU that copies as late as it may; the bytes of each copy to it."""
+    pending, events, num_bytes = [], [], []
+
+    class Memory(torch.Tensor):
+        def copy_(self, rows, **_):
+            pending.append((self.as_subclass(torch.Tensor), rows))
+
+    class CopyDone:
+        def __init__(self):
+            self.copies = []
+            events.append(self)
+
+        def record(self):
+            self.copies, pending[:] = pending[:], []
+
+        def synchronize(self):
+            for target, rows in self.copies:
+                num_bytes.append(rows.nbytes)
+                target.copy_(rows)
+            self.copies = []
+
+    def in_gpu(shape, dtype):
+        return torch.zeros(shape, dtype=dtype).as_subclass(Memory)
+
+    monkeypatch.setattr(loader, "in_gpu", in_gpu)
+    for name in ("Stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", CopyDone)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: [e.synchronize() for e in events])
+    return num_bytes
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_to_a_gpu_cross_only_frames_that_are_kept_from_buffers_that_are_not_filled_too_early(
+    tiny_config, stage_all, crossed, stride
+):
+    config = tiny_config(
+        training__time_stride=stride, training__pin_memory=False, training__num_workers=1
+    )
+    cache_dir = config.training.latent_cache_dir
+    manifest = store.open_current(cache_dir, ensure(config, stage_all(config)).config_hash)
+    folder = store.generation_dir(cache_dir, manifest)
+    files = [(folder / file.name, file) for file in manifest.files]
+    on_gpu, in_ram = (loader.read_files(files, config, gpu, Event()) for gpu in (True, False))
+    assert torch.equal(on_gpu.as_subclass(torch.Tensor), in_ram)
+    assert sum(crossed) == in_ram.nbytes
+    assert len(crossed) == sum(file.num_chunks for file in manifest.files)
 
 
 def test_damage_that_comes_back_is_an_error(built, monkeypatch):
