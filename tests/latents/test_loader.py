@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import time
+from contextlib import nullcontext
+from threading import Event
 from unittest.mock import Mock
 
 import pytest
@@ -14,7 +16,9 @@ from ups.data.pdebench import TrajectoryFile
 from ups.errors import CacheDamaged, DataError
 from ups.latents import latent_file, legacy, loader, store, tiers
 from ups.latents.build import ensure
+from ups.latents.datasets import PreloadedCacheDataset
 from ups.latents.encode import fit_encoder
+from ups.latents.on_disk import MappedCacheDataset
 from ups.pipeline.phases import build_cache, load_latents
 
 INDEX = torch.tensor([3, 0, 17])
@@ -62,8 +66,8 @@ def test_no_gpu_falls_back_to_ram_and_too_little_ram_to_disk_which_is_said(
 
 @pytest.fixture
 def built(tiny_config, stage_all):
-    """A config, its sources and their entry."""
-    config = tiny_config()
+    """A config that copies latents into RAM, its sources and their entry."""
+    config = tiny_config(features__preload="ram")
     sources = stage_all(config)
     return config, sources, ensure(config, sources)
 
@@ -90,13 +94,14 @@ def test_damage_that_stat_does_not_show_is_found_and_rebuilt_once(
     assert list(directory.glob("damaged-*"))
 
 
+@pytest.mark.parametrize("preload", ["auto", "disk"])
 @pytest.mark.parametrize(
     ("cut", "message"), [(False, "chunk 4 has checksum"), (True, "ends .* bytes early")]
 )
-def test_a_run_that_reads_from_disk_finds_damage_at_first_touch_and_the_next_one_builds_anew(
-    tiny_config, stage_all, flip_bit, cut, message
+def test_a_run_that_reads_from_files_finds_damage_at_first_touch_and_the_next_one_builds_anew(
+    tiny_config, stage_all, flip_bit, preload, cut, message
 ):
-    config = tiny_config(features__preload="disk")
+    config = tiny_config(features__preload=preload)
     sources = stage_all(config)
     entry = ensure(config, sources)
     directory = config.training.latent_cache_dir / entry.config_hash / entry.generation
@@ -104,15 +109,89 @@ def test_a_run_that_reads_from_disk_finds_damage_at_first_touch_and_the_next_one
     if not cut:
         flip_bit(path, path.stat().st_size - 3)
     latents = load_one(config, entry, sources)
-    if cut:
-        os.truncate(path, path.stat().st_size - 3)
     assert latents.train.batch(torch.tensor([0, 3, 4, 15])).shape[0] == 4  # of whole chunks
+    if cut:
+        os.truncate(path, path.stat().st_size // 2)
     for _ in range(2):
         with pytest.raises(CacheDamaged, match=f"{message}.*start again, and the entry is built"):
-            latents.train.batch(torch.tensor([16]))
+            latents.train.batch(torch.tensor([15 if cut else 16]))
     latents.close()
     assert (directory.parent / f"damaged-{entry.generation}" / path.name).exists()
     assert not ensure(config, sources).reused
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_batch_from_a_map_is_that_of_a_copy(tier, dtype, stride):
+    given = {"training__latent_cache_dtype": dtype, "training__time_stride": stride}
+    mapped, copied = (tier(features__preload=p, **given) for p in ("auto", "ram"))
+    assert isinstance(mapped.train, MappedCacheDataset)
+    frames = torch.tensor([[1, 2], [0, 5], [3, 4]])
+    for of_map, of_copy in ((mapped.train, copied.train), (mapped.val, copied.val)):
+        index = INDEX % len(of_map)
+        of_map.will_need(index, frames)
+        assert torch.equal(of_map.batch(index), of_copy.batch(index))
+        assert torch.equal(of_map.batch(index, frames), of_copy.batch(index, frames))
+
+
+def test_strided_latents_are_copied_where_the_page_cache_has_no_room_for_all_frames(
+    tier, monkeypatch
+):
+    # 262 KB of them, of which every fourth frame is kept.
+    monkeypatch.setattr(tiers, "available_ram_mb", lambda: 0.2)
+    assert isinstance(tier().train, PreloadedCacheDataset)
+
+
+@pytest.fixture
+def crossed(monkeypatch):
+    """A stand-in for a GPU that copies as late as it may; the bytes of each copy to it."""
+    pending, events, num_bytes = [], [], []
+
+    class Memory(torch.Tensor):
+        def copy_(self, rows, **_):
+            pending.append((self.as_subclass(torch.Tensor), rows))
+
+    class CopyDone:
+        def __init__(self):
+            self.copies = []
+            events.append(self)
+
+        def record(self):
+            self.copies, pending[:] = pending[:], []
+
+        def synchronize(self):
+            for target, rows in self.copies:
+                num_bytes.append(rows.nbytes)
+                target.copy_(rows)
+            self.copies = []
+
+    def in_gpu(shape, dtype):
+        return torch.zeros(shape, dtype=dtype).as_subclass(Memory)
+
+    monkeypatch.setattr(loader, "in_gpu", in_gpu)
+    for name in ("Stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", CopyDone)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: [e.synchronize() for e in events])
+    return num_bytes
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_to_a_gpu_cross_only_frames_that_are_kept_from_buffers_that_are_not_filled_too_early(
+    tiny_config, stage_all, crossed, stride
+):
+    config = tiny_config(
+        training__time_stride=stride, training__pin_memory=False, training__num_workers=1
+    )
+    cache_dir = config.training.latent_cache_dir
+    manifest = store.open_current(cache_dir, ensure(config, stage_all(config)).config_hash)
+    folder = store.generation_dir(cache_dir, manifest)
+    files = [(folder / file.name, file) for file in manifest.files]
+    on_gpu, in_ram = (loader.read_files(files, config, gpu, Event()) for gpu in (True, False))
+    assert torch.equal(on_gpu.as_subclass(torch.Tensor), in_ram)
+    assert sum(crossed) == in_ram.nbytes
+    assert len(crossed) == sum(file.num_chunks for file in manifest.files)
 
 
 def test_damage_that_comes_back_is_an_error(built, monkeypatch):

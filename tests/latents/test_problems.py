@@ -13,13 +13,9 @@ from ups.data.sources import stage
 from ups.errors import DataError
 from ups.latents import loader, store
 from ups.latents.build import ensure
-from ups.latents.datasets import (
-    DiskCacheDataset,
-    GridLatentPairDataset,
-    LegacyCacheDataset,
-    PreloadedCacheDataset,
-)
+from ups.latents.datasets import GridLatentPairDataset, LegacyCacheDataset, PreloadedCacheDataset
 from ups.latents.key import key_fields
+from ups.latents.on_disk import DiskCacheDataset, MappedCacheDataset
 from ups.pipeline.phases import build_cache, build_caches, load_latents
 
 NUM_TRAIN = 20 + 7 + 12
@@ -54,6 +50,7 @@ def build_all(stage_tasks):
 
 TIERS = {
     "ram": {"features__preload": "ram"},
+    "map": {"features__preload": "auto"},
     "disk": {"features__preload": "disk"},
     "on demand": {"features__preload": "off"},
     "legacy": {f"features__{k}": v for k, v in Features.legacy().model_dump().items()},
@@ -70,13 +67,16 @@ def loaded(mixed_config, load_tasks):
 
 
 def test_every_tier_gives_the_same_mixed_batches_with_the_same_conditions(loaded):
-    assert {tier: latents.tier for tier, latents in loaded.items()} == {t: t for t in TIERS}
+    tiers = {tier: latents.tier for tier, latents in loaded.items()}
+    assert tiers == {**{tier: tier for tier in TIERS}, "map": "ram"}
     ram = loaded["ram"]
     assert isinstance(ram.train, PreloadedCacheDataset)
-    assert isinstance(loaded["disk"].train, DiskCacheDataset)
+    assert isinstance(loaded["map"].train, MappedCacheDataset)
+    assert type(loaded["disk"].train) is DiskCacheDataset
     assert isinstance(loaded["on demand"].train, GridLatentPairDataset)
     assert isinstance(loaded["legacy"].train, LegacyCacheDataset)
-    assert torch.equal(loaded["disk"].train.batch(INDEX), ram.train.batch(INDEX))
+    for tier in ("map", "disk"):
+        assert torch.equal(loaded[tier].train.batch(INDEX), ram.train.batch(INDEX))
     assert len(loaded["legacy"].train._paths) == NUM_TRAIN  # a file per trajectory
     assert ram.train.z_NTKD.shape == (NUM_TRAIN, 11, 8, 16)  # one tensor of all tasks
     frames = torch.stack(

@@ -113,7 +113,12 @@ def test_what_streams_is_what_an_entry_holds_that_is_built_of_files(
     assert locks(config) == []  # others need not wait until training ends
 
     other_dir = {"latent_cache_dir": tmp_path / "plain"}
-    plain = config.model_copy(update={"training": config.training.model_copy(update=other_dir)})
+    plain = config.model_copy(
+        update={
+            "training": config.training.model_copy(update=other_dir),
+            "features": config.features.model_copy(update={"preload": "ram"}),
+        }
+    )
     with closing(ObjectStore()) as client:
         staged = stage_splits(plain, SPLITS, client, logged)
     others = build_caches(plain, staged, logged, overwrite=False)

@@ -16,7 +16,7 @@ from tests.conftest import TINY_FILE
 from tests.live import wait_until
 from ups.config import SPLITS, dump_config
 from ups.data.objectstore import ObjectStore
-from ups.errors import ChecksumMismatch
+from ups.errors import CacheDamaged, ChecksumMismatch
 from ups.latents import store
 from ups.pipeline.local_run import LocalRun
 from ups.progress import progress_shown
@@ -132,10 +132,25 @@ def test_damage_that_shows_at_the_load_has_the_files_fetched_and_the_latents_bui
     shutil.rmtree(first.config.data_root)
     (latents,) = first.config.training.latent_cache_dir.glob("*/*/train_000.safetensors")
     flip_bit(latents, latents.stat().st_size - 3)
-    again = run("damaged")
+    again = run("damaged", features__preload="ram")
     assert "fetching train and val: the latents have to be built anew" in caplog.text
     assert len(list(first.config.data_root.rglob("*.h5"))) == 3
     assert_same(first, again)
+
+
+@pytest.mark.parametrize("preload", ["auto", "disk"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_damage_that_training_meets_ends_the_run_without_a_checkpoint_and_the_next_builds_anew(
+    run, flip_bit, preload, split
+):
+    first = run("damaged")
+    shutil.rmtree(first.config.data_root)
+    (latents,) = first.config.training.latent_cache_dir.glob(f"*/*/{split}_000.safetensors")
+    flip_bit(latents, latents.stat().st_size - 3)
+    with pytest.raises(CacheDamaged, match="start again, and the entry is built anew"):
+        run("damaged", "mine", features__preload=preload)
+    assert not list(first.config.runs_dir.glob("*-mine/checkpoints/*.pt"))
+    assert_same(first, run("damaged", features__preload=preload))
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def assert_same_weights() -> Callable[[Path, Path], None]:
 
 @pytest.fixture
 def prepared(tiny_config, stage_all, tmp_path) -> Callable[..., tuple[RunConfig, Latents, Path]]:
-    """`prepared(**overrides)`: a config, its latents and a new run folder."""
+    """`prepared(**overrides)`: a config, its latents, in RAM, and a new run folder."""
 
     def make(folder: str = "run", **overrides: Any) -> tuple[RunConfig, Latents, Path]:
-        config = tiny_config(**overrides)
+        config = tiny_config(**{"features__preload": "ram", **overrides})
         sources, entries = {"burgers1d": stage_all(config)}, None
         if config.features.preload != "off":
             entries = {"burgers1d": build_cache(config, sources["burgers1d"])}

@@ -24,7 +24,7 @@ def prepared(mixed_config, stage_tasks, tmp_path):
     """`prepared(folder, **overrides)`: a config, its latents, its sources and a new run folder."""
 
     def make(folder="run", **overrides):
-        config = mixed_config(**overrides)
+        config = mixed_config(**{"features__preload": "ram", **overrides})
         sources = stage_tasks(config)
         entries = {n: build_cache(own, sources[n]) for n, own in config.by_problem().items()}
         run_dir = tmp_path / folder

@@ -107,7 +107,8 @@ class Features(Model):
     parallel_encode: bool = Field(True, description="overlap reading, encoding and writing")
     reuse_cache: bool = Field(True, description="use a cache entry with the same key")
     preload: Annotated[Literal["auto", "gpu", "ram", "disk", "off"], OffIsAWord] = Field(
-        "auto", description="where training reads latents; off: encode on demand"
+        "auto",
+        description="where training reads latents; auto on a CPU: mapped; off: encode on demand",
     )
     stream: Annotated[Literal["auto", "on", "off"], OffIsAWord, OnIsAWord] = Field(
         "auto", description="train on the first rows while the others are fetched and encoded"

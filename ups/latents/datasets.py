@@ -9,30 +9,22 @@ Which data set serves a run never changes what its batches are of.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-import xxhash
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.pdebench import Frames, TrajectoryFile, locate
 from ups.data.sources import check_frames_alike
-from ups.errors import CacheDamaged
-from ups.files import read_fully
-from ups.latents import latent_file, store
 from ups.latents.encode import PatchEncoder
 from ups.latents.latent_file import LatentFile
 from ups.models.conditioning import conditioning
-
-NUMPY_DTYPES = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32}
 
 
 class LatentDataset(Protocol):
@@ -110,88 +102,6 @@ class _PinnedSlot:
         on_gpu = pinned.to("cuda", non_blocking=True)
         self._copied.record()
         return on_gpu
-
-
-class DiskCacheDataset:
-    """Latents read from the files of the cache, batch by batch.
-
-    The first row that is wanted of a chunk has all of it read and compared with its checksum.
-    Nothing is mapped into memory: there, a file that was cut short would be a signal, not an error.
-
-    Args:
-        files: as the manifests describe them; open until `close`, whatever becomes of their names.
-    """
-
-    index_device = "cpu"
-
-    def __init__(
-        self,
-        files: Sequence[tuple[Path, LatentFile]],
-        condition_NC: Tensor,
-        time_stride: int,
-        device: str,
-    ) -> None:
-        self._files, self._dtype = files, files[0][1].dtype
-        self._handles = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _ in files]
-        self._buffer = np.empty(max(f.chunk_rows * f.row_bytes for _, f in files), np.uint8)
-        self._checked: set[tuple[int, int]] = set()
-        self._stride, self.device = time_stride, device
-        self.num_frames = -(-files[0][1].shape[1] // time_stride)
-        self._ends = np.cumsum([f.shape[0] for _, f in files])
-        self.condition_NC = condition_NC
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def close(self) -> None:
-        """Close the files."""
-        for handle in self._handles:
-            os.close(handle)
-        self._handles.clear()
-
-    def batch(self, index_B: Tensor, frames_BF: Tensor | None = None) -> Tensor:
-        """(B, F, K, D) as stored.
-
-        Raises:
-            CacheDamaged: a chunk is not what was written; its entry is set aside.
-        """
-        if frames_BF is None:
-            frames_BF = torch.arange(self.num_frames).expand(len(index_B), -1)
-        saved_BF = frames_BF.numpy() * self._stride
-        shape = (*saved_BF.shape, *self._files[0][1].shape[2:])
-        batch = np.empty(shape, NUMPY_DTYPES[self._dtype])
-        for place, index in enumerate(index_B.tolist()):
-            batch[place] = self._read(*locate(self._ends, index), saved_BF[place])
-        return torch.from_numpy(batch).view(getattr(torch, self._dtype)).to(self.device)
-
-    def _read(self, which: int, row: int, frames_F: NDArray[np.int64]) -> NDArray[Any]:
-        """(F, K, D), frames of one row of a file, in order."""
-        path, file = self._files[which]
-        chunk, num_frames = row // file.chunk_rows, file.shape[1]
-        is_new = (which, chunk) not in self._checked
-        first, last = row * num_frames + frames_F[0], row * num_frames + frames_F[-1]
-        if is_new:
-            rows = file.chunk(chunk)
-            first, last = rows.start * num_frames, rows.stop * num_frames - 1
-        frame_bytes = file.row_bytes // num_frames
-        read = self._buffer[: (last - first + 1) * frame_bytes]
-        try:
-            offset = file.data_offset + first * frame_bytes
-            if missing := read_fully(self._handles[which], read.data, offset):
-                raise CacheDamaged(f"{path} ends {missing} bytes early")
-            if is_new:
-                checksum = xxhash.xxh3_64_hexdigest(read.data)
-                latent_file.check_chunk(path, chunk, checksum, file.checksums[chunk])
-        except CacheDamaged as damage:
-            entry = path.parent.parent
-            aside = store.quarantine(entry.parent, entry.name) or "nowhere"
-            raise CacheDamaged(
-                f"{damage}; moved to {aside}: start again, and the entry is built anew"
-            ) from damage
-        self._checked.add((which, chunk))
-        values = read.view(NUMPY_DTYPES[self._dtype]).reshape(-1, *file.shape[2:])
-        wanted: NDArray[Any] = values[row * num_frames + frames_F - first]
-        return wanted
 
 
 class GridLatentPairDataset:

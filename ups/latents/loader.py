@@ -1,7 +1,8 @@
-"""Put a cache entry where the training loop reads it fastest, and check it on the way."""
+"""Put a cache entry where the training loop reads it fastest: copied and checked, or mapped."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -27,7 +28,6 @@ from ups.latents.arrival import Arrival
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.datasets import (
-    DiskCacheDataset,
     GridLatentPairDataset,
     LatentDataset,
     PreloadedCacheDataset,
@@ -39,7 +39,8 @@ from ups.latents.datasets import (
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.latent_file import LatentFile
-from ups.latents.tiers import choose_tier
+from ups.latents.on_disk import DiskCacheDataset, MappedCacheDataset
+from ups.latents.tiers import choose_tier, is_mapped
 from ups.units import format_size
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Latents:
         train_rows: the trajectories of train, file by file.
         val_ranges: problem → where its trajectories are in val.
         tier: `gpu`, `ram`, `disk`, `legacy` or `on demand`.
-        num_bytes: read to get there.
+        num_bytes: read to get there; 0 where they are read when wanted.
         arrival: what is there of them, where some still are on their way; else None.
         fetches: problem → what brought the bytes that they are made of, see `Build`.
     """
@@ -132,23 +133,30 @@ def _load(
         tier, stepped_down = choose_tier(config, num_bytes, device)
         for reason in stepped_down:
             log.warning("%s", reason)
+        mapped = is_mapped(config, tier, num_bytes, device)
+        num_read = 0 if mapped or tier == "disk" else num_bytes
 
         def open_split(split: Split, condition_NC: Tensor) -> LatentDataset:
             if tier == "disk":
                 on_disk = DiskCacheDataset(files[split], condition_NC, stride, device)
                 holds.callback(on_disk.close)
                 return on_disk
+            if mapped:
+                in_map = MappedCacheDataset(files[split], condition_NC, stride)
+                holds.callback(in_map.close)
+                return in_map
             z_NTKD = read_files(files[split], config, tier == "gpu", stop or threading.Event())
             return PreloadedCacheDataset(z_NTKD, condition_NC, device)
 
         encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
         fields = {name: manifest.key_fields for name, manifest in manifests.items()}
-        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
+        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_read)
         latents.fetches = {name: list(manifest.fetches) for name, manifest in manifests.items()}
         latents.holds = holds.pop_all()
     keys = ", ".join(manifest.config_hash for manifest in manifests.values())
-    size, rate = format_size(num_bytes), num_bytes / 1e6 / latents.seconds
-    log.info("latents %s in %s: %s in %.2f s, %.0f MB/s", keys, tier, size, latents.seconds, rate)
+    size, seconds = format_size(num_bytes), latents.seconds
+    how = f"{num_bytes / 1e6 / seconds:.0f} MB/s" if num_read else "read when wanted"
+    log.info("latents %s in %s: %s in %.2f s, %s", keys, tier, size, seconds, how)
     return latents
 
 
@@ -222,9 +230,8 @@ def read_files(
     shape = (sum(f.shape[0] for _, f in files), -(-frames // stride), tokens, dim)
     # Entries may have been built with different chunks, and have different frames before stride.
     most_bytes = max(f.chunk_rows * f.row_bytes for _, f in files)
-    pinned = config.training.pin_memory and on_gpu
-    resident = torch.empty(shape, dtype=dtype, device="cuda") if on_gpu else in_ram(shape, dtype)
-    in_place = stride == 1 and not on_gpu
+    most_kept_bytes = max(f.chunk_rows for _, f in files) * math.prod(shape[1:]) * dtype.itemsize
+    resident = in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
     local = threading.local()
 
     def work(job: tuple[Path, LatentFile, int, int]) -> None:
@@ -233,33 +240,66 @@ def read_files(
             raise Interrupted("loading the latents was stopped")
         in_file = file.chunk(chunk)
         target = resident[offset + in_file.start : offset + in_file.stop]
-        if not in_place and not hasattr(local, "buffer"):
-            local.buffer = torch.empty(most_bytes, dtype=torch.uint8, pin_memory=pinned)
-            local.stream = torch.cuda.Stream() if on_gpu else None
-            if local.stream is not None:  # `resident` may be memory just freed on the default one
-                local.stream.wait_stream(torch.cuda.default_stream())
-        rows = target
-        if not in_place:
+        if on_gpu and not hasattr(local, "upload"):
+            local.upload = _Upload(most_kept_bytes, config.training.pin_memory)
+        if stride > 1 and not hasattr(local, "buffer"):
+            local.buffer = torch.empty(most_bytes, dtype=torch.uint8)
+        on_host = local.upload.buffer_for(target) if on_gpu else target
+        rows = on_host
+        if stride > 1:
             stored = local.buffer[: len(in_file) * file.row_bytes].view(dtype)
             rows = stored.view(len(in_file), *file.shape[1:])
         view = bytes_of(rows)
         read_exactly(path, view, file.data_offset + in_file.start * file.row_bytes)
         latent_file.check_chunk(path, chunk, xxhash.xxh3_64_hexdigest(view), file.checksums[chunk])
-        if in_place:
-            return
-        with torch.cuda.stream(local.stream):
-            target.copy_(rows.to(resident.device, non_blocking=True)[:, ::stride])
-        if local.stream is not None:
-            local.stream.synchronize()
+        if stride > 1:
+            on_host.copy_(rows[:, ::stride])
+        if on_gpu:
+            local.upload.send(on_host, target)
 
     jobs, offset = [], 0
     for path, file in files:
         jobs += [(path, file, chunk, offset) for chunk in range(file.num_chunks)]
         offset += file.shape[0]
-    with ThreadPoolExecutor(max(1, config.training.num_workers)) as pool:
-        for _ in pool.map(work, jobs):
-            pass
+    try:
+        with ThreadPoolExecutor(max(1, config.training.num_workers)) as pool:
+            for _ in pool.map(work, jobs):
+                pass
+    finally:
+        if on_gpu:  # also where it fails: nothing is written to memory that others then have
+            torch.cuda.synchronize()
     return resident
+
+
+class _Upload:
+    """Brings what one thread has read to the GPU, through two pinned buffers in turn.
+
+    So one chunk crosses while the next is read, and of each only what is kept.
+    """
+
+    def __init__(self, most_bytes: int, pinned: bool) -> None:
+        buffers = [torch.empty(most_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._slots = itertools.cycle([(buffer, torch.cuda.Event()) for buffer in buffers])
+        self._stream = torch.cuda.Stream()
+        # The target may be memory that was just freed on the default one.
+        self._stream.wait_stream(torch.cuda.default_stream())
+
+    def buffer_for(self, target: Tensor) -> Tensor:
+        """A buffer as large as `target`, of which nothing is left to cross."""
+        buffer, self._crossed = next(self._slots)
+        self._crossed.synchronize()
+        return buffer[: target.nbytes].view(target.dtype).view(target.shape)
+
+    def send(self, rows: Tensor, target: Tensor) -> None:
+        """Begin to copy rows that are in the last buffer."""
+        with torch.cuda.stream(self._stream):
+            target.copy_(rows, non_blocking=True)
+            self._crossed.record()
+
+
+def in_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """In GPU memory, as it comes."""
+    return torch.empty(shape, dtype=dtype, device="cuda")
 
 
 def in_ram(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -34,6 +34,23 @@ def free_gpu_mb() -> float:
     return float(torch.cuda.mem_get_info()[0]) / 1e6
 
 
+def is_mapped(
+    config: RunConfig, tier: TierName, num_bytes: int, device: str, ram_mb: float | None = None
+) -> bool:
+    """Whether stored latents in RAM are those of the page cache, read through a map of the files.
+
+    Then all frames lie there, not every s-th one.
+
+    Args:
+        tier: that was chosen.
+        num_bytes, device, ram_mb: see `choose_tier`.
+    """
+    if tier != "ram" or device != "cpu" or config.features.preload != "auto":
+        return False
+    free_mb = available_ram_mb() if ram_mb is None else ram_mb
+    return check_sufficient_ram(num_bytes / 1e6, available_mb=free_mb)
+
+
 def choose_tier(
     config: RunConfig,
     num_bytes: int,

@@ -203,8 +203,10 @@ def _bounds(run: RunState) -> dict[str, str]:
     elif run.latents is not None:
         latents = run.latents
         rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
-        bounds["load"] = f"into {latents.tier}: {format_size(latents.num_bytes)}" + (
-            f", {rate:,.0f} MB/s" if latents.num_bytes else ""
+        bounds["load"] = (
+            f"into {latents.tier}: {format_size(latents.num_bytes)}, {rate:,.0f} MB/s"
+            if latents.num_bytes
+            else f"{latents.tier}: read when wanted"
         )
     return bounds
 

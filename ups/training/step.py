@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ups.config import RunConfig
 from ups.latents.datasets import LatentDataset
+from ups.latents.on_disk import DiskCacheDataset
 from ups.latents.order import first_epoch_windows
 from ups.machine.devices import check_compile, limit_torch_threads, training_device
 from ups.models.build import build_operator
@@ -262,14 +263,20 @@ class Feed:
         Trajectories are (B, T', K, D) as stored, pairs (B, F, K, D).
         """
         places = self._next + torch.arange(num, device=self._next.device)
-        index_B, frames_BF = self._order_M.index_select(0, places), None
+        index_B, frames_BF = self._split(self._order_M.index_select(0, places))
         self._next += num
-        if self._starts is not None:
-            frames_BF = (index_B % self._starts)[:, None] + self._window_F
-            index_B = index_B // self._starts
         condition_BC = self.data.condition_NC.index_select(0, index_B)
         batch = self.data.batch(index_B, frames_BF)
+        if isinstance(self.data, DiskCacheDataset):  # the disk works while this batch is trained on
+            self.data.will_need(*self._split(self._order_M[int(self._next) :][:num]))
         return batch, condition_BC.to(self._device, non_blocking=True)
+
+    def _split(self, order_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Trajectories, and of pairs which of their frames."""
+        if self._starts is None:
+            return order_B, None
+        frames_BF = (order_B % self._starts)[:, None] + self._window_F
+        return order_B // self._starts, frames_BF
 
 
 class _Graph:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ups.config import RunConfig
 from ups.latents.key import ENCODED_SPLITS
-from ups.latents.tiers import choose_tier, free_gpu_mb, resident_mb
+from ups.latents.tiers import choose_tier, free_gpu_mb, is_mapped, resident_mb
 from ups.machine.memory import available_ram_mb, cgroup_headroom_bytes, check_sufficient_ram
 from ups.units import format_size
 from ups.validate.check import Check, Checks
@@ -72,6 +72,8 @@ def validate_ram_for_cache(
         stride = config.training.time_stride
         of_all = f", frames 0, {stride}, … of {format_size(num_bytes)}" if stride > 1 else ""
         text = f"{_mb(needed_mb)}{of_all}, go to {PLACES[tier.name]}"
+        if is_mapped(config, tier.name, num_bytes, device, memory.ram_mb):
+            text += "; where the cache has them, its files are mapped instead"
         text += "".join(f"; {reason}" for reason in tier.stepped_down)
         add = checks.warn if tier.stepped_down else checks.ok
         add("latents", text, tier=tier.name, num_bytes=round(needed_mb * 1e6))
