@@ -143,9 +143,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             connection.request(self.command, self.path, headers=dict(self.headers))
             response = connection.getresponse()
-            self._head(response.status, dict(response.getheaders()), faults)
+            headers, body = dict(response.getheaders()), response
+            if headers.pop("Transfer-Encoding", None):  # of a listing
+                whole = response.read()
+                headers["Content-Length"], body = str(len(whole)), io.BytesIO(whole)
+            self._head(response.status, headers, faults)
             if self.command == "GET":
-                self._relay(response, faults)
+                self._relay(body, faults)
         finally:
             connection.close()
 

@@ -14,6 +14,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,6 +99,21 @@ def raw_stream():
     takes("urllib3:HTTPResponse.shutdown", "self")
 
 
+def fp():
+    from http.client import HTTPResponse
+
+    from urllib3 import HTTPResponse as Response
+
+    raw = io.BytesIO(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+    inner = HTTPResponse(SimpleNamespace(makefile=lambda _mode: raw))
+    inner.begin()
+    response, buffer = Response(inner, preload_content=False), bytearray(8)
+    assert response._fp is inner
+    assert (inner.length, inner.isclosed()) == (4, False)
+    assert (response._fp.readinto(buffer), buffer[:4]) == (4, b"body")
+    assert (inner.length, inner.isclosed()) == (0, True)
+
+
 def foreach():
     import torch
 
@@ -151,6 +167,7 @@ CHECKS = {
     dispatch_mode: "_schema torch.utils._python_dispatch torch.utils._pytree",
     end_of_an_interpreter: "_run_exitfuncs _shutdown",
     litdata_client: "_OBSTORE_CLIENT_OPTIONS",
+    fp: "_fp",
     foreach: "_foreach_add_ _foreach_mul_ _foreach_sub _foreach_zero_",
     control_listener: "_set_intent prefect._internal",
     process_worker: "_has_successfully_synced _work_pool_name",

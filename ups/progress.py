@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 EVERY_S = 10.0  # between two lines; UPS_PROGRESS_S overrides
 SHARE = 0.1  # of the whole from line to line …
 SILENCE_S = 60.0  # … or so long without one
+PACE_S = 0.1
 BARS_AFTER_S = 0.5  # what is over sooner needs no bar, and no import of rich
 
 
@@ -91,6 +92,23 @@ def sparse_lines(
         say(f"{what} {done / scale:,.0f} of {total / scale:,.0f} {unit} ({share:.0%})")
 
     return show
+
+
+class Paced:
+    """Calls a callback, where there is one, at most 10 times a second, and for the end."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._told_at = 0.0
+
+    def __call__(self, done: int) -> None:
+        if self._progress is not None and time.monotonic() - self._told_at >= PACE_S:
+            self._told_at = time.monotonic()
+            self._progress(done, self._total)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress(self._total, self._total)
 
 
 class _Bars:

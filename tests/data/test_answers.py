@@ -13,6 +13,7 @@ from contextlib import closing
 import pytest
 from botocore.exceptions import HTTPClientError
 
+from ups.data.answers import receive
 from ups.data.objectstore import ObjectStore
 from ups.data.s3errors import Retry, retrying
 from ups.data.transfer import download
@@ -45,6 +46,14 @@ def put(s3):
 def store(proxy_handler):
     with closing(ObjectStore(proxy_handler.proxy.url, retry=QUICK)) as store:
         yield store
+
+
+@pytest.fixture
+def connect_once():
+    """A store, and what counts the connections that it has made."""
+    with closing(ObjectStore(retry=QUICK)) as store:
+        pools = store._client._endpoint.http_session._manager
+        yield store, lambda: pools.connection_from_url(store.endpoint).num_connections
 
 
 @pytest.fixture
@@ -349,3 +358,34 @@ def test_what_a_store_repeats_of_the_credentials_is_left_out(fetch, proxy, s3):
     proxy.faults.refuse = (403, "AccessDenied", f"no user {s3.access_key} at http://me:pw@host")
     with pytest.raises(UpsError, match="no user … at http://…@host"):
         fetch()
+
+
+def test_a_connection_is_used_again_where_all_of_the_body_was_received_and_only_there(
+    connect_once, put
+):
+    store, num_connections = connect_once
+    info, buffer = store.head(BUCKET, put("x.h5")), memoryview(bytearray(MIB))
+
+    def ask(start, end, times):
+        body = store.open_range(info, start, end)
+        found = [bytes(buffer[: receive(body, buffer)]) for _ in range(times)]
+        body.close()
+        return b"".join(found)
+
+    assert ask(100, 1100, 1) == CONTENT[100:1100]
+    before = num_connections()
+    assert ask(0, len(CONTENT), 3) == CONTENT
+    assert ask(5, 1005, 2) == CONTENT[5:1005], "nothing comes after the end"
+    assert num_connections() == before
+    for _ in range(before + 1):
+        assert ask(0, len(CONTENT), 1) == CONTENT[:MIB]
+    assert num_connections() > before, "what is left of a body would be taken for an answer"
+
+
+def test_a_connection_that_broke_in_a_body_is_not_used_again(store, proxy, put):
+    info, buffer = store.head(BUCKET, put("x.h5")), memoryview(bytearray(MIB))
+    proxy.faults.truncate, proxy.faults.cut_after = 1, 1000
+    body = store.open_range(info, 0, MIB)
+    assert [receive(body, buffer), receive(body, buffer)] == [1000, 0]
+    assert body._raw_stream._connection is not None, "it would go back to the others"
+    body.close()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ups.data import lookup
 from ups.data.sources import check_unchanged, stage
 from ups.errors import DataError, Interrupted
 from ups.latents.build import ensure
@@ -166,6 +167,18 @@ def test_the_store_is_asked_about_shards_that_are_there_at_once(shards, proxied,
     assert [(s.path, s.sha256) for s in again] == [(s.path, s.sha256) for s in first]
     assert {s.fetched_bytes for s in again} == {0}
     assert not meeting.broken
+
+
+def test_many_shards_that_are_there_are_known_by_one_listing(shards, proxied, proxy, monkeypatch):
+    first = stage(shards(), "train", proxied)
+    monkeypatch.setattr(lookup, "LEAST", len(first))
+    asked = []
+    proxy.faults.edit = lambda method, _: asked.append(method)
+    again = stage(shards(), "train", proxied)
+    assert asked == ["GET"]
+    assert [s.sha256 for s in again] == [s.sha256 for s in first]
+    stage(shards(features__parallel_downloads=False), "train", proxied)
+    assert asked[1:] == ["HEAD"] * len(first)
 
 
 def test_it_is_asked_once_about_an_object_that_is_cut_by_rows_and_in_turn_where_that_is_wanted(

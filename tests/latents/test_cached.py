@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import TINY_FILE
 from ups.config import SPLITS
+from ups.data import lookup
 from ups.data.objectstore import ObjectStore
 from ups.errors import DataError
 from ups.latents.build import ensure
@@ -61,6 +62,15 @@ def test_what_the_manifest_says_is_enough_to_find_an_entry(built, store, bucket_
     assert not found(
         config.model_copy(update={"latent": config.latent.model_copy(update={"dim": 4})}), store
     ).keys
+
+
+def test_an_entry_of_many_objects_is_found_without_a_request_for_each(
+    built, store, bucket_sources, monkeypatch
+):
+    config, entry = built(bucket_sources)
+    monkeypatch.setattr(lookup, "LEAST", 2)
+    monkeypatch.setattr(ObjectStore, "head", lambda *_: pytest.fail("asked about one of them"))
+    assert found(config, store).keys == {"burgers1d": entry.config_hash}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -1,7 +1,7 @@
 """What the answer to a HEAD or GET says about an object: its version, its size, which bytes.
 
 S3 leaves much open, and proxies change more: a weak or missing ETag, no Content-Length, a
-Content-Range without the total, the whole object in place of a range.
+Content-Range without the total, the whole object in place of a range. And its body is received.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 from ups.data.s3errors import RESTORE_HINT, StoreRefuses
@@ -71,6 +72,15 @@ def version_of(answer: Answer, uri: str, endpoint: str) -> Version:
     )
 
 
+def listed_version(entry: Answer) -> Version | None:
+    """The version that an entry of a listing is about, to the second as a HEAD tells it."""
+    noted = ""
+    if modified := entry.get("LastModified"):
+        noted = f"{_MODIFIED}{modified.astimezone(UTC).replace(microsecond=0).isoformat()}"
+    version = Version(_strong(entry.get("ETag") or ""), noted)
+    return version if str(version) else None
+
+
 def md5_of(answer: Answer, bucket: str) -> str | None:
     """The MD5 of the object, where its ETag is one."""
     found = re.fullmatch('"([0-9a-fA-F]{32})"', _strong(answer.get("ETag") or ""))
@@ -120,9 +130,27 @@ def refuse_archived(answer: Answer, uri: str) -> None:
         ObjectUnavailable: it is archived.
     """
     archive = answer.get("ArchiveStatus") or answer.get("StorageClass")
-    is_restored = 'ongoing-request="false"' in answer.get("Restore", "")
-    if archive in _ARCHIVES and not is_restored:
+    if is_archived(answer):
         raise ObjectUnavailable(f"{uri}: the object is archived ({archive}); {RESTORE_HINT}")
+
+
+def receive(body: Any, buffer: memoryview) -> int:
+    """Fill a buffer from a body, which boto3 and urllib3 would receive into new memory each time.
+
+    Returns: how many bytes came; less than fit, and 0 in the end, where the body ends.
+    """
+    response = body._raw_stream  # urllib3's, and in it http.client's, which receives
+    source = response._fp
+    num: int = source.readinto(buffer)
+    if source.isclosed() and not source.length:  # all of it came: the connection is free again
+        response.release_conn()
+    return num
+
+
+def is_archived(answer: Answer) -> bool:
+    """Whether an object has to be restored before it is read; a listing never says it was."""
+    archive = answer.get("ArchiveStatus") or answer.get("StorageClass")
+    return archive in _ARCHIVES and 'ongoing-request="false"' not in answer.get("Restore", "")
 
 
 def _strong(etag: str) -> str:

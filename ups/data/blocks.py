@@ -151,15 +151,14 @@ class BlockCheck:
             index for index, block in self._begun.items() if block.num_arrived == self._size(index)
         ]
 
-    def add(self, fd: int, start: int, data: bytes) -> None:
+    def add(self, fd: int, start: int, data: memoryview) -> None:
         """Take note of bytes that have arrived, and are in the file at `start`.
 
         Raises:
             BlockMismatch: a block is complete with them, and is not what it should be.
         """
-        view = memoryview(data)
         for index, offset, length in self._pieces(start, start + len(data)):
-            piece, view = view[:length], view[length:]
+            piece, data = data[:length], data[length:]
             if length == self._size(index):
                 self._compare(index, xxhash.xxh3_64_digest(piece))
             elif (block := self._add(index, offset, piece)) is not None:

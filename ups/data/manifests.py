@@ -75,7 +75,8 @@ class Manifests:
         with _ONE_WRITER:
             manifest = self._fetch(bucket, manifest_key) | {name: _checked(entry)}
             # A line each, as blocks come last. json's own indentation takes ten times as long.
-            body = json.dumps(dict(sorted(manifest.items()))).replace('}, "', '},\n "').encode()
+            in_order = {name: manifest[name] for name in sorted(manifest)}
+            body = json.dumps(in_order).replace('}, "', '},\n "').encode()
             self._call(
                 f"s3://{bucket}/{manifest_key}",
                 lambda: self._client.put_object(Bucket=bucket, Key=manifest_key, Body=body),
@@ -121,8 +122,10 @@ def _no_manifest(uri: str, error: Exception) -> DataError:
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     """What is read of an entry; its blocks only once somebody asks for it."""
-    checked = {"sha256": str(entry["sha256"]).lower(), "bytes": int(entry["bytes"])}
-    return {**checked, "blocks": entry["blocks"]} if "blocks" in entry else checked
+    checked: dict[str, Any] = {"sha256": str(entry["sha256"]).lower(), "bytes": int(entry["bytes"])}
+    if "blocks" in entry:
+        checked["blocks"] = entry["blocks"]
+    return checked
 
 
 def _locate(key: str) -> tuple[str, str]:

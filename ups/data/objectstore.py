@@ -6,8 +6,9 @@ stands beside the objects (`manifests`).
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,8 @@ from ups.data.answers import (
     Answer,
     Version,
     covered,
+    is_archived,
+    listed_version,
     md5_of,
     refuse_archived,
     total_bytes,
@@ -24,6 +27,7 @@ from ups.data.answers import (
 )
 from ups.data.blocks import Blocks, describe_file
 from ups.data.connect import connect
+from ups.data.listing import list_objects
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
     NoRanges,
@@ -31,14 +35,17 @@ from ups.data.s3errors import (
     Retry,
     StoreRefuses,
     answer,
+    describe,
     retrying,
     transport_errors,
 )
-from ups.errors import FetchError, ObjectUnavailable
+from ups.errors import FetchError, ObjectUnavailable, UpsError
 from ups.progress import Progress
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
+
+logger = logging.getLogger(__name__)
 
 # A HEAD has no body, so these may not say what is wrong; or HEAD alone is refused.
 _UNEXPLAINED = (301, 307, 400, 401, 403, 405, 501)
@@ -207,6 +214,28 @@ class ObjectStore:
             )
         sha256, blocks = (entry["sha256"], entry["blocks"]) if entry else (None, None)
         return ObjectInfo(bucket, key, num_bytes, version, sha256, md5_of(found, bucket), blocks)
+
+    def listed(self, bucket: str, keys: Collection[str]) -> list[ObjectInfo]:
+        """What `head` says of objects of one folder, as far as one listing tells; see `look_up`.
+
+        Of an archived object, of one whose SHA-256 is in no manifest, and of one that the manifest
+        says another size of, it does not tell; nor of any where the store lists none.
+        """
+        faults: tuple[type[Exception], ...] = (UpsError, *transport_errors())
+        try:
+            entries = list_objects(self._client, bucket, keys)
+            known = {key: self._manifests.entry(bucket, key) for key in entries}
+        except faults as error:  # a HEAD of each says what is wrong
+            why = describe(error)
+            logger.info("s3://%s: each of %d objects is asked about: %s", bucket, len(keys), why)
+            return []
+        found = []
+        for key, entry in entries.items():
+            version, noted = listed_version(entry), known[key]
+            if noted and noted["bytes"] == entry["Size"] and version and not is_archived(entry):
+                sha256, blocks = noted["sha256"], noted["blocks"]
+                found.append(ObjectInfo(bucket, key, entry["Size"], version, sha256, None, blocks))
+        return found
 
     def exists(self, bucket: str, key: str) -> bool:
         """Whether the object is there; a missing bucket is a no.

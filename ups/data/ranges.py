@@ -19,11 +19,11 @@ import functools
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ups.data.answers import receive
 from ups.data.blocks import BlockCheck
 from ups.data.cuts import MIB, Want, cut, holds, turns_of
 from ups.data.fetch_journal import FetchJournal, line
@@ -32,7 +32,7 @@ from ups.data.s3errors import retrying
 from ups.data.stamps import beside
 from ups.errors import ChecksumMismatch, DiskFull, Interrupted, UpsError
 from ups.files import read_fully, require_free_space, write_fully
-from ups.progress import Progress
+from ups.progress import Paced, Progress
 
 # A request costs milliseconds of the processor; SHA-256, where it follows in order, is at the end
 # as far behind as the ranges that arrive together are long.
@@ -40,10 +40,9 @@ RANGE_BYTES = 16 * MIB
 ROOT_REMEDY = "set data.root or PDEBENCH_ROOT to a larger disk"
 # With 256 KiB the threads hand the interpreter's lock over so often that three objects of 128 MiB
 # took 0.54 s from loopback; with 1 MiB 0.47, s5cmd 0.51 (medians of 13).
-_CHUNK_BYTES = MIB
+CHUNK_BYTES = MIB
 _HASH_CHUNK_BYTES = 2 * MIB
 _WATCH_S = 0.05
-_PROGRESS_S = 0.1
 
 
 class RangedFetch:
@@ -177,12 +176,16 @@ class RangedFetch:
             if self._filled[index] < self._length(index):
                 yield turn, index
 
-    def fetch(self, index: int) -> None:
-        """Fetch a range; what it fails with is raised to whoever waits, and ends the others."""
+    def fetch(self, index: int, buffer: memoryview) -> None:
+        """Fetch a range; what it fails with is raised to whoever waits, and ends the others.
+
+        Args:
+            buffer: of CHUNK_BYTES, which it is received into.
+        """
         try:
             if not self._halt.is_set():
                 retrying(
-                    functools.partial(self._fetch, index),
+                    functools.partial(self._fetch, index, buffer),
                     uri=self.info.uri,
                     endpoint=self.store.endpoint,
                     retry=self.store.retry,
@@ -199,7 +202,7 @@ class RangedFetch:
             self._halt.set()
             self._changed.notify_all()
 
-    def _fetch(self, index: int) -> None:
+    def _fetch(self, index: int, buffer: memoryview) -> None:
         """Read the rest of a range; a halt ends it early."""
         first, end = self._starts[index], self._ends[index]
         start = first + self._filled[index]
@@ -213,7 +216,8 @@ class RangedFetch:
             try:
                 while start < end and not self._halt.is_set():
                     # To the end of a block, so that the next chunk is one.
-                    chunk = body.read(min(_CHUNK_BYTES - start % _CHUNK_BYTES, end - start))
+                    room = buffer[: min(CHUNK_BYTES - start % CHUNK_BYTES, end - start)]
+                    chunk = room[: receive(body, room)]
                     if not chunk:
                         raise ConnectionError(f"the body ended {end - start} bytes early")
                     self._write(self.fd, chunk, start)
@@ -265,7 +269,7 @@ class RangedFetch:
             if self._halt.is_set() and self._error is None:
                 raise self._stopped()
             fd = os.dup(self.fd)  # of its own: the other is closed when the fetch is stopped
-        report = _Report(self, progress)
+        report = Paced(progress, self.info.num_bytes)
         try:
             if self._check is None:
                 sha256 = self._hash(fd, stop, report)
@@ -277,7 +281,7 @@ class RangedFetch:
         return sha256
 
     def _check_blocks(
-        self, check: BlockCheck, fd: int, stop: threading.Event | None, report: _Report
+        self, check: BlockCheck, fd: int, stop: threading.Event | None, report: Paced
     ) -> str:
         """Compare what an earlier process left, and wait until the threads have compared the rest.
 
@@ -286,7 +290,7 @@ class RangedFetch:
         try:
             for index in check.left_over:
                 self._raise_if_over(stop)
-                report()
+                report(self._done)
                 check.check_left_over(fd, index)
         except ChecksumMismatch as error:
             self._fail(error)
@@ -295,11 +299,11 @@ class RangedFetch:
             with self._changed:
                 self._raise_if_over(stop)
                 self._changed.wait(_WATCH_S)
-            report()
+            report(self._done)
         assert self.info.sha256 is not None, "blocks stand in a manifest, with a SHA-256"
         return self.info.sha256
 
-    def _hash(self, fd: int, stop: threading.Event | None, report: _Report) -> str:
+    def _hash(self, fd: int, stop: threading.Event | None, report: Paced) -> str:
         """SHA-256, following behind the ranges in the order of the file."""
         digest, total = hashlib.sha256(), self.info.num_bytes
         md5 = hashlib.md5(usedforsecurity=False)
@@ -313,7 +317,7 @@ class RangedFetch:
                     if self._filled[index] == position:
                         self._changed.wait(_WATCH_S)
                     ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
-                report()
+                report(self._done)
                 part = buffer[: ready - position]
                 if missing := read_fully(fd, part, start + position):
                     raise UpsError(f"{self.partial} became {missing} bytes shorter")
@@ -339,7 +343,7 @@ class RangedFetch:
     def _length(self, index: int) -> int:
         return self._ends[index] - self._starts[index]
 
-    def _write(self, fd: int, data: bytes, offset: int | None = None) -> None:
+    def _write(self, fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
         try:
             write_fully(fd, data, offset)
         except OSError as error:
@@ -364,23 +368,6 @@ class RangedFetch:
         return UpsError(f"{self.partial} cannot be written: {error}; {ROOT_REMEDY}")
 
 
-class _Report:
-    """Tells how much of a fetch is there, now and then."""
-
-    def __init__(self, fetch: RangedFetch, progress: Progress | None) -> None:
-        self._fetch, self._progress, self._total = fetch, progress, fetch.info.num_bytes
-        self._told_at = 0.0
-
-    def __call__(self) -> None:
-        if self._progress is not None and time.monotonic() - self._told_at >= _PROGRESS_S:
-            self._told_at = time.monotonic()
-            self._progress(self._fetch.num_arrived, self._total)
-
-    def end(self) -> None:
-        if self._progress is not None:
-            self._progress(self._total, self._total)
-
-
 def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
     """Start threads that fetch what is missing of several objects, as its turn comes.
 
@@ -391,13 +378,14 @@ def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
     todo, lock = iter(jobs), threading.Lock()
 
     def work() -> None:
+        buffer = memoryview(bytearray(CHUNK_BYTES))
         while True:
             with lock:
                 job = next(todo, None)
             if job is None:
                 return
             fetch, index = job
-            fetch.fetch(index)
+            fetch.fetch(index, buffer)
 
     for n in range(min(num_threads, len(jobs))):
         run = functools.partial(contextvars.copy_context().run, work)  # for its log

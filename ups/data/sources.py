@@ -40,6 +40,13 @@ class Wanted(Model):
     def uri(self) -> str:
         return str(self.path) if self.bucket is None else f"s3://{self.bucket}/{self.key}"
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Bucket and key, of an object."""
+        assert self.bucket is not None
+        assert self.key is not None
+        return self.bucket, self.key
+
 
 class Staged(Model):
     """A source on disk whose content is known.
@@ -243,12 +250,13 @@ def _reused(
     objects = {source.uri: source for source in sources if source.path.exists()}
     if store is None or not config.features.parallel_downloads or len(sources) < 2:
         return {}
+    from ups.data.lookup import look_up
     from ups.data.transfer import STORE, reuse
 
+    listed = look_up(store, [source.place for source in objects.values()], stop)
+
     def ask(source: Wanted) -> Download | None:
-        assert source.bucket is not None
-        assert source.key is not None
-        return reuse(store, source.bucket, source.key, source.path, stop)
+        return reuse(store, *source.place, source.path, stop, listed.get(source.place))
 
     found = at_once(ask, list(objects.values()), MOST_ASKED, stop, STORE)
     return {uri: done for uri, done in zip(objects, found, strict=True) if done is not None}

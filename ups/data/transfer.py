@@ -88,15 +88,22 @@ def download(
 
 
 def reuse(
-    store: ObjectStore, bucket: str, key: str, dest: Path, stop: threading.Event | None = None
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    dest: Path,
+    stop: threading.Event | None = None,
+    listed: ObjectInfo | None = None,
 ) -> Download | None:
     """What `download` returns where the file's stamp spares hashing it; nothing is fetched.
 
+    Args:
+        listed: what a listing says of the object; the store is asked anew where that is another.
     Returns: None where more is to be done.
     Raises: ObjectUnavailable, FetchError, Interrupted: see `download`.
     """
     fetch = _Fetch(store, bucket, key, dest, 1, RANGE_BYTES, stop, None)
-    return fetch.by_stamp(False, time.perf_counter())
+    return fetch.by_stamp(False, time.perf_counter(), listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +136,15 @@ class _Fetch:
                 )
             return self._fetched(info, None, started)
 
-    def by_stamp(self, fresh: bool, started: float) -> Download | None:
+    def by_stamp(
+        self, fresh: bool, started: float, listed: ObjectInfo | None = None
+    ) -> Download | None:
         """The file as it is, where its stamp says that it is the object."""
         stamp = read_stamp(self.dest)
         if stamp is None:
             return None
-        info = self._head(stamp, fresh)
+        is_same = listed is not None and listed.version.is_noted(stamp.etag)
+        info = listed if is_same else self._head(stamp, fresh)
         sha256 = self._stamped(stamp, info)
         return None if sha256 is None else self._reused(sha256, info, started)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ups.background import at_once
 from ups.config import ProblemConfig, RunConfig, Split
+from ups.data.lookup import look_up
 from ups.data.objectstore import ObjectInfo, ObjectStore
 from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, wanted
 from ups.equations import EQUATIONS
@@ -96,12 +97,12 @@ def _as_known(
     Twice where their names hold a parameter: only the files tell whether they hold it, too.
     """
 
-    def ask(source: Wanted) -> ObjectInfo:
-        assert source.bucket is not None
-        assert source.key is not None
-        return store.head(source.bucket, source.key)
-
     each = [source for of_split in sources.values() for source in of_split]
+    listed = look_up(store, [source.place for source in each], stop)
+
+    def ask(source: Wanted) -> ObjectInfo:
+        return listed.get(source.place) or store.head(*source.place)
+
     try:
         infos = at_once(ask, each, MOST_ASKED, stop, "the object store")
     except ObjectUnavailable as error:  # the download of that object says it, with its split

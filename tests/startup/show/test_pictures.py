@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import rc_context
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
@@ -26,6 +27,7 @@ from ups.startup.show.pictures import (
     PHASE_COLOURS,
     phases_figure,
     shares_figure,
+    to_png,
     trend_figure,
 )
 
@@ -41,6 +43,7 @@ PHASE_NAMES = ("queue", "boot", "download", "cache", "load", "first step")
 CRITICAL = dict(zip(PHASE_NAMES, (0.4, 0.6, 1.6, 1.1, 0.12, 0.05), strict=True))
 AT = 1_795_475_000.0  # 23 Nov 2026, 23:03:20 UTC
 DAY_S = 86_400
+MARKED = [label for label, _, _ in pictures.MARKS]
 
 
 @pytest.fixture(autouse=True)
@@ -222,16 +225,31 @@ def test_a_legend_too_long_for_a_row_takes_two_read_from_left_to_right():
 def test_a_trend_shows_each_median_with_its_spread_and_marks_what_got_worse():
     figure = trend_figure(points(["cold"], [AT, AT + DAY_S, AT + 2 * DAY_S], worse=(2,)))
     (axes,) = figure.axes
-    lines = {line.get_marker(): line for line in axes.lines}
+    lines = {line.get_marker(): line for line in axes.lines if line.get_label() in MARKED}
     days = [AT / DAY_S + i for i in range(3)]
     medians, marked = (list(zip(*lines[m].get_data(), strict=True)) for m in ("o", "D"))
     assert medians + marked == [(day, 4.2) for day in days]
     assert len(marked) == 1
     assert lines["D"].get_color() == pictures.WORSE
-    spreads = [ends.tolist() for drawn in axes.collections for ends in drawn.get_segments()]
-    assert spreads == [[[day, 4.0], [day, 4.5]] for day in days]
+    drawn = [line.get_xydata() for line in axes.lines[1:] if line.get_label() not in MARKED]
+    spreads = np.concatenate(drawn).reshape(3, 3, 2)
+    assert spreads[:, :2].tolist() == [[[day, 4.0], [day, 4.5]] for day in days]
+    assert np.isnan(spreads[:, 2, 1]).all(), "each is a line of its own"
     assert "worse than its history" in shown(figure)
     assert "worse than its history" not in shown(trend_figure(points(["cold"], [AT])))
+
+
+def test_a_trend_of_years_draws_as_many_things_as_one_of_days_and_once(monkeypatch):
+    def num_drawn(num):
+        (axes,) = trend_figure(points(["cold"], [AT + DAY_S * i for i in range(num)], 1, (2,))).axes
+        return len(axes.lines), sum(len(found.get_paths()) for found in axes.collections)
+
+    assert num_drawn(4) == num_drawn(1000) == (5, 0)
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda *a: (drawn.append(a), draw(*a)))
+    png = to_png(trend_figure(points(["cold"], [AT, AT + DAY_S])))
+    assert len(drawn) == 1
+    assert imread(io.BytesIO(png)).shape[1] == pictures.WIDTH_IN * pictures.DPI
 
 
 def test_panels_of_the_trend_come_in_the_order_that_is_asked_for_with_the_latest_figure():

@@ -1,0 +1,29 @@
+"""List objects of a bucket that are known by name, many at a time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+PER_PAGE = 100  # of the objects, for each page of a thousand that is read to find them
+
+
+def list_objects(client: S3Client, bucket: str, keys: Collection[str]) -> dict[str, Any]:
+    """What a listing says of these objects, by their keys; raises what boto3 raises.
+
+    Where many others stand between them, not all are found.
+    """
+    found: dict[str, Any] = {}
+    prefix = os.path.commonprefix([*keys])  # noqa: RUF071 (an S3 prefix may end within a name)
+    list_pages = client.get_paginator("list_objects_v2").paginate
+    pages = list_pages(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    for page in itertools.islice(pages, 1 + len(keys) // PER_PAGE):
+        found |= {entry["Key"]: entry for entry in page.get("Contents", ()) if entry["Key"] in keys}
+        if len(found) == len(keys):
+            break
+    return found
