@@ -148,3 +148,15 @@ def test_the_trend_marks_the_figure_that_was_worse(benchmark):
     now = with_idle(benchmark({"cold": (2.0, 2.5)}, verdicts=(worse,)))
     (point,) = compare(now, [now]).trend
     assert (point.idle_s, point.idle_worse, point.worse) == (5.5, True, False)
+
+
+def test_what_a_changed_config_gains_by_streaming_has_a_share_of_its_own(benchmark):
+    record = benchmark({"changed-config": (1.0,), "no-stream-changed-config": (1.5,)})
+    first, second = record.runs
+    first, second = (
+        first.model_copy(update={"idle_s": 4.0}),
+        second.model_copy(update={"idle_s": 7}),
+    )
+    (share,) = compare(benchmark(runs=(first, second))).shares
+    assert (share.optimisation, share.base) == ("stream", "changed-config")
+    assert (share.seconds.value, share.idle.value) == (0.5, 3.0)

@@ -97,8 +97,8 @@ class Share(Model):
 
     @property
     def optimisation(self) -> str:
-        """What the scenario goes without: `warm_up` of `no-warm_up`."""
-        return self.scenario.removeprefix("no-")
+        """What the scenario goes without: `stream` of `no-stream-changed-config`."""
+        return self.scenario.removeprefix("no-").removesuffix(f"-{self.base}")
 
     @property
     def effect(self) -> Literal["saves time", "costs time", "within the noise", "one run only"]:
