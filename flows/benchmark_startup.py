@@ -25,6 +25,7 @@ from ups.errors import BenchmarkError, RegressionFound
 from ups.files import exclusive_lock
 from ups.machine import host
 from ups.machine.page_cache import PageCache
+from ups.runs.breakdown import IDLE
 from ups.startup.judge.compare import compare
 from ups.startup.judge.history import History
 from ups.startup.judge.limits import Thresholds
@@ -32,7 +33,7 @@ from ups.startup.judge.verdict import judge_benchmark
 from ups.startup.measure.bounds import Rates
 from ups.startup.measure.records import FOLDER, RunRecord, estimate_duration, new_record
 from ups.startup.measure.scenarios import Scenario, choose, in_turn, overrides_of
-from ups.startup.show.wording import headline
+from ups.startup.show.wording import headline, seconds
 
 log = logging.getLogger("ups.flow")
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
@@ -88,11 +89,13 @@ def benchmark_startup(
                 record = record.model_copy(update={"runs": (*record.runs, run)})
                 history.save(record)
                 log.info(
-                    "run %d of %d: %s, %.2f s to the first step",
+                    "run %d of %d: %s, %.2f s to the first step, %s %s",
                     len(record.runs),
                     len(chosen) * repeats,
                     scenario.name,
                     run.ttfs_s,
+                    seconds(run.idle_s),
+                    IDLE,
                 )
     verdicts = judge_benchmark(record, history.benchmarks(), thresholds)
     comparison = compare(history.save(record, verdicts), history.benchmarks())

@@ -14,12 +14,12 @@ from ups.startup.measure.scenarios import BY_NAME, choose, in_turn
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """`bench(found, modes, ttfs_s)`: what preparing finds, and how runs start, one after the other.
+    """`bench(found, modes, …)`: what preparing finds, and how runs start, one after the other.
 
     Its `names` are those of the runs that were triggered.
     """
 
-    def make(found=(), modes=(), ttfs_s=1.0):
+    def make(found=(), modes=(), ttfs_s=1.0, idle_s=None):
         found, modes, names = list(found), list(modes), []
 
         def run_scenario(scenario, name, config, overrides):
@@ -33,6 +33,7 @@ def bench(monkeypatch, tmp_path):
                 flow_run_id=str(run.id),
                 triggered_at=0.0,
                 ttfs_s=ttfs_s,
+                idle_s=idle_s,
                 phases={},
                 start_mode=modes.pop(0) if modes else "warm",
             )
@@ -59,8 +60,8 @@ def benchmark(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark_startup, "measure_bounds", lambda *_: rates)
     monkeypatch.setattr(benchmark_startup, "publish", lambda *_: None)
 
-    def call(scenarios, ttfs_s=1.0, repeats=4):
-        names, options = bench(ttfs_s=ttfs_s).names, {"repeats": repeats, "folder": tmp_path}
+    def call(scenarios, repeats=4, **times):
+        names, options = bench(**times).names, {"repeats": repeats, "folder": tmp_path}
         benchmark_startup.benchmark_startup.fn(scenarios, num_trajectories=8, **options)
         return names
 
@@ -82,6 +83,15 @@ def test_a_regression_and_in_the_set_of_the_plan_what_it_asks_and_is_not_met_fai
     with pytest.raises(BenchmarkError, match=r"not met: .*target < 30"):
         benchmark(["plan"], ttfs_s=40.0)
     benchmark(["nightly"], ttfs_s=40.0)
+
+
+def test_idle_seconds_that_alone_are_worse_fail_the_flow_with_a_line_of_their_own(benchmark):
+    benchmark(["warm"], repeats=5, idle_s=2.0)
+    with pytest.raises(
+        RegressionFound,
+        match=r"^warm: worse: no single phase; idle 2\.00 -> 8\.00 s \(limit [\d.]+ s, [^;]*\)$",
+    ):
+        benchmark(["warm"], idle_s=8.0)
 
 
 def test_a_run_that_finds_what_it_needs_is_the_only_one(bench):

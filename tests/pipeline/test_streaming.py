@@ -234,3 +234,6 @@ def test_a_changed_config_is_trained_on_while_its_files_are_encoded_and_says_wha
     breakdown = again._break_down()
     began_s = state.result.first_epoch[0] - breakdown.triggered_at
     assert (breakdown.idle_s, breakdown.waited_s) == (pytest.approx(began_s + 2.0), 2.0)
+    cut_short = {"steps_per_epoch": state.result.num_steps + 1}
+    state.result = state.result.model_copy(update=cut_short)
+    assert again._break_down().idle_s is None

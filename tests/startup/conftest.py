@@ -18,6 +18,15 @@ DOWNLOADS_S = {
 }
 
 
+def with_idle(record: JudgedBenchmark, waited_s: float = 0.5) -> JudgedBenchmark:
+    """The benchmark with runs that know their idle seconds: TTFS and `waited_s`."""
+    runs = (
+        run.model_copy(update={"idle_s": run.ttfs_s + waited_s, "waited_s": waited_s})
+        for run in record.runs
+    )
+    return record.model_copy(update={"runs": tuple(runs)})
+
+
 def _run(scenario: str, repeat: int, download_s: float) -> RunRecord:
     """2.75 s + downloads: boot, downloads beside a warm-up, cache, a gap, first step."""
     start = STARTED_AT + 100 * repeat

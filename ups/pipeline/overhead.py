@@ -104,9 +104,12 @@ def break_down(
 
 def _idle(run: RunState, triggered_at: float) -> tuple[float | None, float | None]:
     """Seconds without a step to compute until the end of epoch 1, and of them those of waits."""
-    if run.result is None or run.result.first_epoch is None or run.result.resumed_from_step:
+    result = run.result
+    if result is None or result.first_epoch is None or result.resumed_from_step:
         return None, None
-    began, waited_s = run.result.first_epoch[0], run.result.waited_s
+    if result.num_steps < result.steps_per_epoch:  # it was cut short: the rest may have waited
+        return None, None
+    began, waited_s = result.first_epoch[0], result.waited_s
     return began - triggered_at + waited_s, waited_s
 
 

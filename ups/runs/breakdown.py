@@ -11,6 +11,7 @@ from ups.config import Model
 from ups.machine.gpu import GpuUse, in_words
 from ups.runs.stored import Stored
 
+IDLE = "idle until epoch 2"  # in words: `idle_s`
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
 STARTUP_PHASES = (
     *("queue", "boot", "validate", "download", "warm-up", "cache", "load"),
@@ -71,7 +72,7 @@ class Breakdown(Stored):
         ttfs_s: trigger to first step; None where the run did not get that far.
         until_s: trigger to the end of the startup: the first step, else the failure.
         idle_s: from the trigger to the end of the first epoch's steps, the part in which the device
-            had no step to compute; None before that.
+            had no step to compute; None before that, and where max_steps cut that epoch short.
         waited_s: of it, what a step waited for trajectories that were on their way.
         start_mode: `cold` in a fresh interpreter, `warm` forked from one kept ready.
         waited_for: phase → its seconds on the critical path: what the first step waited for. They

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ups.runs.breakdown import STOPPED, TO_FIRST_STEP, Breakdown, provision_s
+from ups.runs.breakdown import IDLE, STOPPED, TO_FIRST_STEP, Breakdown, provision_s
 
 Row = Mapping[str, str]
 STARTUP = ("phase", "seconds", "share", "what bounds it")
@@ -97,7 +97,7 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
     if breakdown.waited_for:
         figures["the first step waited for"] = _waited_for(breakdown.waited_for)
     if breakdown.idle_s is not None:
-        figures["idle until epoch 2"] = (
+        figures[IDLE] = (
             f"{breakdown.idle_s:.2f} s, {breakdown.waited_s or 0:.2f} s of it for rows on their way"
         )
     if (from_start_s := breakdown.phase_seconds.get(TO_FIRST_STEP)) is not None:

@@ -49,6 +49,7 @@ class TrainResult(Model):
     checkpoint: Path
     num_epochs: int
     num_steps: int
+    steps_per_epoch: int
     best_epoch: int
     best_val_nrmse: float
     first_step_at: float | None
@@ -105,6 +106,7 @@ def train(
         checkpoint=run_dir / CHECKPOINTS / BEST,
         num_epochs=position.epoch,
         num_steps=position.step,
+        steps_per_epoch=loop.steps_per_epoch,
         best_epoch=position.best_epoch,
         best_val_nrmse=position.best_val_nrmse,
         first_step_at=first_step_at,

@@ -44,20 +44,44 @@ def nights(num, *, seed=0, noise=0.02, between=None, repeats=5, first=0, change=
     They vary by `between` from one to the next, and by `noise` within one; `between` is `noise`
     where it is not given.
     """
-    rng = np.random.default_rng(seed)
-    benchmarks = []
-    for night in range(first, first + num):
+    factors = drawn_factors(num, np.random.default_rng(seed), noise, between, repeats)
+    return [
+        [run_of(night, n, extra=change(night), factor=f) for n, f in enumerate(of_night)]
+        for night, of_night in enumerate(factors, start=first)
+    ]
+
+
+def drawn_factors(num, rng, noise, between=None, repeats=5):
+    """Of `num` benchmarks what each run takes, as a multiple of what it takes in the mean."""
+    factors = []
+    for _ in range(num):
         of_night = 1 + (noise if between is None else between) * rng.standard_normal()
-        factors = [max(of_night + noise * rng.standard_normal(), 0.05) for _ in range(repeats)]
-        benchmarks.append(
-            [run_of(night, n, extra=change(night), factor=f) for n, f in enumerate(factors)]
+        factors.append(
+            [max(of_night + noise * rng.standard_normal(), 0.05) for _ in range(repeats)]
         )
-    return benchmarks
+    return factors
 
 
-def verdict_of(benchmarks, thresholds=DEFAULTS):
+def with_waits(benchmarks, waited_s, *, seed=0, noise=0.02, between=None, factor_of_last=1.0):
+    """The same runs, which waited for rows as well: idle as long as TTFS and these waits.
+
+    The waits vary by a noise of their own, which TTFS knows nothing of.
+    """
+    rng = np.random.default_rng([seed, 1])
+    factors = drawn_factors(len(benchmarks), rng, noise, between, len(benchmarks[0]))
+    factors[-1] = [factor_of_last * factor for factor in factors[-1]]
+    return [
+        [
+            run.model_copy(update={"idle_s": run.ttfs_s + f * waited_s, "waited_s": f * waited_s})
+            for run, f in zip(runs, of_night, strict=True)
+        ]
+        for runs, of_night in zip(benchmarks, factors, strict=True)
+    ]
+
+
+def verdict_of(benchmarks, thresholds=DEFAULTS, figure="TTFS"):
     """Of the last benchmark, against those before."""
-    return judge("cold", benchmarks[-1], benchmarks[:-1], thresholds)
+    return judge("cold", benchmarks[-1], benchmarks[:-1], thresholds, figure)
 
 
 def slower_download(seconds, since):

@@ -1,3 +1,5 @@
+from tests.startup.conftest import with_idle
+from ups.runs.breakdown import IDLE
 from ups.startup.judge.change import diff
 
 
@@ -28,3 +30,14 @@ def test_benchmarks_of_other_machines_and_settings_say_so(benchmark):
         "num_trajectories was 256, then 2048",
         "page cache was None, then dropped",
     )
+
+
+def test_idle_seconds_are_compared_beside_ttfs_where_they_are_known(benchmark):
+    known, more = (
+        with_idle(benchmark({"cold": (2.0,)})),
+        with_idle(benchmark({"cold": (2.0,)}), 2.0),
+    )
+    ttfs, idle, *_ = diff(known, more).rows
+    assert (ttfs.phase, ttfs.seconds.value, idle.phase, idle.seconds.value) == (None, 0, IDLE, 1.5)
+    idle = diff(benchmark({"cold": (2.0,)}), known).rows[1]
+    assert (idle.phase, idle.before, idle.after.median, idle.seconds) == (IDLE, None, 5.25, None)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from tests.startup.conftest import with_idle
 from ups.startup.judge.compare import Spread, compare
 from ups.startup.judge.next_phase import NextPhase
 from ups.startup.judge.verdict import Verdict
@@ -140,3 +141,22 @@ def test_the_trend_has_a_point_per_benchmark_like_it_and_marks_what_was_worse(be
     ]
     assert (points[1].ttfs.smallest, points[1].ttfs.largest, points[1].ttfs.num) == (6.75, 7.25, 2)
     assert compare(now).trend == ()
+
+
+def test_the_trend_marks_the_figure_that_was_worse(benchmark):
+    worse = Verdict(scenario="cold", figure="idle", kind="worse", num_before=9, num_now=3)
+    now = with_idle(benchmark({"cold": (2.0, 2.5)}, verdicts=(worse,)))
+    (point,) = compare(now, [now]).trend
+    assert (point.idle_s, point.idle_worse, point.worse) == (5.5, True, False)
+
+
+def test_what_a_changed_config_gains_by_streaming_has_a_share_of_its_own(benchmark):
+    record = benchmark({"changed-config": (1.0,), "no-stream-changed-config": (1.5,)})
+    first, second = record.runs
+    first, second = (
+        first.model_copy(update={"idle_s": 4.0}),
+        second.model_copy(update={"idle_s": 7}),
+    )
+    (share,) = compare(benchmark(runs=(first, second))).shares
+    assert (share.optimisation, share.base) == ("stream", "changed-config")
+    assert (share.seconds.value, share.idle.value) == (0.5, 3.0)

@@ -4,19 +4,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.startup.judge.histories import nights, seeds, slower_download, verdict_of
+from tests.startup.judge.histories import nights, seeds, slower_download, verdict_of, with_waits
 
 NUM_DRAWN = 400
 
 
-def share_worse(num_nights, *, slower_by=1.0, **scatter):
-    """Of made-up histories with so many benchmarks before."""
+def shares_worse(num_nights, *, slower_by=1.0, waits_slower_by=1.0, **scatter):
+    """Of made-up histories with so many benchmarks before: of TTFS alone, of it or idle seconds.
+
+    A run waits for rows as long as its first step took, longer and shorter on nights of their own.
+    """
     change = slower_download(4.1 * (slower_by - 1), since=num_nights)
-    found = [
-        verdict_of(nights(num_nights + 1, seed=seed, change=change, **scatter))
-        for seed in range(NUM_DRAWN)
-    ]
-    return sum(verdict.kind == "worse" for verdict in found) / NUM_DRAWN
+    num_alone = num_either = 0
+    for seed in range(NUM_DRAWN):
+        made = nights(num_nights + 1, seed=seed, change=change, **scatter)
+        if verdict_of(made).kind == "worse":
+            num_alone, num_either = num_alone + 1, num_either + 1
+            continue
+        made = with_waits(made, 4.1, seed=seed, factor_of_last=waits_slower_by, **scatter)
+        num_either += verdict_of(made, figure="idle").kind == "worse"
+    return num_alone / NUM_DRAWN, num_either / NUM_DRAWN
 
 
 @pytest.mark.parametrize("num_nights", [1, 4, 10, 30])
@@ -25,8 +32,10 @@ def share_worse(num_nights, *, slower_by=1.0, **scatter):
     [(0.05, 0.05, 0.005), (0.05, 0.15, 0.02), (0.15, 0.15, 0.025), (0.2, 0.2, 0.04)],
 )
 def test_false_alarms_are_rare(noise, between, most, num_nights):
-    """A bound on the share called worse though nothing changed but the night."""
-    assert share_worse(num_nights, noise=noise, between=between) <= most
+    """A bound on the share called worse, by either figure, though nothing changed but the night."""
+    ttfs_alone, either = shares_worse(num_nights, noise=noise, between=between)
+    assert either <= most
+    assert either <= ttfs_alone + 1 / NUM_DRAWN  # 2 more where both have the same limit
 
 
 @pytest.mark.parametrize(
@@ -34,8 +43,15 @@ def test_false_alarms_are_rare(noise, between, most, num_nights):
 )
 def test_most_doublings_are_found(num_nights, calm, restless):
     """The power: the share of runs of twice the time that is called worse."""
-    assert share_worse(num_nights, slower_by=2, noise=0.05, between=0.05) >= calm
-    assert share_worse(num_nights, slower_by=2, noise=0.05, between=0.15) >= restless
+    assert shares_worse(num_nights, slower_by=2, noise=0.05, between=0.05)[0] >= calm
+    assert shares_worse(num_nights, slower_by=2, noise=0.05, between=0.15)[0] >= restless
+
+
+@pytest.mark.parametrize(("num_nights", "least"), [(1, 0.8), (4, 0.95), (10, 0.99)])
+def test_most_doublings_of_the_idle_seconds_alone_are_found(num_nights, least):
+    ttfs, either = shares_worse(num_nights, waits_slower_by=3, noise=0.05, between=0.05)
+    assert ttfs <= 0.005
+    assert either >= least
 
 
 @settings(max_examples=40, deadline=None)

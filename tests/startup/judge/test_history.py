@@ -274,7 +274,8 @@ def database(tmp_path, full):
             insert("benchmarks", {**tree, "is_complete": 1})
             for number, run in enumerate(full.runs):
                 later = set() if with_load else {"busy_cores"}
-                values = run.model_dump(exclude={"phases", *later}, mode="json")
+                new = {"phases", "idle_s", "waited_s"}
+                values = run.model_dump(exclude=new | later, mode="json")
                 insert("runs", {**values, "id": number, "benchmark": "b1"})
                 for phase, seconds in run.phases.items():
                     insert("phases", {"run": number, "phase": phase, "seconds": seconds})
@@ -323,19 +324,19 @@ def test_a_file_that_cannot_be_converted_is_named_and_leaves_no_half_of_a_histor
 
 EXPORTED = """\
 benchmark,started_at,commit,machine_id,scenario,repeat,flow_run_id,triggered_at,start_mode,\
-cache_reused,ttfs_s,phase,phase_s
+cache_reused,ttfs_s,idle_s,waited_s,phase,phase_s
 b1,100.0,2cf4672a1b2c-dirty,m1,cold,0,"flow, with a comma",1795475000.0,warm,,0.3333333333333333,\
-queue,0.3
+0.25,0.125,queue,0.3
 b1,100.0,2cf4672a1b2c-dirty,m1,cold,0,"flow, with a comma",1795475000.0,warm,,0.3333333333333333,\
-boot,1.0
-b1,100.0,2cf4672a1b2c-dirty,m1,cold,1,cold/1,1795475100.0,warm,True,5.25,load,0.5
-b0,200.0,2cf4672a1b2c-dirty,m1,cold,0,cold/0,1795475000.0,warm,,4.75,load,0.5
+0.25,0.125,boot,1.0
+b1,100.0,2cf4672a1b2c-dirty,m1,cold,1,cold/1,1795475100.0,warm,True,5.25,,,load,0.5
+b0,200.0,2cf4672a1b2c-dirty,m1,cold,0,cold/0,1795475000.0,warm,,4.75,,,load,0.5
 """
 
 
 def test_csv_has_a_row_per_run_and_phase_in_order_of_time(tmp_path, benchmark):
     other, second = benchmark({"cold": (2.0, 2.5)}).runs
-    more = {"flow_run_id": "flow, with a comma", "ttfs_s": 1 / 3}
+    more = {"flow_run_id": "flow, with a comma", "ttfs_s": 1 / 3, "idle_s": 0.25, "waited_s": 0.125}
     first = other.model_copy(update={**more, "phases": {"queue": 0.3, "boot": 1.0}})
     other = other.model_copy(update={"phases": {"load": 0.5}})
     second = second.model_copy(update={"phases": {"load": 0.5}, "cache_reused": True})
@@ -345,3 +346,13 @@ def test_csv_has_a_row_per_run_and_phase_in_order_of_time(tmp_path, benchmark):
     assert path.read_text() == EXPORTED
     write_csv(path, [])
     assert path.read_text() == EXPORTED.splitlines()[0] + "\n"
+
+
+def test_a_run_of_an_earlier_version_is_read_without_idle_seconds(history, full):
+    text = history.save(full, full.verdicts).model_dump(
+        mode="json", exclude={"runs": {"__all__": {"idle_s", "waited_s"}}}
+    )
+    (history.folder / "b1.json").write_text(json.dumps(text))
+    (found,) = History(history.folder.parent).benchmarks()
+    assert found == full
+    assert {run.idle_s for run in found.runs} == {None}

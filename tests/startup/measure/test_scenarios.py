@@ -61,7 +61,7 @@ def test_each_feature_has_a_scenario_that_switches_it_off_alone():
 
 
 def test_a_scenario_differs_from_its_base_in_one_thing(tmp_path):
-    assert {base for base in BASES.values() if base} == {"cold", "warm"}
+    assert {base for base in BASES.values() if base} == {"cold", "warm", "changed-config"}
     for scenario in (scenario for scenario in SCENARIOS if scenario.base):
         base = BY_NAME[scenario.base]
         assert scenario.before == base.before

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from tests.startup.conftest import with_idle
 from ups.runs.critical_path import Step
 from ups.startup.judge.compare import OtherLoad, Spread, TrendPoint, compare
 from ups.startup.judge.criteria import Criterion
@@ -231,3 +232,32 @@ def test_the_artifact_warns_where_something_else_was_running(render):
     warning = "Something else was running before 1 of 2 runs (up to 1.3 cores): these times may "
     assert f"**{warning}" in render(other_load=other_load).split("|")[0]
     assert "Something else" not in render()
+
+
+def test_idle_seconds_stand_beside_ttfs_in_the_tables_and_in_the_headline(render, benchmark):
+    worse = verdict_of("cold", "worse", figure="idle", before_s=4.0, after_s=6.0, limit_s=5.0)
+    markdown = render(with_idle(benchmark()), verdicts=[verdict_of("cold"), worse])
+    assert markdown.startswith(
+        "# Worse: cold idle +50 % (4.00 s → 6.00 s); unchanged: cold (worse beyond 15.2 s)\n"
+    )
+    names, rows = table_after(markdown, "# Worse")
+    assert names[1:3] == ["time to first step", "idle until epoch 2"]
+    assert rows[1][1:3] == ["5.00 s [4.75–5.25]", "5.50 s [5.25–5.75]"]
+    assert rows[1][4] == "unchanged, worse beyond 15.2 s; idle: worse beyond 5.00 s"
+    names, rows = table_after(markdown, "## What each optimisation is worth")
+    assert rows[0][names.index("idle grows by")].startswith("+1.50 s [")
+    names, rows = table_after(markdown, "## What is asked of it")
+    (factor,) = [row for row in rows if row[1].endswith("idle until epoch 2")]
+    assert factor[3].startswith("1.86× [")  # 10.25 s over 5.50 s
+
+
+def test_a_figure_without_a_verdict_yet_is_named_where_the_other_has_one(render):
+    few = Verdict(
+        scenario="cold", figure="idle", kind="no verdict yet", num_before=0, num_now=3, least_runs=5
+    )
+    of_ttfs, line = verdict_of("cold", limit_s=5.0), "No verdict yet: cold{} (0 of 5 runs before)"
+    found = render(verdicts=[of_ttfs, few]).splitlines()[0]
+    assert found == f"# {line.format(' idle')}; unchanged: cold (worse beyond 5.00 s)"
+    found = render(verdicts=[too_few("cold", 0), few])
+    assert found.splitlines()[0] == f"# {line.format('')}"
+    assert "| no verdict yet: 0 of 5 runs before |" in found

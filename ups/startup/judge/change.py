@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ups.config import Model
+from ups.runs.breakdown import IDLE
 from ups.runs.critical_path import in_order
 from ups.startup.judge.compare import Spread
 from ups.startup.judge.stats import Interval, bootstrap_difference
-from ups.startup.measure.records import BenchmarkRecord
+from ups.startup.measure.records import BenchmarkRecord, idle_seconds
 
 
 class Change(Model):
     """What became of a phase, or with `phase=None` of TTFS; None where a benchmark lacks it.
 
-    Of a scenario that only one of them has, there is TTFS alone.
+    `phase=IDLE` are the idle seconds until the end of the first epoch, where any run knows them. Of
+    a scenario that only one of them has, there are these two alone.
     """
 
     scenario: str
@@ -38,7 +40,7 @@ class Changes(Model):
 
 
 def diff(before: BenchmarkRecord, after: BenchmarkRecord) -> Changes:
-    """Per scenario the TTFS and each phase, before and after: difference = after − before."""
+    """Per scenario TTFS, idle seconds and each phase: difference = after − before."""
     reasons = [] if before.machine_id == after.machine_id else ["they ran on different machines"]
     for setting in sorted({*before.settings, *after.settings}):
         old, new = before.settings.get(setting), after.settings.get(setting)
@@ -48,6 +50,9 @@ def diff(before: BenchmarkRecord, after: BenchmarkRecord) -> Changes:
     for name in dict.fromkeys((*before.scenarios, *after.scenarios)):
         was, now = before.runs_of(name), after.runs_of(name)
         rows.append(_change(name, None, [r.ttfs_s for r in was], [r.ttfs_s for r in now]))
+        idle_s = idle_seconds(was), idle_seconds(now)
+        if any(idle_s):
+            rows.append(_change(name, IDLE, *idle_s))
         if was and now:
             for phase in in_order(phase for run in (*was, *now) for phase in run.phases):
                 seconds = ([run.seconds(phase) for run in runs] for runs in (was, now))

@@ -14,7 +14,7 @@ from ups.startup.judge.history import JudgedBenchmark
 from ups.startup.judge.next_phase import NextPhase, next_to_improve
 from ups.startup.judge.stats import Interval, Ratio, bootstrap_difference, bootstrap_ratio
 from ups.startup.judge.verdict import Verdict
-from ups.startup.measure.records import BenchmarkRecord, RunRecord
+from ups.startup.measure.records import BenchmarkRecord, RunRecord, idle_seconds
 from ups.startup.measure.scenarios import BASES
 
 BUSY_CORES = 0.75  # server, store and worker were seen to take up to 0.4 between two runs
@@ -58,6 +58,7 @@ class ScenarioSummary(Model):
 
     Attributes:
         flow_run_ids: in the order in which they ran.
+        idle: the seconds without work until the end of the first epoch; None where no run knows.
         phases: their `critical_s` add up to the median TTFS.
         to_baseline: TTFS of `legacy` ÷ TTFS of this scenario; None for `legacy` itself.
         middle: the flow run whose TTFS is nearest the median; `path` is its critical path.
@@ -69,6 +70,7 @@ class ScenarioSummary(Model):
     name: str
     flow_run_ids: tuple[str, ...]
     ttfs: Spread
+    idle: Spread | None = None
     phases: tuple[PhaseSummary, ...]
     to_baseline: Ratio | None
     middle: str
@@ -84,17 +86,19 @@ class Share(Model):
         scenario: the one that goes without it.
         base: the scenario that it is compared with, in which everything is on.
         percent: of the base's median TTFS.
+        idle: the seconds that the idle time grows by; None where a side knows none.
     """
 
     scenario: str
     base: str
     seconds: Interval
     percent: float
+    idle: Interval | None = None
 
     @property
     def optimisation(self) -> str:
-        """What the scenario goes without: `warm_up` of `no-warm_up`."""
-        return self.scenario.removeprefix("no-")
+        """What the scenario goes without: `stream` of `no-stream-changed-config`."""
+        return self.scenario.removeprefix("no-").removesuffix(f"-{self.base}")
 
     @property
     def effect(self) -> Literal["saves time", "costs time", "within the noise", "one run only"]:
@@ -107,12 +111,19 @@ class Share(Model):
 
 
 class TrendPoint(Model):
-    """A scenario's TTFS in one benchmark of the history; `at` is a Unix time in seconds."""
+    """A scenario in one benchmark of the history; `at` is a Unix time in seconds.
+
+    Attributes:
+        idle_s: the median of the idle seconds; None where no run knows them.
+        worse, idle_worse: than their history.
+    """
 
     scenario: str
     at: float
     ttfs: Spread
+    idle_s: float | None = None
     worse: bool = False
+    idle_worse: bool = False
 
 
 class OtherLoad(Model):
@@ -128,7 +139,7 @@ class Comparison(Model):
 
     Attributes:
         record: the benchmark without its runs; `scenarios` has what is shown of them.
-        verdicts: one per scenario, against the history.
+        verdicts: of each scenario's TTFS and idle seconds, against the history.
         trend: in order of time.
         other_load: where it was enough to matter.
     """
@@ -200,6 +211,7 @@ def _summary(
         name=name,
         flow_run_ids=tuple(run.flow_run_id for run in runs),
         ttfs=Spread.of(ttfs),
+        idle=Spread.of(idle_s) if (idle_s := idle_seconds(runs)) else None,
         phases=tuple(summaries),
         to_baseline=_ratio([run.ttfs_s for run in against], ttfs),
         middle=middle[0].flow_run_id,
@@ -220,7 +232,9 @@ def _share(name: str, base: str, off: Sequence[RunRecord], on: Sequence[RunRecor
     without, with_it = [run.ttfs_s for run in off], [run.ttfs_s for run in on]
     seconds = bootstrap_difference(without, with_it)
     percent = 100 * seconds.value / statistics.median(with_it)
-    return Share(scenario=name, base=base, seconds=seconds, percent=percent)
+    idle_off, idle_on = idle_seconds(off), idle_seconds(on)
+    idle = bootstrap_difference(idle_off, idle_on) if idle_off and idle_on else None
+    return Share(scenario=name, base=base, seconds=seconds, percent=percent, idle=idle)
 
 
 def _trend(
@@ -229,11 +243,20 @@ def _trend(
     """A point for each of its scenarios in each benchmark that can be compared with it."""
     points = []
     for other in history:
-        worse = {verdict.scenario for verdict in other.verdicts if verdict.kind == "worse"}
+        worse = {(v.scenario, v.figure) for v in other.verdicts if v.kind == "worse"}
         for name in benchmark.scenarios if other.is_comparable(benchmark) else ():
-            if seconds := [run.ttfs_s for run in other.runs_of(name)]:
-                at, ttfs = other.started_at, Spread.of(seconds)
-                points.append(TrendPoint(scenario=name, at=at, ttfs=ttfs, worse=name in worse))
+            if runs := other.runs_of(name):
+                idle_s = idle_seconds(runs)
+                points.append(
+                    TrendPoint(
+                        scenario=name,
+                        at=other.started_at,
+                        ttfs=Spread.of([run.ttfs_s for run in runs]),
+                        idle_s=statistics.median(idle_s) if idle_s else None,
+                        worse=(name, "TTFS") in worse,
+                        idle_worse=(name, "idle") in worse,
+                    )
+                )
     return tuple(sorted(points, key=lambda point: point.at))
 
 

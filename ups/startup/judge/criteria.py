@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ups.config import Model
+from ups.runs.breakdown import IDLE
 from ups.startup.judge.stats import Ratio, bootstrap_ratio
-from ups.startup.measure.records import RunRecord
+from ups.startup.measure.records import RunRecord, idle_seconds
 
 BASELINE = "legacy"
 PLAN_REUSE_S, OUR_REUSE_S = 30.0, 1.0
@@ -65,6 +66,9 @@ def check(
         asks = f"{BASELINE} over cold{size}"
         in_all = bootstrap_ratio([run.ttfs_s for run in legacy], [run.ttfs_s for run in cold])
         found.append(_longer(f"{asks}: in all", in_all))
+        idle_s = idle_seconds(legacy), idle_seconds(cold)
+        if all(idle_s):
+            found.append(_longer(f"{asks}: {IDLE}", bootstrap_ratio(*idle_s)))
         for phases in SAME_WORK:
             theirs, ours = ([run.seconds(*phases) for run in of] for of in (legacy, cold))
             if min(*theirs, *ours) > 0:

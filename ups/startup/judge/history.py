@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 NUM_SUGGESTED = 5
 CSV_COLUMNS = (
     *("benchmark", "started_at", "commit", "machine_id", "scenario", "repeat", "flow_run_id"),
-    *("triggered_at", "start_mode", "cache_reused", "ttfs_s"),
+    *("triggered_at", "start_mode", "cache_reused", "ttfs_s", "idle_s", "waited_s"),
 )
 PHASE_COLUMNS = ("phase", "phase_s")
 

@@ -35,6 +35,9 @@ class Thresholds(Model):
     least_runs: int = Field(5, ge=1, description="runs before, below which there is no verdict")
     relative: float = Field(0.15, ge=0, description="share of what it was")
     sigmas: float = Field(3.0, ge=0, description="multiple of the scatter of the benchmarks before")
+    idle_sigmas: float = Field(
+        4.0, ge=0, description="the same for idle seconds, so that both raise no more false alarms"
+    )
     between: float = Field(
         0.15,
         ge=0,
@@ -44,6 +47,11 @@ class Thresholds(Model):
         2.0, gt=0, description="share of what it was that counts, however large the scatter"
     )
     least_s: float = Field(0.25, ge=0, description="seconds that nobody cares about")
+
+    @property
+    def of_idle(self) -> Thresholds:
+        """Those by which idle seconds are judged."""
+        return self.model_copy(update={"sigmas": self.idle_sigmas})
 
 
 @dataclass(frozen=True, slots=True)

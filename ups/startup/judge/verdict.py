@@ -5,6 +5,9 @@ the window, which steps are measured from; of its newest, which shows a fall bac
 improvement; and of its oldest, which a drift too slow for the other two adds up against. It is
 worse if it is worse than one of them. So a slowdown that stays is reported until the benchmarks
 from before it have left the window; a smaller window forgets sooner.
+
+The idle seconds until the end of the first epoch are judged likewise, in a verdict of their own: a
+start may take its first step as early as ever, and then wait longer for its data.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from ups.startup.judge.limits import Reference, Thresholds, measure_shift
 from ups.startup.measure.records import BenchmarkRecord, RunRecord
 
 Kind = Literal["improved", "unchanged", "worse", "no verdict yet"]
+Figure = Literal["TTFS", "idle"]
 
+FIGURES: tuple[Figure, ...] = ("TTFS", "idle")
+WAITS = "waits after the first step"  # the part of the idle seconds that is no phase
 KINDS: dict[int, Kind] = {-1: "improved", 0: "unchanged", 1: "worse"}
 
 
@@ -32,20 +38,22 @@ class MovedPhase(Model):
 
 
 class Verdict(Model):
-    """About one scenario. Times are medians, in seconds.
+    """About one figure of a scenario. Times are medians, in seconds.
 
     Attributes:
-        phase: that moved most in the direction of the change; None where TTFS is unchanged, or
+        figure: what is judged.
+        phase: that moved most in the direction of the change; None where it is unchanged, or
             where no phase moved that way (they overlap less or more than they did).
-        limit_s: the TTFS beyond which it would count as worse, or counts as changed.
+        limit_s: the time beyond which it would count as worse, or counts as changed.
         reference: the part of the window that `before_s` is of.
         num_before, num_benchmarks: the runs of that part, and the benchmarks that they are of.
         least_runs: before, below which there is no verdict. Verdicts of an earlier version have
             neither this nor `num_benchmarks`.
-        moved_phases: beyond limits of their own, also where others make up for them.
+        moved_phases: of TTFS, beyond limits of their own, also where others make up for them.
     """
 
     scenario: str
+    figure: Figure = "TTFS"
     kind: Kind
     phase: str | None = None
     before_s: float | None = None
@@ -67,7 +75,7 @@ class Verdict(Model):
             if self.after_s is None:
                 return f"{self.scenario}: {self.kind}: no run to judge"
             few = f"{self._runs_before}, fewer than {self.least_runs or 'least_runs'}"
-            return f"{self.scenario}: {self.kind}: TTFS {self.after_s:.2f} s ({few})"
+            return f"{self.scenario}: {self.kind}: {self.figure} {self.after_s:.2f} s ({few})"
         cause = note = ""
         if self.kind == "unchanged":
             moved = [f"{p.phase} {_change(p.before_s, p.after_s)}" for p in self.moved_phases]
@@ -76,10 +84,9 @@ class Verdict(Model):
             cause = "no single phase; "
         else:
             cause = f"{self.phase} {_change(self.phase_before_s, self.phase_after_s)}; "
-        return (
-            f"{self.scenario}: {self.kind}: {cause}TTFS {_change(self.before_s, self.after_s)} "
-            f"(limit {self.limit_s:.2f} s, median of {self._runs_before}){note}"
-        )
+        times = f"{self.figure} {_change(self.before_s, self.after_s)}"
+        limit = f"(limit {self.limit_s:.2f} s, median of {self._runs_before})"
+        return f"{self.scenario}: {self.kind}: {cause}{times} {limit}{note}"
 
     @property
     def _runs_before(self) -> str:
@@ -95,13 +102,22 @@ class Verdict(Model):
 def judge_benchmark(
     benchmark: BenchmarkRecord, history: Iterable[BenchmarkRecord], thresholds: Thresholds
 ) -> tuple[Verdict, ...]:
-    """Judge each of its scenarios by the earlier benchmarks of the same machine and settings."""
+    """Judge each of its scenarios by the earlier benchmarks of the same machine and settings.
+
+    Returns:
+        TTFS and idle seconds of each, the latter where any of its runs knows them.
+    """
     before = [
         earlier.runs
         for earlier in history
         if earlier.started_at < benchmark.started_at and earlier.is_comparable(benchmark)
     ]
-    return tuple(judge(name, benchmark.runs, before, thresholds) for name in benchmark.scenarios)
+    return tuple(
+        judge(name, benchmark.runs, before, thresholds, figure)
+        for name in benchmark.scenarios
+        for figure in FIGURES
+        if _with_figure(name, figure, benchmark.runs)
+    )
 
 
 def judge(
@@ -109,21 +125,25 @@ def judge(
     now: Sequence[RunRecord],
     before: Iterable[Sequence[RunRecord]],
     thresholds: Thresholds,
+    figure: Figure = "TTFS",
 ) -> Verdict:
     """Hold the runs of a scenario against those of earlier benchmarks; no order matters.
 
     Args:
-        now: the benchmark's runs; those of other scenarios are left out.
+        now: the benchmark's runs; those of other scenarios, and without the figure, are left out.
         before: runs of each benchmark of the same machine and settings, likewise.
     """
-    now = [run for run in now if run.scenario == scenario]
-    window = _benchmarks(scenario, before)[-thresholds.window :]
+    if figure == "idle":
+        thresholds = thresholds.of_idle
+    now = _with_figure(scenario, figure, now)
+    window = _benchmarks(scenario, figure, before)[-thresholds.window :]
     num_before = sum(len(runs) for runs in window)
-    now_s = [run.ttfs_s for run in now]
+    now_s = _seconds(now, figure)
     if not now or num_before < thresholds.least_runs:
-        runs_s = [run.ttfs_s for runs in window for run in runs]
+        runs_s = [s for runs in window for s in _seconds(runs, figure)]
         return Verdict(
             scenario=scenario,
+            figure=figure,
             kind="no verdict yet",
             before_s=median(runs_s) if runs_s else None,
             after_s=median(now_s) if now else None,
@@ -133,46 +153,69 @@ def judge(
             least_runs=thresholds.least_runs,
         )
 
-    shift = measure_shift([[r.ttfs_s for r in runs] for runs in window], now_s, thresholds)
+    shift = measure_shift([_seconds(runs, figure) for runs in window], now_s, thresholds)
     reference = [run for runs in window[shift.part] for run in runs]
-    phase = _phase_that_moved(reference, now, shift.sign)
+    moved = _part_that_moved(reference, now, figure, shift.sign) if shift.sign else None
+    phase, phase_before_s, phase_after_s = moved or (None, None, None)
     return Verdict(
         scenario=scenario,
+        figure=figure,
         kind=KINDS[shift.sign],
         phase=phase,
         before_s=shift.before_s,
         after_s=shift.after_s,
-        phase_before_s=None if phase is None else _median_s(reference, phase),
-        phase_after_s=None if phase is None else _median_s(now, phase),
+        phase_before_s=phase_before_s,
+        phase_after_s=phase_after_s,
         limit_s=shift.limit_s,
         reference=shift.reference,
         num_before=len(reference),
         num_benchmarks=len(window[shift.part]),
         num_now=len(now),
         least_runs=thresholds.least_runs,
-        moved_phases=_moved_phases(window, now, thresholds),
+        moved_phases=_moved_phases(window, now, thresholds) if figure == "TTFS" else (),
     )
 
 
-def _benchmarks(scenario: str, before: Iterable[Sequence[RunRecord]]) -> list[list[RunRecord]]:
-    """The runs of those that ran the scenario, oldest benchmark first."""
+def _seconds(runs: Iterable[RunRecord], figure: Figure) -> list[float]:
+    """Of the runs that know the figure: those of earlier versions know no idle seconds."""
+    seconds = (run.ttfs_s if figure == "TTFS" else run.idle_s for run in runs)
+    return [s for s in seconds if s is not None]
+
+
+def _with_figure(scenario: str, figure: Figure, runs: Iterable[RunRecord]) -> list[RunRecord]:
+    return [run for run in runs if run.scenario == scenario and _seconds([run], figure)]
+
+
+def _benchmarks(
+    scenario: str, figure: Figure, before: Iterable[Sequence[RunRecord]]
+) -> list[list[RunRecord]]:
+    """The runs of those that ran the scenario and know the figure, oldest benchmark first."""
 
     def began(runs: Sequence[RunRecord]) -> tuple[float, str]:
         return min((run.triggered_at, run.flow_run_id) for run in runs)
 
-    found = [[run for run in runs if run.scenario == scenario] for runs in before]
+    found = [_with_figure(scenario, figure, runs) for runs in before]
     return sorted((runs for runs in found if runs), key=began)
 
 
-def _phase_that_moved(
-    before: Sequence[RunRecord], now: Sequence[RunRecord], sign: int
-) -> str | None:
-    moved_s = {
-        phase: sign * (_median_s(now, phase) - _median_s(before, phase))
-        for phase in _phases([*before, *now])
-    }
-    most = max(moved_s, key=lambda phase: moved_s[phase], default=None)
-    return most if most is not None and moved_s[most] > 0 else None
+def _parts_s(runs: Sequence[RunRecord], figure: Figure) -> dict[str, float]:
+    """phase → its median; of idle seconds also the waits that no phase holds."""
+    parts_s = {phase: median([run.seconds(phase) for run in runs]) for phase in _phases(runs)}
+    if figure == "idle":
+        waits_s = [(run.waited_s or 0.0) - run.seconds("first rows") for run in runs]
+        parts_s[WAITS] = max(0.0, median(waits_s))
+    return parts_s
+
+
+def _part_that_moved(
+    before: Sequence[RunRecord], now: Sequence[RunRecord], figure: Figure, sign: int
+) -> tuple[str, float, float] | None:
+    """The part that moved most in this direction, and its medians; None where none did."""
+    before_s, now_s = _parts_s(before, figure), _parts_s(now, figure)
+    names = sorted({*before_s, *now_s})
+    parts = [(name, before_s.get(name, 0.0), now_s.get(name, 0.0)) for name in names]
+    moved = [part for part in parts if sign * (part[2] - part[1]) > 0]
+    return max(moved, key=lambda part: sign * (part[2] - part[1]), default=None)
 
 
 def _moved_phases(
@@ -190,10 +233,6 @@ def _moved_phases(
 
 def _phases(runs: Iterable[RunRecord]) -> list[str]:
     return sorted({phase for run in runs for phase in run.phases})
-
-
-def _median_s(runs: Sequence[RunRecord], phase: str) -> float:
-    return median([run.seconds(phase) for run in runs])
 
 
 def _change(before_s: float | None, after_s: float | None) -> str:

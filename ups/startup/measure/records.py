@@ -40,6 +40,8 @@ class RunRecord(Model):
         triggered_at: Unix time in seconds.
         phases: phase → the wall seconds that it covers between trigger and first step,
             `unaccounted` included.
+        idle_s, waited_s: as in a breakdown, until the end of the first epoch; None where that did
+            not end, and of earlier versions.
         bounds: phase → what bounds it, in words.
         bounds_s: phase → the least seconds that this machine needs for the phase's bytes, where
             that was measured.
@@ -55,6 +57,8 @@ class RunRecord(Model):
     flow_run_id: str
     triggered_at: float
     ttfs_s: float
+    idle_s: float | None = None
+    waited_s: float | None = None
     phases: dict[str, float]
     bounds: dict[str, str] = Field(default_factory=dict)
     bounds_s: dict[str, float] = Field(default_factory=dict)
@@ -71,6 +75,8 @@ class RunRecord(Model):
         return cls(
             triggered_at=breakdown.triggered_at,
             ttfs_s=breakdown.ttfs_s,
+            idle_s=breakdown.idle_s,
+            waited_s=breakdown.waited_s,
             phases={phase.phase: phase.seconds for phase in breakdown.phases},
             bounds={phase.phase: phase.bound for phase in breakdown.phases},
             spans=tuple(span for span in breakdown.spans if span.start < first_step_at),
@@ -82,6 +88,11 @@ class RunRecord(Model):
     def seconds(self, *phases: str) -> float:
         """Of these phases together; one that the run did without took it no time."""
         return sum(self.phases.get(phase, 0.0) for phase in phases)
+
+
+def idle_seconds(runs: Iterable[RunRecord]) -> list[float]:
+    """Of the runs of which it is known."""
+    return [run.idle_s for run in runs if run.idle_s is not None]
 
 
 class BenchmarkRecord(Model):

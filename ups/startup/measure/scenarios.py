@@ -58,6 +58,12 @@ SCENARIOS = (
     _without("warm_up", "cold"),
     # All is fetched, then all is encoded, then trained on.
     _without("stream", "cold", overrides={"features.stream": "off"}),
+    Scenario(
+        name="no-stream-changed-config",
+        before="data",
+        overrides={"latent.dim": OTHER_DIM, "features.stream": "off"},
+        base="changed-config",
+    ),
     # Each batch is encoded on demand.
     _without("cache", "cold", overrides={"features.preload": "off"}),
     _without("reuse_cache", "warm"),

@@ -24,6 +24,10 @@ NOTES = """\
 - *Against history*: the median against those of earlier benchmarks on this machine with these \
 settings. What counts as worse depends on how much benchmarks scattered; while there are few, a \
 scatter is assumed (`thresholds.between`), and only a large change can be told.
+- *Idle until epoch 2*: of the time from the trigger to the end of the first epoch the part in \
+which the device had no step to compute, waits for rows included. A step that reads its batch from \
+files counts as one that computes. Its limit is wider, so that judging it beside the time to first \
+step raises no more false alarms.
 - Times are medians, [smallest–largest] beside them; intervals of ratios and differences are 95 % \
 bootstrap intervals. Of few runs a side these are too narrow: of 3 they hold the truth in 90 % of \
 cases, of 2 in 67 %. *legacy takes*: how many times as long.

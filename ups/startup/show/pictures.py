@@ -21,6 +21,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ups.runs.breakdown import IDLE
 from ups.runs.critical_path import UNACCOUNTED, in_order
 from ups.runs.gantt import COLOURS
 from ups.startup.judge.compare import Comparison, ScenarioSummary, Share, TrendPoint
@@ -51,6 +52,7 @@ STYLE: dict[Any, Any] = {
 NAME_LETTERS, TITLE_LETTERS = 24, 42  # of a line of a scenario's name, and of a panel's title
 LETTER_SHARE = 0.0165  # width of a letter, as a share of the longest bar; with a margin
 LEGEND_COLUMNS, LEGEND_LETTERS = 5, 32
+THIN_BAR = 0.14  # of a row
 
 PHASE_COLOURS = {**COLOURS, UNACCOUNTED: "#d7dce2"}
 OTHER, OTHER_PHASE = "other", "#c58fb0"
@@ -61,7 +63,7 @@ EFFECT_COLOURS = {
     "within the noise": "#8b97a5",
     "one run only": "#c9a227",
 }
-POINT, WORSE = "#6db3f2", "#ff7b72"
+POINT, WORSE, IDLE_COLOUR = "#6db3f2", "#ff7b72", "#c8e66b"
 MARKS = (("median, smallest to largest", "o", POINT), ("worse than its history", "D", WORSE))
 DAY_S = 86_400  # matplotlib's dates are days since 1970
 POINT_SIZES = ((20, 5.0), (100, 3.5), (math.inf, 2.0))  # up to so many benchmarks
@@ -82,8 +84,12 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
 
 
 def phases_figure(scenarios: Sequence[ScenarioSummary]) -> Figure:
-    """A bar per scenario, as long as its median TTFS, cut into the phases that were waited for."""
-    longest = max(scenario.ttfs.median for scenario in scenarios)
+    """A bar per scenario, as long as its median TTFS, cut into the phases that were waited for.
+
+    Below it a thin one of its idle seconds.
+    """
+    idle_s = [(s.idle.median, row) for row, s in enumerate(scenarios) if s.idle is not None]
+    longest = max([*(s.ttfs.median for s in scenarios), *(seconds for seconds, _ in idle_s)])
     waited_s = [{p.phase: p.critical_s for p in s.phases if p.critical_s > 0} for s in scenarios]
     phases = in_order(phase for of in waited_s for phase in of)
     shown = [p for p in phases if max(of.get(p, 0.0) for of in waited_s) >= THIN * longest]
@@ -99,9 +105,10 @@ def phases_figure(scenarios: Sequence[ScenarioSummary]) -> Figure:
         fitting = [t if width > LETTER_SHARE * longest * len(t) else "" for t, width in texts]
         axes.bar_label(bars, fitting, label_type="center", color="black")
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    _add_idle(axes, idle_s, 0.68, IDLE)
     totals = [wording.seconds(scenario.ttfs.median) for scenario in scenarios]
     axes.bar_label(bars, totals, padding=6, annotation_clip=False)
-    axes.set_xlim(0, max(ends))
+    axes.set_xlim(0, longest)
     axes.set_title("Where the time to first step goes: medians")
     axes.set_xlabel(
         "seconds on the critical path: of each phase only what the first step waited for"
@@ -129,6 +136,8 @@ def shares_figure(shares: Sequence[Share]) -> Figure:
             capsize=4,
             label="95 % interval",
         )
+    grown_s = [(s.idle.value, row) for row, s in enumerate(shares) if s.idle is not None]
+    _add_idle(axes, grown_s, 0.5, f"of {IDLE}")
     axes.axvline(0, color=TEXT, linewidth=1)
     values = axes.secondary_yaxis("right")
     values.spines[:].set_visible(False)
@@ -142,8 +151,16 @@ def shares_figure(shares: Sequence[Share]) -> Figure:
     return figure
 
 
+def _add_idle(axes: Axes, found: Sequence[tuple[float, int]], height: float, label: str) -> None:
+    """A thin bar for each (seconds, row), below the row's bar of that height."""
+    if found:
+        seconds, rows = zip(*found, strict=True)
+        places = [row + (height + THIN_BAR) / 2 for row in rows]
+        axes.barh(places, seconds, THIN_BAR, color=IDLE_COLOUR, label=label)
+
+
 def trend_figure(points: Sequence[TrendPoint], names: Sequence[str] = ()) -> Figure:
-    """A panel per scenario: its TTFS in each benchmark, on one axis of time.
+    """A panel per scenario: its TTFS and idle seconds in each benchmark, on one axis of time.
 
     Args:
         names: the order of the panels; scenarios of the history that it lacks come last.
@@ -174,7 +191,7 @@ def trend_figure(points: Sequence[TrendPoint], names: Sequence[str] = ()) -> Fig
 
 
 def _draw_history(axes: Axes, name: str, points: Sequence[TrendPoint]) -> None:
-    """The medians as points on a line, with their spreads; those that were worse stand out."""
+    """The medians as points on a line, TTFS with its spread; those that were worse stand out."""
     size = next(size for most, size in POINT_SIZES if len(points) <= most)
     times = [point.at / DAY_S for point in points]
     medians = [point.ttfs.median for point in points]
@@ -190,10 +207,35 @@ def _draw_history(axes: Axes, name: str, points: Sequence[TrendPoint]) -> None:
             axes.plot(np.repeat(at, 3), np.ravel(ends), **style, **as_bars)
             markersize = size + 2 * is_worse
             axes.plot(at, middle, marker, label=label, markersize=markersize, **style)
-    axes.set_ylim(0, 1.15 * max(point.ttfs.largest for point in points))
+    _draw_idle(axes, points, size)
+    highest_s = max(max(point.ttfs.largest, point.idle_s or 0.0) for point in points)
+    axes.set_ylim(0, 1.15 * highest_s)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     title = f"{name}: latest {wording.seconds(medians[-1])}"
+    if points[-1].idle_s is not None:
+        title += f", idle {wording.seconds(points[-1].idle_s)}"
     axes.set_title(textwrap.fill(title, TITLE_LETTERS))
+
+
+def _draw_idle(axes: Axes, points: Sequence[TrendPoint], size: float) -> None:
+    """Idle seconds where they are known: a thin broken line, those that were worse marked alike."""
+    known = [(p.at / DAY_S, p.idle_s, p.idle_worse) for p in points if p.idle_s is not None]
+    if known:
+        times, seconds, _ = zip(*known, strict=True)
+        axes.plot(
+            times,
+            seconds,
+            "s:",
+            color=IDLE_COLOUR,
+            linewidth=1,
+            markersize=0.6 * size,
+            zorder=1.5,
+            label=f"{IDLE}: median",
+        )
+    if worse := [(at, idle_s) for at, idle_s, is_worse in known if is_worse]:
+        label, marker, colour = MARKS[1]
+        times, seconds = zip(*worse, strict=True)
+        axes.plot(times, seconds, marker, color=colour, markersize=size + 2, zorder=3, label=label)
 
 
 def _new_rows(names: Sequence[str]) -> tuple[Figure, Axes]:

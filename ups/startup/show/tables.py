@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ups.runs.breakdown import IDLE
 from ups.startup.judge.change import Changes
 from ups.startup.judge.compare import Comparison, ScenarioSummary
 from ups.startup.judge.criteria import BASELINE, Criterion
@@ -15,19 +16,21 @@ Row = dict[str, str]
 TTFS, BASELINE_TAKES, RUNS = "time to first step", f"{BASELINE} takes", "runs"
 BOUND, WHAT_BOUNDS = "bound", "what bounds it"
 GROWS_BY = f"without it {TTFS} grows by"
+IDLE_GROWS_BY = "idle grows by"
 FIGURES = (
     *(TTFS, BASELINE_TAKES, RUNS, BOUND, GROWS_BY, "median", "on the critical path", "in percent"),
-    *("before", "after", "difference"),
+    *("before", "after", "difference", IDLE, IDLE_GROWS_BY),
 )
 MARKS = {True: "✓", False: "✗", None: "cannot tell"}
 
 
 def comparison_rows(comparison: Comparison) -> list[Row]:
-    """A row per scenario: median TTFS, and what `legacy` takes as a multiple of it."""
-    return [
+    """A row per scenario: medians, and what `legacy` takes as a multiple of its TTFS."""
+    rows = [
         {
             "scenario": scenario.name,
             TTFS: wording.spread(scenario.ttfs),
+            IDLE: NOTHING if scenario.idle is None else wording.spread(scenario.idle),
             BASELINE_TAKES: wording.times(scenario.to_baseline),
             "against history": wording.verdict(comparison, scenario.name),
             "work on next": wording.next_phases(scenario),
@@ -35,6 +38,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
         }
         for scenario in comparison.scenarios
     ]
+    return _without_silent(rows, IDLE)
 
 
 def phase_rows(scenario: ScenarioSummary) -> list[Row]:
@@ -50,22 +54,29 @@ def phase_rows(scenario: ScenarioSummary) -> list[Row]:
         }
         for phase in scenario.phases
     ]
-    silent = [name for name in (BASELINE_TAKES, BOUND) if all(r[name] == NOTHING for r in rows)]
+    return _without_silent(rows, BASELINE_TAKES, BOUND)
+
+
+def _without_silent(rows: Sequence[Row], *names: str) -> list[Row]:
+    """The rows without those of these columns that say nothing in every row."""
+    silent = [name for name in names if all(row[name] == NOTHING for row in rows)]
     return [{name: text for name, text in row.items() if name not in silent} for row in rows]
 
 
 def share_rows(comparison: Comparison) -> list[Row]:
     """A row per optimisation: what its scenario took without it, and what to make of that."""
-    return [
+    rows = [
         {
             "optimisation": share.optimisation,
             "in scenario": share.base,
             GROWS_BY: wording.difference(share.seconds),
             "in percent": wording.percent(share.percent),
+            IDLE_GROWS_BY: wording.difference(share.idle),
             "what it does": share.effect,
         }
         for share in comparison.shares
     ]
+    return _without_silent(rows, IDLE_GROWS_BY)
 
 
 def criteria_rows(criteria: Sequence[Criterion]) -> list[Row]:
@@ -83,7 +94,7 @@ def criteria_rows(criteria: Sequence[Criterion]) -> list[Row]:
 
 
 def change_rows(changes: Changes) -> list[Row]:
-    """A row per scenario and phase, TTFS first."""
+    """A row per scenario and phase, TTFS and idle seconds first."""
     return [
         {
             "scenario": row.scenario,

@@ -132,9 +132,11 @@ def headline(comparison: Comparison) -> str:
         elif kind == "unchanged":
             text = _unchanged(verdicts)
         else:
-            names = [verdict.scenario for verdict in verdicts]
+            whole = {verdict.scenario for verdict in verdicts if verdict.figure == "TTFS"}
+            named = [v for v in verdicts if v.figure == "TTFS" or v.scenario not in whole]
+            names = [_judged(verdict) for verdict in named]
             text = ", ".join(names) if len(names) <= NAMED else f"{len(names)} scenarios"
-            text += f" ({_runs_before(verdicts)})"
+            text += f" ({_runs_before(named)})"
         parts.append(f"{kind}: {text}")
     line = "; ".join(parts) or "not compared with the history"
     return line[0].upper() + line[1:]
@@ -144,17 +146,22 @@ def _by_how_much(verdict: Verdict) -> str:
     assert verdict.before_s is not None
     assert verdict.after_s is not None
     by = percent(100 * (verdict.after_s / verdict.before_s - 1))
-    return f"{verdict.scenario} {by} ({seconds(verdict.before_s)} → {seconds(verdict.after_s)})"
+    return f"{_judged(verdict)} {by} ({seconds(verdict.before_s)} → {seconds(verdict.after_s)})"
+
+
+def _judged(verdict: Verdict) -> str:
+    """`cold`, and of its idle seconds `cold idle`."""
+    return verdict.scenario if verdict.figure == "TTFS" else f"{verdict.scenario} idle"
 
 
 def _unchanged(verdicts: Sequence[Verdict]) -> str:
     """With the limits, which say how much the verdicts can have told."""
     if len(verdicts) <= NAMED:
-        return ", ".join(f"{v.scenario} (worse beyond {seconds(v.limit_s)})" for v in verdicts)
+        return ", ".join(f"{_judged(v)} (worse beyond {seconds(v.limit_s)})" for v in verdicts)
     beyond = [v.limit_s / v.before_s for v in verdicts if v.limit_s and v.before_s]
     least, most = (percent(100 * (times - 1)) for times in (min(beyond), max(beyond)))
     reach = least if least == most else f"{least} to {most}"
-    return f"{len(verdicts)} scenarios (worse beyond {reach})"
+    return f"{len({v.scenario for v in verdicts})} scenarios (worse beyond {reach})"
 
 
 def _runs_before(verdicts: Sequence[Verdict]) -> str:
@@ -165,10 +172,12 @@ def _runs_before(verdicts: Sequence[Verdict]) -> str:
 
 
 def verdict(comparison: Comparison, scenario: str) -> str:
-    """The verdict on one scenario, in a few words; a dash where there is none."""
-    found = next((v for v in comparison.verdicts if v.scenario == scenario), None)
-    if found is None:
-        return NOTHING
+    """The verdicts on one scenario, in a few words; a dash where there is none."""
+    ttfs, *idle = [_kind(v) for v in comparison.verdicts if v.scenario == scenario] or [NOTHING]
+    return "; ".join([ttfs, *(f"idle: {text}" for text in idle if text != ttfs)])
+
+
+def _kind(found: Verdict) -> str:
     if found.kind == "no verdict yet":
         return f"{found.kind}: {_runs_before([found])}"
     side = "below" if found.kind == "improved" else "beyond"
@@ -188,7 +197,7 @@ def other_load(comparison: Comparison) -> str:
 
 
 def news(comparison: Comparison) -> list[str]:
-    """A line for each scenario in which something moved, TTFS or a phase."""
+    """A line for each verdict in which something moved: TTFS, a phase, the idle seconds."""
     return [
         verdict.message
         for verdict in comparison.verdicts
