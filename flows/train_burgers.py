@@ -186,6 +186,8 @@ def _run_phases(
             run.entries[name] = CacheEntry.model_validate(future.result())
         test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
         run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
+        if scouted is not None:
+            scouted.remove_let_go()
 
 
 def _stream(run: RunState, scouted: Scouted, stop: threading.Event, ended: ExitStack) -> _Entries:

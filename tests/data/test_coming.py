@@ -39,7 +39,8 @@ def come(proxied, proxy, key, dest):
 
 
 def begin(coming, wants=()):
-    start_fetching([coming.begin(wants, 1)], 1)
+    coming.plan(wants, 1)
+    start_fetching([coming.begin()], 1)
     return coming
 
 
@@ -113,11 +114,11 @@ def test_what_cannot_be_known_or_asked_for_by_ranges_does_not_stream(
 def test_what_another_process_fetches_or_has_just_fetched_does_not_stream(come, dest):
     lock = lock_now(dest.parent / ".x.h5.lock")
     with pytest.raises(CannotStream, match="another process is fetching"):
-        come().begin((), 1)
+        come().plan((), 1)
     os.close(lock)
     dest.touch()
     with pytest.raises(CannotStream, match="another process has just fetched"):
-        come().begin((), 1)
+        come().plan((), 1)
     assert leftovers(dest) == ["x.h5"]
 
 

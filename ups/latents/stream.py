@@ -39,7 +39,8 @@ from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.loader import Latents, assemble, in_ram, read_exactly
 from ups.latents.scout import cannot_stream, may_stream
-from ups.latents.scouted import NothingToFetch, Scouted, Source
+from ups.latents.scouted import NothingToFetch, Scouted
+from ups.latents.source import Source
 from ups.latents.tiers import choose_tier
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Show
@@ -102,6 +103,13 @@ class _Chunk:
     split: Split
     first: int
     end: int
+    source: Source
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its bytes are in its source."""
+        rows = self.build.files[self.job[0]].chunk(self.job[1])
+        return self.source.file.bytes_of(rows.start, rows.stop)
 
 
 class Stream:
@@ -233,7 +241,7 @@ class Stream:
                     rows = file.chunk(chunk)
                     turn = int(source.turns[rows.start : rows.stop].max())
                     place = first + rows.start, first + rows.stop
-                    chunks.append(_Chunk(turn, build, (index, chunk), file.split, *place))
+                    chunks.append(_Chunk(turn, build, (index, chunk), file.split, *place, source))
         return sorted(chunks, key=lambda chunk: chunk.turn)
 
     def _run(self, arrival: Arrival) -> dict[str, CacheEntry]:
@@ -249,6 +257,7 @@ class Stream:
                 check_unchanged(sources)
             entries = {name: self._publish(build) for name, build in self._builds.items()}
             arrival.settle()
+            self.scouted.let_go_of_encoded()
             return entries
         except BaseException as error:  # whatever it is: the training that waits is told
             self._is_over.set()
@@ -321,6 +330,8 @@ class Stream:
         target.copy_(latents.view(len(target), *file.shape[1:])[:, ::stride])
         if target.is_cuda:  # training, on a stream of its own, reads it once it is noted
             torch.cuda.current_stream().synchronize()
+        if (coming := chunk.source.coming) is not None:
+            coming.done_with(*chunk.place)
 
     def _publish(self, build: Build) -> CacheEntry:
         manifest, cache_dir = build.finish(), build.config.training.latent_cache_dir
