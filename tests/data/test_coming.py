@@ -99,7 +99,7 @@ def test_rows_are_read_before_the_rest_is_there_and_are_those_of_the_file(
     assert dest.stat().st_size == coming.num_bytes
 
 
-def test_what_cannot_be_known_or_asked_for_by_ranges_does_not_stream(
+def test_what_has_two_sizes_or_cannot_be_asked_for_by_ranges_does_not_stream(
     come, proxy, s3_client, own_key
 ):
     proxy.faults.whole = CONTENT
@@ -107,7 +107,17 @@ def test_what_cannot_be_known_or_asked_for_by_ranges_does_not_stream(
         come()
     proxy.faults.whole = None
     s3_client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
-    with pytest.raises(CannotStream, match="no manifest has the SHA-256"):
+    name = come(own_key).sha256
+    assert name.startswith("provisional-")
+    assert come(own_key).sha256 == name
+
+    def other_size(method, headers):
+        for header in headers if method == "HEAD" else ():
+            if header.lower() == "content-length":
+                headers[header] = "7"
+
+    proxy.faults.edit = other_size
+    with pytest.raises(CannotStream, match=f"has {len(CONTENT)} or 7 bytes, by GET or HEAD"):
         come(own_key)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import threading
@@ -17,9 +18,9 @@ from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.passing_fetch import PassingFetch
 from ups.data.ranges import RangedFetch
 from ups.data.s3errors import retrying, transport_errors
-from ups.data.sources import file_state
+from ups.data.sources import PROVISIONAL, file_state
 from ups.data.stamps import beside
-from ups.data.transfer import Download, arrived, compare, finished
+from ups.data.transfer import Download, arrived, compare, publish
 from ups.errors import CannotStream, ChecksumMismatch, Interrupted, UpsError
 from ups.files import lock_now
 from ups.progress import Progress
@@ -34,11 +35,13 @@ class ComingObject:
     `wait` and `open` from any thread; `verdict` once, and `close` in the end.
 
     Attributes:
+        sha256: by the manifest; else a name of this version of the object, up to the verdict.
+        is_held: whether it comes to `path` by `settle`, and not by the verdict.
         started: time.perf_counter() at which it was asked for.
         state: see `Staged`, once its verdict is there; None of one that is let go.
     Raises:
-        CannotStream: nobody tells its SHA-256, which the cache key is made of; or the store sends
-            the whole object, whatever range it is asked for.
+        CannotStream: the store sends the whole object, whatever range it is asked for; or it tells
+            two sizes, and no manifest says which is true.
         ObjectUnavailable, FetchError: see `ObjectStore.open_first`.
     """
 
@@ -49,12 +52,18 @@ class ComingObject:
         with contextlib.ExitStack() as stack:
             if first is not None:
                 stack.callback(first.body.close)
-            if self.info.sha256 is None:
-                raise CannotStream(f"no manifest has the SHA-256 of {self.info.uri}")
+            if self.info.sha256 is None:  # one more witness
+                size = store.bytes_by_head(bucket, key)
+                if size not in (None, self.info.num_bytes):
+                    raise CannotStream(
+                        f"{self.info.uri} has {self.info.num_bytes} or {size} bytes, by GET or HEAD"
+                    )
             if first is not None and first.num_bytes > BLOCK_BYTES:
                 raise CannotStream(f"{store.endpoint} knows no ranges")
             self._head = b"" if first is None else self._read_head(first)
-        self.sha256, self.num_bytes = self.info.sha256, self.info.num_bytes
+        self.num_bytes = self.info.num_bytes
+        self.sha256 = self.info.sha256 or _provisional(store.endpoint, self.info)
+        self.is_held = False
         self.state: tuple[int, ...] | None = None
         self._fetch: PassingFetch | None = None
         self._lock, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
@@ -120,13 +129,24 @@ class ComingObject:
         if self._letting_go is not None:
             self._letting_go.done(start, end)
 
-    def let_go_of_encoded(self) -> None:
-        """Remove what is not needed up to the end, once all is verified and encoded."""
+    def settle(self) -> None:
+        """Have it at `path`, or let go of what is not needed any more: all is encoded."""
         with self._moving:
-            if self._letting_go is not None and self._letting_go.num_kept:
+            if self._letting_go is None:
+                self._publish()
+            elif self._letting_go.num_kept:
                 self._letting_go.matched_all()
             else:
                 self._remove()
+
+    def _publish(self) -> None:
+        if self._is_there or self._ended_with is not None:
+            return
+        self._opened.close()  # no thread writes any more
+        publish(self._begun, self._verified)
+        self.state = file_state(self.path)
+        self._is_there = True
+        self._lock.close()  # who comes now finds the file
 
     def remove(self) -> None:
         """Remove what is left of one that is let go: nobody needs any of it."""
@@ -138,7 +158,8 @@ class ComingObject:
             os.ftruncate(self._begun.fd, 0)  # who has read it still has it open
             self._opened.close()
             self._begun.discard()
-            self._ended_with = self._stopped()
+            self._ended_with, self._is_doubted = self._stopped(), False
+            self._lock.close()
 
     @property
     def token(self) -> str:
@@ -172,9 +193,9 @@ class ComingObject:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def verdict(self, stop: threading.Event, progress: Progress | None) -> Download:
-        """Wait until all of it has come, and is what the manifest says: then it is at `path`.
+        """Wait until all of it has come, and is what the store says: then it is at `path`.
 
-        One that is let go stays aside, as far as it is kept.
+        One that is held or let go stays aside.
 
         Raises:
             ChecksumMismatch: it is not, and what arrived is removed.
@@ -194,14 +215,11 @@ class ComingObject:
             raise
         with self._moving:
             self._check_open()  # the lock is held
-            if self.lets_go:
-                return arrived(fetch, fetch.partial, sha256, self.started)
-            self._opened.close()  # no thread writes any more
-            done = finished(fetch, sha256, self.started)
-            self.state = file_state(self.path)
-            self._is_there = True
-            self._lock.close()  # who comes now finds the file
-        return done
+            self._verified = sha256
+            if not self.lets_go and not self.is_held:
+                self._publish()
+        path = fetch.partial if self.lets_go else self.path
+        return arrived(fetch, path, sha256, self.started)
 
     def doubt(self) -> None:
         """Do not keep it beyond `close`: what it holds may have been damaged on its way."""
@@ -229,6 +247,12 @@ class ComingObject:
         if self._fetch is None:
             raise self._stopped()
         return self._fetch
+
+
+def _provisional(endpoint: str, info: ObjectInfo) -> str:
+    """Stands for the SHA-256 of an object up to the verdict; each version has another."""
+    text = f"{endpoint} {info.uri} {info.num_bytes} {info.etag}"
+    return PROVISIONAL + hashlib.sha256(text.encode()).hexdigest()
 
 
 class _RemoteFile(io.RawIOBase):

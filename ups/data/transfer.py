@@ -247,9 +247,14 @@ def compare(fetch: RangedFetch, sha256: str) -> None:
 
 
 def finished(fetch: RangedFetch, sha256: str, started: float) -> Download:
-    """Move a file that is there and compared to its place, stamp it, and say so: see `arrived`."""
-    write_stamp(fetch.dest, fetch.publish(), sha256, fetch.info.etag, fetch.token)
+    """Move a file that is there and compared to its place, and say so: see `arrived`."""
+    publish(fetch, sha256)
     return arrived(fetch, fetch.dest, sha256, started)
+
+
+def publish(fetch: RangedFetch, sha256: str) -> None:
+    """Move a file that is there and compared to its place, and stamp it."""
+    write_stamp(fetch.dest, fetch.publish(), sha256, fetch.info.etag, fetch.token)
 
 
 def arrived(fetch: RangedFetch, path: Path, sha256: str, started: float) -> Download:

@@ -81,7 +81,7 @@ def cannot_stream(config: RunConfig, reason: CannotStream) -> None:
     if config.features.stream == "on":
         raise ConfigError(
             f"features.stream: found on, but {reason}; expected objects in contiguous float32, "
-            "with a manifest beside them, and room for the latents in memory: set it to auto"
+            "in a store that knows ranges, and room for the latents in memory: set it to auto"
         ) from reason
     kept = "" if config.data.keep_sources else "; so the files are kept, against data.keep_sources"
     log.info("no streaming start: %s%s", reason, kept)

@@ -165,7 +165,8 @@ class Scouted:
             staged = as_stored(source, coming.sha256, coming.num_bytes, is_here=True)
         file = open_file(config, source.path, source.rows, coming)
         parameter = file.parameter if file.is_named else None
-        staged = staged.model_copy(update={"parameter": parameter})
+        is_verified = staged.is_verified if coming is None else coming.info.is_verifiable
+        staged = staged.model_copy(update={"parameter": parameter, "is_verified": is_verified})
         return Source(config, staged, file, coming, np.zeros(file.num_trajectories, np.int64))
 
     def of_problem(self, name: str, split: Split) -> list[Source]:
@@ -199,6 +200,9 @@ class Scouted:
         for coming in self.objects:
             letting_go = None if keep else what_is_needed(coming, self.sources, backlog)
             coming.plan(what_is_wanted(coming, self.sources, fit), num_threads, letting_go)
+            # Else a build that is cut short could not be found by the key that it has up to then.
+            is_encoded = reading(coming, self.sources, ENCODED_SPLITS) != []
+            coming.is_held = coming.info.sha256 is None and is_encoded
         self._note_fetches()
         self._skip_what_is_encoded()
         start_fetching([coming.begin() for coming in self.objects], num_threads)
@@ -239,11 +243,11 @@ class Scouted:
                     return True
         return False
 
-    def let_go_of_encoded(self) -> None:
-        """Remove what is left of train and val where it is not to be kept: all is encoded."""
+    def settle(self) -> None:
+        """Have train and val at their place, or let go of them: all is verified and encoded."""
         for coming in self.objects:
-            if coming.lets_go and reading(coming, self.sources, ENCODED_SPLITS):
-                coming.let_go_of_encoded()
+            if reading(coming, self.sources, ENCODED_SPLITS):
+                coming.settle()
 
     def remove_let_go(self) -> None:
         """Remove what is left of objects that are not to be kept: nobody needs any of it."""
@@ -309,6 +313,7 @@ class Scouted:
             "seconds": done.seconds,
             "state": source.coming.state,
             "path": done.path,
+            "sha256": done.sha256,
         }
         return source.staged.model_copy(update=update)
 

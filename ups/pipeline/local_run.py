@@ -145,6 +145,7 @@ class LocalRun:
                 )
             if scouted is not None and stream is not None:
                 run.entries = stream.result()
+                run.config_hashes = dict(scouted.keys)
                 for problem, split in product(config.by_problem(), SPLITS):
                     run.staged[problem, split] = scouted.finished(problem, split)
             if test is not None:
