@@ -187,8 +187,11 @@ def _run_phases(
             from ups.latents.build import CacheEntry  # it imports torch
 
             run.entries[name] = CacheEntry.model_validate(future.result())
+            run.config_hashes[name] = run.entries[name].config_hash
         test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
         run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
+        if scouted is not None:
+            scouted.remove_let_go()
 
 
 def _stream(run: RunState, scouted: Scouted, stop: threading.Event, ended: ExitStack) -> _Entries:

@@ -25,9 +25,9 @@ def manifest_key(key):
     return key.replace("x.h5", "manifest.json")
 
 
-def without_blocks(s3_client, key):
+def without_blocks(s3_client, key, bucket=BUCKET):
     """Have the manifest of an object be as it was written before there were blocks."""
-    place = {"Bucket": BUCKET, "Key": manifest_key(key)}
+    place = {"Bucket": bucket, "Key": f"{key.rpartition('/')[0]}/manifest.json"}
     manifest = json.loads(s3_client.get_object(**place)["Body"].read())
     for entry in manifest.values():
         del entry["blocks"]

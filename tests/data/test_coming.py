@@ -39,7 +39,8 @@ def come(proxied, proxy, key, dest):
 
 
 def begin(coming, wants=()):
-    start_fetching([coming.begin(wants, 1)], 1)
+    coming.plan(wants, 1)
+    start_fetching([coming.begin()], 1)
     return coming
 
 
@@ -98,7 +99,7 @@ def test_rows_are_read_before_the_rest_is_there_and_are_those_of_the_file(
     assert dest.stat().st_size == coming.num_bytes
 
 
-def test_what_cannot_be_known_or_asked_for_by_ranges_does_not_stream(
+def test_what_has_two_sizes_or_cannot_be_asked_for_by_ranges_does_not_stream(
     come, proxy, s3_client, own_key
 ):
     proxy.faults.whole = CONTENT
@@ -106,18 +107,28 @@ def test_what_cannot_be_known_or_asked_for_by_ranges_does_not_stream(
         come()
     proxy.faults.whole = None
     s3_client.delete_object(Bucket=BUCKET, Key=manifest_key(own_key))
-    with pytest.raises(CannotStream, match="no manifest has the SHA-256"):
+    name = come(own_key).sha256
+    assert name.startswith("provisional-")
+    assert come(own_key).sha256 == name
+
+    def other_size(method, headers):
+        for header in headers if method == "HEAD" else ():
+            if header.lower() == "content-length":
+                headers[header] = "7"
+
+    proxy.faults.edit = other_size
+    with pytest.raises(CannotStream, match=f"has {len(CONTENT)} or 7 bytes, by GET or HEAD"):
         come(own_key)
 
 
 def test_what_another_process_fetches_or_has_just_fetched_does_not_stream(come, dest):
     lock = lock_now(dest.parent / ".x.h5.lock")
     with pytest.raises(CannotStream, match="another process is fetching"):
-        come().begin((), 1)
+        come().plan((), 1)
     os.close(lock)
     dest.touch()
     with pytest.raises(CannotStream, match="another process has just fetched"):
-        come().begin((), 1)
+        come().plan((), 1)
     assert leftovers(dest) == ["x.h5"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ON_GRID, TINY_FILE
 from ups.config import SPLITS
-from ups.data import ranges
+from ups.data import partial_file
 from ups.data.objectstore import ObjectStore
 from ups.errors import ChecksumMismatch, ConfigError, DataError, DiskFull, FetchError
 from ups.files import is_locked, lock_now
@@ -218,7 +218,7 @@ def test_a_file_that_is_changed_while_it_is_encoded_ends_it(
 def test_a_disk_that_becomes_full_ends_it_and_what_has_arrived_is_kept(
     streaming, sources, monkeypatch
 ):
-    written, real = [], ranges.write_fully
+    written, real = [], partial_file.write_fully
 
     def write(fd, data, offset=None):
         written.append(len(data))
@@ -230,7 +230,7 @@ def test_a_disk_that_becomes_full_ends_it_and_what_has_arrived_is_kept(
     few["data__sources"] = sources()
     told = r"train\.h5\.part: the disk is full; expected room for 1 MB\. Make room, or set data"
     with monkeypatch.context() as full:
-        full.setattr(ranges, "write_fully", write)
+        full.setattr(partial_file, "write_fully", write)
         config, stream = streaming(**few)
         with pytest.raises(DiskFull, match=told):
             stream.latents.arrival.wait_settled(lambda: False)

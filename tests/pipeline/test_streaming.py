@@ -56,8 +56,12 @@ def run(config_of):
     return make
 
 
+def weights_path(run):
+    return run.run_dir / "checkpoints" / "last.pt"
+
+
 def weights(run):
-    return checkpoint.load(run.run_dir / "checkpoints" / "last.pt")
+    return checkpoint.load(weights_path(run))
 
 
 def assert_same(one, other):
@@ -237,3 +241,31 @@ def test_a_changed_config_is_trained_on_while_its_files_are_encoded_and_says_wha
     cut_short = {"steps_per_epoch": state.result.num_steps + 1}
     state.result = state.result.model_copy(update=cut_short)
     assert again._break_down().idle_s is None
+
+
+def test_without_a_manifest_or_kept_files_the_weights_are_the_same_and_the_key_is(
+    run, config_of, s3_client, tiny_data
+):
+    with closing(ObjectStore()) as client:
+        for split in SPLITS:
+            client.upload(tiny_data / TINY_FILE.format(split), "tiny", f"bare/{split}.h5")
+    s3_client.delete_object(Bucket="tiny", Key="bare/manifest.json")
+    sources = {s: [{"key": f"bare/{s}.h5", "bucket": "tiny"}] for s in SPLITS}
+    given = {"data__sources": sources, "stages__operator__epochs": 1}
+    plain = run("plain", **given, features__stream="off")
+    bare = run("bare", **given, features__stream="on")
+    passing = run("passing", **given, features__stream="on", data__keep_sources=False)
+    assert_same(bare, plain)
+    assert_same(passing, plain)
+    for streamed in (bare, passing):
+        assert streamed._state.latents.arrival is not None
+        assert streamed._state.config_hash == plain._state.config_hash
+    found = [path.name for path in passing.config.data_root.rglob("*") if path.is_file()]
+    assert {name.rpartition(".")[2] for name in found} == {"lock"}
+
+    two = {**given, "stages__operator__epochs": 2, "features__stream": "on"}
+    again = LocalRun(config_of("again", **two), None, weights_path(plain))
+    with progress_shown() as show:
+        again.run(show)
+    assert again._state.result.resumed_from_step > 0
+    assert again._state.latents.arrival is not None

@@ -8,6 +8,7 @@ import pytest
 from ups.latents.build import ensure
 from ups.validate.data import validate_data
 from ups.validate.disk import validate_disk
+from ups.validate.sources import latent_bytes
 
 PLENTY = 10**12
 
@@ -95,3 +96,22 @@ def test_the_free_space_of_this_machine_is_that_of_the_disk(tiny_config):
     (found,) = validate_disk(config, sources, to_build=["burgers1d"])
     usage = os.statvfs(Path(config.training.latent_cache_dir).parent)
     assert found.figures["free_bytes"] == pytest.approx(usage.f_bavail * usage.f_frsize, rel=0.05)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_streams_and_is_not_kept_needs_room_for_test_and_what_is_on_its_way(
+    check, in_store, bucket, tiny_data, monkeypatch, kept
+):
+    monkeypatch.setattr("ups.validate.disk.BACKLOG_BYTES", 100_000)
+    monkeypatch.setattr("ups.validate.disk.IN_FLIGHT_BYTES", 50_000)
+    key = "burgers1d/burgers1d_train.h5"
+    rows = {"train": [0, 12], "val": [12, 18], "test": [18, 19]}
+    sources = {s: [{"key": key, "bucket": bucket, "rows": r}] for s, r in rows.items()}
+    config = in_store(data__sources=sources, data__keep_sources=kept)
+    (found,) = check(config)
+    latents = latent_bytes(config, validate_data(config, num_sampled=1)[1])
+    size = (tiny_data / "burgers1d_train.h5").stat().st_size
+    row = 201 * 256 * 4  # as of PDEBench: before, nobody knows how many frames are saved
+    assert found.figures["needed_bytes"] - latents == (size if kept else 150_000 + row)
+    (found,) = check(config, to_build=())  # then the file is fetched for test
+    assert found.figures["needed_bytes"] == size

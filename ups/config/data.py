@@ -138,6 +138,9 @@ class Data(Model):
         Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "name"),
     ] = Field("burgers1d", description="an equation, or a list of tasks: names and sections")
     root: Path = Field(Path("data/pdebench"), description="staged files; PDEBENCH_ROOT overrides")
+    keep_sources: bool = Field(
+        True, description="false: what streams in goes from the disk once it is encoded"
+    )
     bucket: str = "pdebench"
     endpoint_url: str | None = Field(None, description="default: AWS_ENDPOINT_URL_S3")
     grid_points: Positive = Field(1024, description="X")

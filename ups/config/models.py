@@ -133,6 +133,11 @@ class Features(Model):
         """Whether all are off."""
         return self == Features.legacy()
 
+    @property
+    def may_stream(self) -> bool:
+        """Whether none of them rules a streaming start out."""
+        return self.stream != "off" and self.preload not in ("disk", "off") and not self.is_legacy
+
 
 class Wandb(Model):
     enabled: bool = Field(False, description="needs the extra wandb; offline without a key")

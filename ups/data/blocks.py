@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,7 @@ class BlockCheck:
             `left_over` blocks by whoever asks, others with the rest of them.
     Attributes:
         num_left: blocks that are not compared yet.
+        matched: called with each block that is what it should be.
         left_over: blocks of which all is there already.
     """
 
@@ -144,6 +145,7 @@ class BlockCheck:
         self._room = HELD_BYTES
         self._begun: dict[int, _Block] = {}
         self.num_left = len(blocks.digests) // DIGEST_BYTES
+        self.matched: Callable[[int], None] = lambda _: None
         for start, end in arrived:
             for index, _, length in self._pieces(start, end):
                 self._begun.setdefault(index, _Block()).num_arrived += length
@@ -207,6 +209,12 @@ class BlockCheck:
             raise BlockMismatch(self._uri, start, end, expected.hex(), found.hex())
         with self._lock:
             self.num_left -= 1
+        self.matched(index)
+
+    def expect(self, num: int) -> None:
+        """So many more blocks come; a negative number does not, having been compared before."""
+        with self._lock:
+            self.num_left += num
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(block, offset in it, length) of the parts of [start, end) in each block."""

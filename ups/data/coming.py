@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import threading
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ups.data.cuts import Want
+from ups.data.letting_go import LettingGo
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
-from ups.data.ranges import RANGE_BYTES, RangedFetch
+from ups.data.passing_fetch import PassingFetch
+from ups.data.ranges import RangedFetch
 from ups.data.s3errors import retrying, transport_errors
-from ups.data.sources import file_state
+from ups.data.sources import PROVISIONAL, file_state
 from ups.data.stamps import beside
-from ups.data.transfer import Download, compare, finished
+from ups.data.transfer import Download, arrived, compare, publish
 from ups.errors import CannotStream, ChecksumMismatch, Interrupted, UpsError
 from ups.files import lock_now
 from ups.progress import Progress
@@ -28,15 +31,17 @@ BLOCK_BYTES = 64 << 10  # HDF5 writes what describes a data set near the begin o
 class ComingObject:
     """An object of the store on its way to `path`: its header at once, its rows as they arrive.
 
-    Use: `header` to learn what is in it, `begin` with what is wanted of it first, then `wait` and
-    `open` from any thread; `verdict` once, and `close` in the end.
+    Use: `header` to learn what is in it, `plan` with what is wanted of it first, `begin`, then
+    `wait` and `open` from any thread; `verdict` once, and `close` in the end.
 
     Attributes:
+        sha256: by the manifest; else a name of this version of the object, up to the verdict.
+        is_held: whether it comes to `path` by `settle`, and not by the verdict.
         started: time.perf_counter() at which it was asked for.
-        state: see `Staged`, once its verdict is there.
+        state: see `Staged`, once its verdict is there; None of one that is let go.
     Raises:
-        CannotStream: nobody tells its SHA-256, which the cache key is made of; or the store sends
-            the whole object, whatever range it is asked for.
+        CannotStream: the store sends the whole object, whatever range it is asked for; or it tells
+            two sizes, and no manifest says which is true.
         ObjectUnavailable, FetchError: see `ObjectStore.open_first`.
     """
 
@@ -47,14 +52,22 @@ class ComingObject:
         with contextlib.ExitStack() as stack:
             if first is not None:
                 stack.callback(first.body.close)
-            if self.info.sha256 is None:
-                raise CannotStream(f"no manifest has the SHA-256 of {self.info.uri}")
+            if self.info.sha256 is None:  # one more witness
+                size = store.bytes_by_head(bucket, key)
+                if size not in (None, self.info.num_bytes):
+                    raise CannotStream(
+                        f"{self.info.uri} has {self.info.num_bytes} or {size} bytes, by GET or HEAD"
+                    )
             if first is not None and first.num_bytes > BLOCK_BYTES:
                 raise CannotStream(f"{store.endpoint} knows no ranges")
             self._head = b"" if first is None else self._read_head(first)
-        self.sha256, self.num_bytes = self.info.sha256, self.info.num_bytes
-        self._fetch: RangedFetch | None = None
+        self.num_bytes = self.info.num_bytes
+        self.sha256 = self.info.sha256 or _provisional(store.endpoint, self.info)
+        self.is_held = False
+        self.state: tuple[int, ...] | None = None
+        self._fetch: PassingFetch | None = None
         self._lock, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
+        self._letting_go: LettingGo | None = None
         self._is_there = self._is_doubted = False
         self._ended_with: UpsError | None = None
         self._moving = threading.Lock()
@@ -71,12 +84,16 @@ class ComingObject:
         """The object as a file that fetches what is read of it."""
         return cast(BinaryIO, _RemoteFile(self._store, self.info, self._head))
 
-    def begin(self, wants: Sequence[Want], num_threads: int) -> RangedFetch:
-        """Have the partial file ready; what of it is missing is fetched by `start_fetching`.
+    def plan(
+        self, wants: Sequence[Want], num_threads: int, letting_go: LettingGo | None = None
+    ) -> None:
+        """See what has arrived of it earlier, and cut the rest into ranges.
 
+        Args:
+            letting_go: what is needed of it, where it is not to be kept: it is never at `path`
+                then, for it is not whole.
         Raises:
             CannotStream: another process is fetching it, or just has.
-            DiskFull: there is no room for it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if (lock := lock_now(beside(self.path, "lock"))) is None:
@@ -84,12 +101,65 @@ class ComingObject:
         self._lock.callback(os.close, lock)
         if self.path.exists():
             raise CannotStream(f"another process has just fetched {self.path}")
-        fetch = RangedFetch(
-            self._store, self.info, self.path, num_threads, RANGE_BYTES, wants=wants
+        self._letting_go = letting_go
+        self._fetch = PassingFetch(
+            self._store, self.info, self.path, num_threads, wants, letting_go
         )
-        self._opened.enter_context(fetch.opened())
-        self._fetch = fetch
-        return fetch
+
+    def skip_gone(self) -> None:
+        """See `PassingFetch.skip_gone`."""
+        self._begun.skip_gone()
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether it is not to be kept."""
+        return self._letting_go is not None
+
+    def begin(self) -> RangedFetch:
+        """Have the partial file ready; what of it is missing is fetched by `start_fetching`.
+
+        Raises:
+            DiskFull: there is no room for it.
+        """
+        self._opened.enter_context(self._begun.opened())
+        return self._begun
+
+    def done_with(self, start: int, end: int) -> None:
+        """What is made of these bytes is made."""
+        if self._letting_go is not None:
+            self._letting_go.done(start, end)
+
+    def settle(self) -> None:
+        """Have it at `path`, or let go of what is not needed any more: all is encoded."""
+        with self._moving:
+            if self._letting_go is None:
+                self._publish()
+            elif self._letting_go.num_kept:
+                self._letting_go.matched_all()
+            else:
+                self._remove()
+
+    def _publish(self) -> None:
+        if self._is_there or self._ended_with is not None:
+            return
+        self._opened.close()  # no thread writes any more
+        publish(self._begun, self._verified)
+        self.state = file_state(self.path)
+        self._is_there = True
+        self._lock.close()  # who comes now finds the file
+
+    def remove(self) -> None:
+        """Remove what is left of one that is let go: nobody needs any of it."""
+        with self._moving:
+            self._remove()
+
+    def _remove(self) -> None:
+        if self.lets_go and self._ended_with is None:  # the lock is held
+            os.ftruncate(self._begun.fd, 0)  # who has read it still has it open
+            self._opened.close()
+            self._begun.discard()
+            self._ended_with, self._is_doubted = self._stopped(), False
+            self._lock.close()
 
     @property
     def token(self) -> str:
@@ -123,7 +193,9 @@ class ComingObject:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def verdict(self, stop: threading.Event, progress: Progress | None) -> Download:
-        """Wait until all of it is there, and is what the manifest says: then it is at `path`.
+        """Wait until all of it has come, and is what the store says: then it is at `path`.
+
+        One that is held or let go stays aside.
 
         Raises:
             ChecksumMismatch: it is not, and what arrived is removed.
@@ -143,12 +215,11 @@ class ComingObject:
             raise
         with self._moving:
             self._check_open()  # the lock is held
-            self._opened.close()  # no thread writes any more
-            done = finished(fetch, sha256, self.started)
-            self.state = file_state(self.path)
-            self._is_there = True
-            self._lock.close()  # who comes now finds the file
-        return done
+            self._verified = sha256
+            if not self.lets_go and not self.is_held:
+                self._publish()
+        path = fetch.partial if self.lets_go else self.path
+        return arrived(fetch, path, sha256, self.started)
 
     def doubt(self) -> None:
         """Do not keep it beyond `close`: what it holds may have been damaged on its way."""
@@ -161,6 +232,7 @@ class ComingObject:
             self._opened.close()
             if self._is_doubted and self._fetch is not None and not self._is_there:
                 self._fetch.discard()
+                self._is_doubted = False  # once the lock is let go, another process may fetch it
             self._lock.close()
 
     def _check_open(self) -> None:
@@ -171,10 +243,16 @@ class ComingObject:
         return Interrupted(f"{self.info.uri}: stopped before all of it was there")
 
     @property
-    def _begun(self) -> RangedFetch:
+    def _begun(self) -> PassingFetch:
         if self._fetch is None:
             raise self._stopped()
         return self._fetch
+
+
+def _provisional(endpoint: str, info: ObjectInfo) -> str:
+    """Stands for the SHA-256 of an object up to the verdict; each version has another."""
+    text = f"{endpoint} {info.uri} {info.num_bytes} {info.etag}"
+    return PROVISIONAL + hashlib.sha256(text.encode()).hexdigest()
 
 
 class _RemoteFile(io.RawIOBase):

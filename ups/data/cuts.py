@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 MIB = 1 << 20
@@ -64,6 +64,20 @@ def holds(intervals: Sequence[Interval], at: int) -> bool:
     """Whether a byte is in one of these intervals, which are in order."""
     place = bisect.bisect_right(intervals, at, key=lambda interval: interval[0])
     return place > 0 and at < intervals[place - 1][1]
+
+
+def without(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """What of these intervals is in none of the others; both are in order."""
+    borders = sorted({at for interval in (*intervals, *others) for at in interval})
+    parts = itertools.pairwise(borders)
+    return joined(
+        (start, end) for start, end in parts if holds(intervals, start) and not holds(others, start)
+    )
+
+
+def stretches(pieces: Mapping[int, int]) -> list[Interval]:
+    """Pieces, start → length, in order, those that touch made one."""
+    return joined((start, start + pieces[start]) for start in sorted(pieces))
 
 
 def joined(intervals: Iterable[Interval]) -> list[Interval]:

@@ -1,4 +1,7 @@
-"""Which bytes of an object are in its partial file: what a killed download goes on from."""
+"""Which bytes of an object are in its partial file: what a killed download goes on from.
+
+A line tells of bytes that have arrived, that were let go since, or that have to come again.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ups.data.cuts import Interval, joined
+from ups.data.cuts import Interval, joined, stretches, without
 from ups.data.objectstore import ObjectInfo
 from ups.data.stamps import boot_id
 from ups.files import write_atomically
+
+GONE = "-"  # begins the line of bytes that were let go
+AGAIN = "+"  # of such bytes that have to come again
 
 
 class FetchJournal:
@@ -21,14 +27,16 @@ class FetchJournal:
 
     Attributes:
         token: names the bytes that have arrived; an earlier download's, once its journal is read.
+        gone: start → length of what has arrived, and was let go.
     """
 
     def __init__(self, path: Path, info: ObjectInfo) -> None:
         self._path, self._info = path, info
         self.token = secrets.token_hex(8)
+        self.gone: dict[int, int] = {}
 
     def read(self, partial: Path) -> list[Interval]:
-        """What an interrupted download of the same object has written, in the order of the file.
+        """What is there of an interrupted download of the same object, in the order of the file.
 
         What the journal names may not have reached the disk before a reboot, so it is then used
         only if there is a SHA-256 to tell.
@@ -42,7 +50,7 @@ class FetchJournal:
             head = json.loads(first)
             range_bytes = int(head.pop("range_bytes", 1))  # before, a line named a range of these
             whole = partial.stat().st_size == total
-            arrived = dict(_read_line(each) for each in rest)
+            arrived, gone = _read_lines(rest)
             is_same = self._info.version.is_noted(head["etag"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return []
@@ -54,8 +62,10 @@ class FetchJournal:
             return []
         if head["boot_id"] == boot_id():  # else bytes may be others than those that were read
             self.token = head["token"]
+        self.gone = gone
         found = sorted((at * range_bytes, at * range_bytes + n) for at, n in arrived.items())
-        return joined((start, min(end, total)) for start, end in found)
+        there = joined((start, min(end, total)) for start, end in found)
+        return without(there, stretches(gone))
 
     def write(self, arrived: Iterable[tuple[int, int]]) -> None:
         """Begin it anew.
@@ -64,7 +74,8 @@ class FetchJournal:
             arrived: (start, number) of bytes that are there.
         """
         head = f"{json.dumps(self.head())}\n".encode()
-        body = b"".join(line(start, filled) for start, filled in arrived)
+        body = b"".join(line(*each) for each in arrived)
+        body += b"".join(line(*each, GONE) for each in sorted(self.gone.items()))
         write_atomically(self._path, head + body, durable=False)
 
     def open(self) -> int:
@@ -84,18 +95,28 @@ class FetchJournal:
         }
 
 
-def line(start: int, filled: int) -> bytes:
-    """That `filled` bytes from `start` on are there, and a check of that."""
-    text = f"{start} {filled}"
+def line(start: int, length: int, what: str = "") -> bytes:
+    """That `length` bytes from `start` on have arrived, or `what` became of them; and a check."""
+    text = f"{what}{start} {length}"
     return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
 
 
-def _read_line(text: str) -> tuple[int, int]:
-    """(start, filled); one that is cut short or damaged says that nothing has arrived.
+def _read_lines(lines: Iterable[str]) -> tuple[dict[int, int], dict[int, int]]:
+    """Start → length of what has arrived, and of what was let go of that.
 
-    Lines written before have no check.
+    A line that is cut short or damaged says nothing. Lines written before have no check.
     """
-    start, filled, *check = text.split(" ")
-    if check not in ([], [f"{zlib.crc32(f'{start} {filled}'.encode()):08x}"]):
-        return 0, 0
-    return int(start), int(filled)
+    arrived: dict[int, int] = {}
+    gone: dict[int, int] = {}
+    for text in lines:
+        start, length, *check = text.removeprefix(GONE).removeprefix(AGAIN).split(" ")
+        if check not in ([], [f"{zlib.crc32(text.rpartition(' ')[0].encode()):08x}"]):
+            continue
+        at, num = int(start), int(length)
+        if text.startswith(AGAIN):
+            for found in (arrived, gone):
+                for each in [each for each in found if at <= each < at + num]:
+                    del found[each]
+        else:
+            (gone if text.startswith(GONE) else arrived)[at] = num
+    return arrived, gone

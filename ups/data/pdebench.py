@@ -121,7 +121,7 @@ class TrajectoryFile:
         self.num_frames = -(-saved_frames // self._t_stride)
         self.grid_points = -(-saved_points // self._x_stride)
         self._saved_points = saved_points
-        self._row_bytes = 4 * saved_frames * saved_points
+        self._num_rows, self._row_bytes = total, 4 * saved_frames * saved_points
         self.num_bytes = 4 * self.num_trajectories * self.num_frames * self.grid_points
         if parameter is not None:
             self.parameter, self.is_named = parameter, False
@@ -254,6 +254,12 @@ class TrajectoryFile:
         assert self._offset is not None
         first = self._offset + self._first * self._row_bytes
         return first + lo * self._row_bytes, first + hi * self._row_bytes
+
+    @property
+    def data_bytes(self) -> tuple[int, int]:
+        """Where in the file all trajectories are, of `rows` or not, of one that is contiguous."""
+        assert self._offset is not None
+        return self._offset, self._offset + self._num_rows * self._row_bytes
 
     def _wait(self, lo: int, hi: int) -> None:
         if self._coming is not None:

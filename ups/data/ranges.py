@@ -14,7 +14,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import contextvars
-import errno
 import functools
 import hashlib
 import os
@@ -25,19 +24,19 @@ from typing import Any
 
 from ups.data.answers import receive
 from ups.data.blocks import BlockCheck
-from ups.data.cuts import MIB, Want, cut, holds, turns_of
+from ups.data.cuts import MIB, Want, cut, holds, stretches, turns_of
 from ups.data.fetch_journal import FetchJournal, line
 from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
+from ups.data.partial_file import PartialFile
 from ups.data.s3errors import retrying
 from ups.data.stamps import beside
-from ups.errors import ChecksumMismatch, DiskFull, Interrupted, UpsError
-from ups.files import read_fully, require_free_space, write_fully
+from ups.errors import ChecksumMismatch, Interrupted, UpsError
+from ups.files import read_fully
 from ups.progress import Paced, Progress
 
 # A request costs milliseconds of the processor; SHA-256, where it follows in order, is at the end
 # as far behind as the ranges that arrive together are long.
 RANGE_BYTES = 16 * MIB
-ROOT_REMEDY = "set data.root or PDEBENCH_ROOT to a larger disk"
 # With 256 KiB the threads hand the interpreter's lock over so often that three objects of 128 MiB
 # took 0.54 s from loopback; with 1 MiB 0.47, s5cmd 0.51 (medians of 13).
 CHUNK_BYTES = MIB
@@ -53,6 +52,7 @@ class RangedFetch:
         range_bytes: of one request, at most.
         first: the object's first range, where it has been asked for already.
         wants: what comes first; the rest follows in the order of the file.
+        by_blocks: a range that was let go is as short as a block.
     Attributes:
         resumed_bytes: what an earlier, interrupted download left and is not fetched again.
         md5: of the whole, once it is there, where nothing but an MD5 is there to compare with.
@@ -67,14 +67,20 @@ class RangedFetch:
         range_bytes: int = RANGE_BYTES,
         first: Opened | None = None,
         wants: Sequence[Want] = (),
+        *,
+        by_blocks: bool = False,
     ) -> None:
         self.store, self.info, self.dest = store, info, dest
         self.partial = beside(dest, "part")
+        self._file = PartialFile(self.partial, info.num_bytes)
         self._journal = FetchJournal(beside(dest, "journal"), info)
         self.md5: str | None = None
         self._first = first
         arrived = self._journal.read(self.partial)
-        self._starts, self._ends = cut(info.num_bytes, range_bytes, arrived, wants)
+        self._were_gone, self._journal.gone = self._journal.gone, {}
+        gone = [(at, at + n) for at, n in self._were_gone.items()]
+        borders = [*arrived, *(gone if by_blocks else stretches(self._were_gone))]
+        self._starts, self._ends = cut(info.num_bytes, range_bytes, borders, wants)
         self._filled = [
             end - start if holds(arrived, start) else 0
             for start, end in zip(self._starts, self._ends, strict=True)
@@ -112,13 +118,9 @@ class RangedFetch:
         Raises:
             DiskFull: there is no room for it.
         """
-        present = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
-        needed = max(0, self.info.num_bytes - present)
-        require_free_space(self.dest.parent, needed, self.info.uri, ROOT_REMEDY)
         with contextlib.ExitStack() as stack:
-            self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            stack.callback(os.close, self.fd)
-            self._allocate()
+            self._open_file()
+            stack.callback(self._file.close)
             self._write_journal()
             self._journal_fd = self._journal.open()
             stack.callback(os.close, self._journal_fd)
@@ -139,6 +141,15 @@ class RangedFetch:
             while any(self._filled[i] < self._length(i) for i in range(first, last)):
                 self._raise_if_over(None)
                 self._changed.wait(_WATCH_S)
+
+    def _open_file(self) -> None:
+        self._file.require_room(self.info.num_bytes, self.info.uri)
+        self._file.open(whole=True)
+
+    @property
+    def fd(self) -> int:
+        """The partial file, while it is `opened`."""
+        return self._file.fd
 
     @property
     def token(self) -> str:
@@ -175,6 +186,9 @@ class RangedFetch:
         for index, turn in enumerate(self._turns):
             if self._filled[index] < self._length(index):
                 yield turn, index
+
+    def hold_back(self) -> None:
+        """Return when one of its ranges may be fetched."""
 
     def fetch(self, index: int, buffer: memoryview) -> None:
         """Fetch a range; what it fails with is raised to whoever waits, and ends the others.
@@ -220,22 +234,26 @@ class RangedFetch:
                     chunk = room[: receive(body, room)]
                     if not chunk:
                         raise ConnectionError(f"the body ended {end - start} bytes early")
-                    self._write(self.fd, chunk, start)
+                    self._file.write(chunk, start)
                     if self._check is not None:
                         self._check.add(self.fd, start, chunk)
                     start += len(chunk)
                     # Noted first: what is made of bytes goes with `token`, which lasts no longer.
-                    self._write(self._journal_fd, line(first, start - first))
-                    with self._changed:
-                        self._filled[index] = start - first
-                        self._done += len(chunk)
-                        self._changed.notify_all()
+                    self._file.append(self._journal_fd, line(first, start - first))
+                    self._note(index, start - first, len(chunk))
             finally:
                 with self._changed:
                     self._live.remove(body)
                     self._changed.notify_all()
         finally:
             body.close()
+
+    def _note(self, index: int, filled: int, num_new: int) -> None:
+        """So much of a range is there."""
+        with self._changed:
+            self._filled[index] = filled
+            self._done += num_new
+            self._changed.notify_all()
 
     def _begin(self, body: Any) -> bool:
         """Whether the thread may use the files, which stay open while its body is live."""
@@ -343,30 +361,6 @@ class RangedFetch:
     def _length(self, index: int) -> int:
         return self._ends[index] - self._starts[index]
 
-    def _write(self, fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
-        try:
-            write_fully(fd, data, offset)
-        except OSError as error:
-            raise self._disk_error(error) from error
-
-    def _allocate(self) -> None:
-        size = self.info.num_bytes
-        try:
-            os.ftruncate(self.fd, size)
-            if size:
-                os.posix_fallocate(self.fd, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # then it stays sparse
-                raise self._disk_error(error) from error
-
-    def _disk_error(self, error: OSError) -> UpsError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(
-                f"{self.partial}: the disk is full; expected room for "
-                f"{self.info.num_bytes / 1e6:.0f} MB. Make room, or {ROOT_REMEDY}"
-            )
-        return UpsError(f"{self.partial} cannot be written: {error}; {ROOT_REMEDY}")
-
 
 def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
     """Start threads that fetch what is missing of several objects, as its turn comes.
@@ -385,6 +379,7 @@ def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:
             if job is None:
                 return
             fetch, index = job
+            fetch.hold_back()
             fetch.fetch(index, buffer)
 
     for n in range(min(num_threads, len(jobs))):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROVISIONAL = "provisional-"  # begins what stands for a SHA-256 that is not known yet
 MOST_ASKED = 16  # objects that the store is asked about at once
 
 

@@ -257,13 +257,24 @@ def compare(fetch: RangedFetch, sha256: str) -> None:
 
 
 def finished(fetch: RangedFetch, sha256: str, started: float) -> Download:
-    """Move a file that is there and compared to its place, stamp it, and say so.
+    """Move a file that is there and compared to its place, and say so: see `arrived`."""
+    publish(fetch, sha256)
+    return arrived(fetch, fetch.dest, sha256, started)
+
+
+def publish(fetch: RangedFetch, sha256: str) -> None:
+    """Move a file that is there and compared to its place, and stamp it."""
+    write_stamp(fetch.dest, fetch.publish(), sha256, fetch.info.etag, fetch.token)
+
+
+def arrived(fetch: RangedFetch, path: Path, sha256: str, started: float) -> Download:
+    """What came of a fetch whose bytes were compared; a line says it.
 
     Args:
+        path: where they are.
         started: time.perf_counter() at which the download began.
     """
     info = fetch.info
-    write_stamp(fetch.dest, fetch.publish(), sha256, info.etag, fetch.token)
     seconds, resumed = time.perf_counter() - started, fetch.resumed_bytes
     size, rate = format_size(info.num_bytes), (info.num_bytes - resumed) / 1e6 / seconds
     how = f", {format_size(resumed)} resumed" if resumed else ""
@@ -277,7 +288,7 @@ def finished(fetch: RangedFetch, sha256: str, started: float) -> Download:
     said = f"downloaded {info.uri} {size} in {seconds:.1f} s, {rate:.0f} MB/s"
     logger.log(level, "%s, %s", said, how)
     verified = info.is_verifiable
-    return Download(fetch.dest, sha256, info.num_bytes, seconds, False, resumed, verified)
+    return Download(path, sha256, info.num_bytes, seconds, False, resumed, verified)
 
 
 def expected_digest(stamp: Stamp | None, info: ObjectInfo | None) -> str | None:

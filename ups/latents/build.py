@@ -34,7 +34,7 @@ from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
 from ups.latents.latent_file import LatentFile
-from ups.latents.prune import keep_budget
+from ups.latents.prune import keep_to_budget
 from ups.latents.store import BUILDING, DAMAGED, Manifest
 from ups.progress import Progress
 from ups.units import format_size
@@ -84,7 +84,7 @@ def ensure(
     with exclusive_lock(entry / store.LOCK_NAME, stop):
         started = time.monotonic()
         if overwrite:
-            drop_partial_builds(entry)
+            store.drop_partial_builds(entry)
         elif manifest := _open_or_set_aside(cache_dir, config_hash):
             store.mark_used(entry / manifest.generation)  # no prune takes it before it is loaded
             return entry_of(manifest, reused=True, seconds=time.monotonic() - started)
@@ -95,7 +95,7 @@ def ensure(
         try:
             manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
         except DataError:
-            drop_partial_builds(entry)  # there is nothing to resume in a build of bad data
+            store.drop_partial_builds(entry)  # there is nothing to resume in a build of bad data
             raise
         store.publish(cache_dir, manifest)
         seconds = time.monotonic() - started
@@ -118,13 +118,6 @@ def say_built(config: ProblemConfig, built: CacheEntry) -> None:
         num / seconds,
         built.config_hash,
     )
-
-
-def keep_to_budget(config: ProblemConfig, keep: Collection[str]) -> None:
-    """Remove what the cache's budget has no room for, but not these generations."""
-    if config.training.latent_cache_max_gb is not None:
-        max_bytes = int(config.training.latent_cache_max_gb * 1e9)
-        keep_budget(config.training.latent_cache_dir, max_bytes, keep=set(keep))
 
 
 class Build:
@@ -243,6 +236,17 @@ class Build:
         """Close the files; what is encoded is kept, and the next build goes on from it."""
         self._opened.close()
 
+    def move_to(self, entry: Path, fields: dict[str, Any]) -> None:
+        """Go on as the build of another key, whose lock is held: before, it was not known."""
+        moved = self.directory.rename(entry / self.directory.name)
+        store.remove_empty(self.entry)
+        self.directory, self.entry, self.fields = moved, entry, fields
+
+    def drop(self) -> None:
+        """Remove it: its entry is there."""
+        shutil.rmtree(self.directory)
+        store.remove_empty(self.entry)
+
     def _map(self, work: Callable[[Job], None], jobs: list[Job]) -> None:
         """Run the jobs on the workers; a fault, or Ctrl-C, ends the others at their chunk."""
         workers = self.config.training.num_workers if self.config.features.parallel_encode else 0
@@ -264,7 +268,7 @@ class Build:
                 ended.set()
 
     def _start(self) -> tuple[Path, PatchEncoder, dict[Job, str]]:
-        drop_partial_builds(self.entry)
+        store.drop_partial_builds(self.entry)
         needed = sum(file.data_offset + file.num_bytes for file in self.files)
         what = f"the latent cache of {self.config.name}"
         require_free_space(self.entry, needed, what, CACHE_REMEDY)
@@ -390,8 +394,3 @@ def _open_or_set_aside(cache_dir: Path, config_hash: str) -> Manifest | None:
     except CacheError as error:
         log.info("cache not valid: %s", error)
     return None
-
-
-def drop_partial_builds(entry: Path) -> None:
-    for directory in entry.glob(f"{BUILDING}*"):
-        shutil.rmtree(directory)

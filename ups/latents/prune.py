@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ups.config import Model
+from ups.config import Model, ProblemConfig
 from ups.errors import CacheError
 from ups.files import lock_now
 from ups.latents import store
@@ -102,6 +102,13 @@ def keep_budget(cache_dir: Path, max_bytes: int, keep: Collection[str]) -> None:
         log.warning("%s, which are in use or just built", message)
     else:
         log.info("%s", message)
+
+
+def keep_to_budget(config: ProblemConfig, keep: Collection[str]) -> None:
+    """Remove what the cache's budget has no room for, but not these generations."""
+    if config.training.latent_cache_max_gb is not None:
+        max_bytes = int(config.training.latent_cache_max_gb * 1e9)
+        keep_budget(config.training.latent_cache_dir, max_bytes, keep=set(keep))
 
 
 def remove(entry: Entry) -> bool:

@@ -31,7 +31,11 @@ def scout(
         DataError, FetchError, DiskFull: the run would fail with it in any case.
         Interrupted: `stop` was set.
     """
-    if store is None or not may_stream(config):
+    if store is None:
+        return None
+    if not may_stream(config):
+        if not config.data.keep_sources:
+            log.info("the files are kept, as nothing streams: data.keep_sources is without effect")
         return None
     try:
         scouted = Scouted.of_store(config, store, stop)
@@ -63,12 +67,9 @@ def may_stream(config: RunConfig) -> bool:
         ConfigError: one asks for it, and another forbids it.
     """
     features = config.features
-    if features.stream == "off" or features.is_legacy:
-        return False
-    if features.preload in ("disk", "off"):
+    if not features.may_stream and features.stream != "off" and not features.is_legacy:
         cannot_stream(config, CannotStream(f"features.preload is {features.preload}"))
-        return False
-    return True
+    return features.may_stream
 
 
 def cannot_stream(config: RunConfig, reason: CannotStream) -> None:
@@ -80,6 +81,7 @@ def cannot_stream(config: RunConfig, reason: CannotStream) -> None:
     if config.features.stream == "on":
         raise ConfigError(
             f"features.stream: found on, but {reason}; expected objects in contiguous float32, "
-            "with a manifest beside them, and room for the latents in memory: set it to auto"
+            "in a store that knows ranges, and room for the latents in memory: set it to auto"
         ) from reason
-    log.info("no streaming start: %s", reason)
+    kept = "" if config.data.keep_sources else "; so the files are kept, against data.keep_sources"
+    log.info("no streaming start: %s%s", reason, kept)

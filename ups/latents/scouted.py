@@ -5,23 +5,22 @@ Nothing here imports torch: the first bytes are on their way while it is being i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ups.background import Background, at_once
 from ups.config import SPLITS, ProblemConfig, RunConfig, Split
 from ups.data.coming import ComingObject
-from ups.data.cuts import Want
+from ups.data.letting_go import Backlog
 from ups.data.objectstore import ObjectStore
-from ups.data.pdebench import TrajectoryFile
+from ups.data.pdebench import locate
 from ups.data.ranges import start_fetching
 from ups.data.sources import (
     MOST_ASKED,
@@ -34,31 +33,16 @@ from ups.data.sources import (
     wanted,
 )
 from ups.data.transfer import Download
-from ups.errors import CannotStream
+from ups.errors import CacheDamaged, CannotStream
+from ups.latents import journal
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.order import arrival_turns, fit_rows
-from ups.latents.store import valid_generation
+from ups.latents.order import fit_rows
+from ups.latents.source import Source, give_turns, reading, what_is_needed, what_is_wanted
+from ups.latents.store import BUILDING, entry_dir, valid_generation
 from ups.machine.cgroup import num_cores
 from ups.progress import Progress, Show
 
 PROGRESS_S = 0.2
-
-
-@dataclass(slots=True)
-class Source:
-    """Rows of a file that is there, or on its way.
-
-    Attributes:
-        problem: the config of its problem.
-        staged: of a file on its way, without what is known only once it is there.
-        turns: (n,), when each of its trajectories is to arrive.
-    """
-
-    problem: ProblemConfig
-    staged: Staged
-    file: TrajectoryFile
-    coming: ComingObject | None
-    turns: NDArray[np.int64]
 
 
 class NothingToFetch(CannotStream):
@@ -159,7 +143,7 @@ class Scouted:
         for of_split in self.sources.values():
             frames = [(source.staged.uri, source.file.num_frames) for source in of_split]
             check_frames_alike(self.config, frames)
-        self._give_turns()
+        give_turns(self.sources, self.config.training.seed)
 
     def _ask_for_objects(self, store: ObjectStore, sources: Sequence[Wanted]) -> None:
         missing = {
@@ -181,7 +165,8 @@ class Scouted:
             staged = as_stored(source, coming.sha256, coming.num_bytes, is_here=True)
         file = open_file(config, source.path, source.rows, coming)
         parameter = file.parameter if file.is_named else None
-        staged = staged.model_copy(update={"parameter": parameter})
+        is_verified = staged.is_verified if coming is None else coming.info.is_verifiable
+        staged = staged.model_copy(update={"parameter": parameter, "is_verified": is_verified})
         return Source(config, staged, file, coming, np.zeros(file.num_trajectories, np.int64))
 
     def of_problem(self, name: str, split: Split) -> list[Source]:
@@ -201,42 +186,6 @@ class Scouted:
         read = [source.coming for of in self.sources.values() for source in of if source.coming]
         return list({id(coming): coming for coming in (*read, *self._objects.values())}.values())
 
-    def _give_turns(self) -> None:
-        """The fit's rows come at turn 0; train as the first epoch meets it; then val; then test."""
-        after = 1
-        for split in SPLITS:
-            sizes = [source.file.num_trajectories for source in self.sources[split]]
-            turns = np.zeros(sum(sizes), np.int64)
-            if split == "train":
-                turns = arrival_turns(sum(sizes), self.config.training.seed)
-            turns += after
-            after = int(turns.max(initial=after)) + 1
-            for source, end in zip(self.sources[split], accumulate(sizes), strict=True):
-                source.turns = turns[end - source.file.num_trajectories : end]
-
-    def _wants(self) -> Mapping[int, list[Want]]:
-        """Object → what is wanted of it, and when."""
-        wants: dict[int, list[Want]] = {id(coming): [] for coming in self.objects}
-        for name, config in self.by_problem.items():
-            of_train = self.of_problem(name, "train")
-            ends = list(accumulate(source.file.num_trajectories for source in of_train))
-            fit = (
-                [] if config.encoder.kind == "identity" else fit_rows(config, ends[-1])[0].tolist()
-            )
-            for source, end in zip(of_train, ends, strict=True):
-                first = end - source.file.num_trajectories
-                for row in (row - first for row in fit if first <= row < end):
-                    if source.coming is not None:
-                        place = source.file.bytes_of(row, row + 1)
-                        wants[id(source.coming)].append(Want(0, *place))
-        for split in SPLITS:
-            for source in self.sources[split]:
-                if source.coming is not None:
-                    for lo, hi in _runs(source.turns):
-                        place = source.file.bytes_of(lo, hi)
-                        wants[id(source.coming)].append(Want(int(source.turns[lo]), *place))
-        return wants
-
     def begin(self, show: Show) -> None:
         """Start to fetch, in the order in which the run needs it, and to hash behind that.
 
@@ -244,16 +193,66 @@ class Scouted:
             CannotStream: another process is fetching one of the files.
             DiskFull: there is no room for them.
         """
-        wants, num_threads = self._wants(), min(8, 2 * num_cores())
+        num_threads = min(8, 2 * num_cores())
         if not self.config.features.parallel_downloads:
             num_threads = 1
-        fetches = [coming.begin(wants[id(coming)], num_threads) for coming in self.objects]
+        keep, backlog, fit = self.config.data.keep_sources, Backlog(), self._fit_rows()
+        for coming in self.objects:
+            letting_go = None if keep else what_is_needed(coming, self.sources, backlog)
+            coming.plan(what_is_wanted(coming, self.sources, fit), num_threads, letting_go)
+            # Else a build that is cut short could not be found by the key that it has up to then.
+            is_encoded = reading(coming, self.sources, ENCODED_SPLITS) != []
+            coming.is_held = coming.info.sha256 is None and is_encoded
         self._note_fetches()
-        start_fetching(fetches, num_threads)
+        self._skip_what_is_encoded()
+        start_fetching([coming.begin() for coming in self.objects], num_threads)
         for coming in self.objects:
             progress = show(f"[{self._label(coming)}] fetched", "MB", 1e6)
             verdict = functools.partial(coming.verdict, self._stop, progress)
             self._verdicts[id(coming)] = Background(verdict, f"hash {coming.path.name}")
+
+    def _fit_rows(self) -> list[tuple[Source, int]]:
+        """The rows that the encoders are fitted to, with the source that each is in."""
+        found = []
+        for name, config in self.by_problem.items():
+            if config.encoder.kind == "identity":
+                continue
+            of_train = self.of_problem(name, "train")
+            ends = list(accumulate(source.file.num_trajectories for source in of_train))
+            for row in fit_rows(config, ends[-1])[0].tolist():
+                which, place = locate(np.array(ends), row)
+                found.append((of_train[which], place))
+        return found
+
+    def _skip_what_is_encoded(self) -> None:
+        """Do not fetch again what was let go once it was encoded."""
+        goes_on = {name: self._goes_on(name) for name in self.by_problem}
+        for coming in self.objects:
+            encoded = reading(coming, self.sources, ENCODED_SPLITS)
+            if all(goes_on[source.problem.problem.name] for source in encoded):
+                coming.skip_gone()
+
+    def _goes_on(self, name: str) -> bool:
+        """Whether there is a build of a problem that was cut short, of these very bytes."""
+        staged = [source for split in ENCODED_SPLITS for source in self.staged(name, split)]
+        fetches = sorted({source.fetch for source in staged if source.fetch})
+        entry = entry_dir(self.config.training.latent_cache_dir, self.keys[name])
+        for directory in entry.glob(f"{BUILDING}*"):
+            with contextlib.suppress(CacheDamaged):
+                if journal.read(directory)[0].get("fetches") == fetches:
+                    return True
+        return False
+
+    def settle(self) -> None:
+        """Have train and val at their place, or let go of them: all is verified and encoded."""
+        for coming in self.objects:
+            if reading(coming, self.sources, ENCODED_SPLITS):
+                coming.settle()
+
+    def remove_let_go(self) -> None:
+        """Remove what is left of objects that are not to be kept: nobody needs any of it."""
+        for coming in self.objects:
+            coming.remove()
 
     def wait(self) -> None:
         """Return when all objects are there and verified; raises as `finished`."""
@@ -313,6 +312,8 @@ class Scouted:
             "fetched_bytes": done.num_bytes - done.resumed_bytes if self._is_first(source) else 0,
             "seconds": done.seconds,
             "state": source.coming.state,
+            "path": done.path,
+            "sha256": done.sha256,
         }
         return source.staged.model_copy(update=update)
 
@@ -340,9 +341,3 @@ class Scouted:
         for of_split in self.sources.values():
             for source in of_split:
                 source.file.close()
-
-
-def _runs(turns: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """[lo, hi) of rows with one turn."""
-    borders = [0, *(np.flatnonzero(np.diff(turns)) + 1).tolist(), len(turns)]
-    return pairwise(borders)

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -295,6 +296,18 @@ def remove_unused(directory: Path) -> bool:
         return True
     finally:
         os.close(fd)
+
+
+def remove_empty(entry: Path) -> None:
+    """Remove an entry without a generation, whose lock is held."""
+    with contextlib.suppress(OSError):  # somebody has begun a build
+        (entry / LOCK_NAME).unlink()
+        entry.rmdir()
+
+
+def drop_partial_builds(entry: Path) -> None:
+    for directory in entry.glob(f"{BUILDING}*"):
+        shutil.rmtree(directory)
 
 
 def explain_miss(cache_dir: Path, fields: dict[str, Any]) -> list[str]:

@@ -23,23 +23,18 @@ from ups.background import Background
 from ups.config import RunConfig, Split
 from ups.data.sources import Staged, check_unchanged
 from ups.errors import CannotStream, ChecksumMismatch, DataError, Interrupted
-from ups.files import lock_now
+from ups.files import exclusive_lock, lock_now
 from ups.latents import store
 from ups.latents.arrival import Arrival
-from ups.latents.build import (
-    Build,
-    CacheEntry,
-    drop_partial_builds,
-    entry_of,
-    keep_to_budget,
-    say_built,
-)
+from ups.latents.build import Build, CacheEntry, entry_of, say_built
 from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
 from ups.latents.journal import Job
-from ups.latents.key import ENCODED_SPLITS, key_fields
+from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
 from ups.latents.loader import Latents, assemble, in_ram, read_exactly
+from ups.latents.prune import keep_to_budget
 from ups.latents.scout import cannot_stream, may_stream
-from ups.latents.scouted import NothingToFetch, Scouted, Source
+from ups.latents.scouted import NothingToFetch, Scouted
+from ups.latents.source import Source
 from ups.latents.tiers import choose_tier
 from ups.machine.devices import encoding_device, limit_torch_threads, own_stream, training_device
 from ups.progress import Show
@@ -102,6 +97,13 @@ class _Chunk:
     split: Split
     first: int
     end: int
+    source: Source
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its bytes are in its source."""
+        rows = self.build.files[self.job[0]].chunk(self.job[1])
+        return self.source.file.bytes_of(rows.start, rows.stop)
 
 
 class Stream:
@@ -233,7 +235,7 @@ class Stream:
                     rows = file.chunk(chunk)
                     turn = int(source.turns[rows.start : rows.stop].max())
                     place = first + rows.start, first + rows.stop
-                    chunks.append(_Chunk(turn, build, (index, chunk), file.split, *place))
+                    chunks.append(_Chunk(turn, build, (index, chunk), file.split, *place, source))
         return sorted(chunks, key=lambda chunk: chunk.turn)
 
     def _run(self, arrival: Arrival) -> dict[str, CacheEntry]:
@@ -242,20 +244,22 @@ class Stream:
             self._encode(arrival)
             for build in self._builds.values():
                 build.sync()
-            for name in self._builds:
-                sources = [
-                    s for split in ENCODED_SPLITS for s in self.scouted.finished(name, split)
-                ]
-                check_unchanged(sources)
-            entries = {name: self._publish(build) for name, build in self._builds.items()}
+            sources: dict[str, dict[str, list[Staged]]] = {
+                name: {split: self.scouted.finished(name, split) for split in ENCODED_SPLITS}
+                for name in self._builds
+            }
+            for of_problem in sources.values():
+                check_unchanged(source for split in ENCODED_SPLITS for source in of_problem[split])
+            entries = {name: self._publish(name, sources[name]) for name in self._builds}
             arrival.settle()
+            self.scouted.settle()
             return entries
         except BaseException as error:  # whatever it is: the training that waits is told
             self._is_over.set()
             arrival.fail(error)
             if isinstance(error, (DataError, ChecksumMismatch)):
                 for build in self._builds.values():  # nothing can go on from bad data
-                    drop_partial_builds(build.entry)
+                    store.drop_partial_builds(build.entry)
             raise
         finally:
             self._let_go()
@@ -322,8 +326,29 @@ class Stream:
         target.copy_(latents.view(len(target), *file.shape[1:])[:, ::stride])
         if target.is_cuda:  # training, on another stream, reads it once it is noted
             torch.cuda.current_stream().synchronize()
+        if (coming := chunk.source.coming) is not None:
+            coming.done_with(*chunk.place)
 
-    def _publish(self, build: Build) -> CacheEntry:
+    def _publish(self, name: str, sources: Mapping[str, Sequence[Staged]]) -> CacheEntry:
+        """Have the entry be complete, under the key that its sources have."""
+        build = self._builds[name]
+        fields = key_fields(build.config, sources)
+        if fields == build.fields:
+            return self._finish(build)
+        self.scouted.keys[name] = key = hash_fields(fields)
+        self.latents.key_fields[name] = fields
+        cache_dir = build.config.training.latent_cache_dir
+        entry = store.entry_dir(cache_dir, key)
+        log.info("the cache entry is %s: all of its sources have been hashed", key)
+        with exclusive_lock(entry / store.LOCK_NAME, self._stop):
+            if store.valid_generation(cache_dir, key):
+                build.drop()
+                seconds = time.monotonic() - self._started
+                return entry_of(store.open_current(cache_dir, key), reused=True, seconds=seconds)
+            build.move_to(entry, fields)
+            return self._finish(build)
+
+    def _finish(self, build: Build) -> CacheEntry:
         manifest, cache_dir = build.finish(), build.config.training.latent_cache_dir
         changed = tuple(store.explain_miss(cache_dir, build.fields))
         if changed:

@@ -159,6 +159,7 @@ class LocalRun:
                 )
             if scouted is not None and stream is not None:
                 run.entries = stream.result()
+                run.config_hashes = dict(scouted.keys)
                 for problem, split in product(config.by_problem(), SPLITS):
                     run.staged[problem, split] = scouted.finished(problem, split)
             if test is not None:
@@ -167,6 +168,8 @@ class LocalRun:
                 of_test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
                 checkpoint, encoders = run.result.checkpoint, latents.encoders
                 run.scores = evaluate(config, checkpoint, of_test, encoders, self.run_dir)
+            if scouted is not None:
+                scouted.remove_let_go()
 
     def _stream(self, scouted: Scouted, stop: threading.Event, show: Show) -> Stream | None:
         """Begin to encode what arrives; None where all has to be there first."""

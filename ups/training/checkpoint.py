@@ -19,6 +19,7 @@ import torch
 import xxhash
 
 from ups.config import RunConfig
+from ups.data.sources import PROVISIONAL
 from ups.equations import in_order
 from ups.errors import CheckpointError
 from ups.files import link_or_copy, replacing
@@ -366,7 +367,13 @@ def check_data(
             "resume with the same tasks, or start anew"
         )
     for name, of_problem in saved.items():
-        differs = explain_difference(sources[name], of_problem["sources"], "the checkpoint has")
+        differs = [
+            difference
+            for difference in explain_difference(
+                sources[name], of_problem["sources"], "the checkpoint has"
+            )
+            if PROVISIONAL not in difference  # of the same fetches, see `load_unverified`
+        ]
         if differs:
             raise CheckpointError(
                 f"{path} was trained on other data of {name}: {'; '.join(differs)}; resume with "

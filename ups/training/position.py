@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ups.config import RunConfig
+from ups.data.sources import PROVISIONAL
 from ups.errors import CheckpointError
 from ups.latents.loader import Latents
 from ups.runs.folder import CHECKPOINTS, LAST, UNVERIFIED, checkpoint_to_resume
@@ -53,6 +55,7 @@ def restore(
     if found is None:
         return Position()
     record = checkpoint.load(found, step.device)
+    _wait_for_digests(latents)
     _check(found, record, config, latents)
     is_own = found == run_dir / CHECKPOINTS / LAST
     if not is_own:  # of a run of its own, evaluation may be all that is left
@@ -62,6 +65,16 @@ def restore(
         position.best_epoch, position.best_val_nrmse = -1, math.inf
         position.began_at_epoch = position.epoch
     return position
+
+
+def _wait_for_digests(latents: Latents) -> None:
+    """Return when the SHA-256 of all data are known: without a manifest, once they are there.
+
+    Raises: what their arrival has failed with.
+    """
+    if latents.arrival is not None and PROVISIONAL in json.dumps(latents.key_fields):
+        log.info("going on once all data are hashed: no manifest says whether they are the same")
+        latents.arrival.wait_settled(lambda: False)
 
 
 def _check(path: Path, record: dict[str, Any], config: RunConfig, latents: Latents) -> None:

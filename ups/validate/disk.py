@@ -8,10 +8,20 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ups.config import RunConfig
+from ups.data.letting_go import BACKLOG_BYTES, IN_FLIGHT_BYTES
+from ups.data.stamps import beside
 from ups.files import DISK_MARGIN_BYTES
 from ups.units import format_size
 from ups.validate.check import Check, Checks
-from ups.validate.sources import Sources, disk_bytes, latent_bytes
+from ups.validate.sources import (
+    ITEM_BYTES,
+    NUM_FRAMES,
+    Known,
+    Sources,
+    latent_bytes,
+    select,
+    total_of,
+)
 
 
 def free_bytes(directory: Path) -> int:
@@ -26,7 +36,7 @@ def validate_disk(config: RunConfig, sources: Sources, *, to_build: Collection[s
         to_build: the problems whose latents a run is going to encode, as far as that is known.
     """
     checks = Checks("disk")
-    download = 0 if config.data.is_local else disk_bytes(sources)
+    download = 0 if config.data.is_local else _download_bytes(config, sources, to_build)
     cache = latent_bytes(config, sources, to_build) if to_build else 0
     file_systems: dict[int, tuple[Path, dict[str, int | None]]] = {}
     for what, directory, num_bytes in (
@@ -42,6 +52,42 @@ def validate_disk(config: RunConfig, sources: Sources, *, to_build: Collection[s
     for directory, needed in file_systems.values():
         _check_room(directory, needed, free_bytes(_existing(directory)), checks)
     return checks
+
+
+def _download_bytes(config: RunConfig, sources: Sources, to_build: Collection[str]) -> int | None:
+    """That downloads still have to allocate: what a partial one has is not asked for again.
+
+    Without `data.keep_sources` that is what test is cut of, and what is on its way.
+    """
+    whole = {known.wanted.path: _still(known) for known in sources}
+    streams = config.features.may_stream and len(to_build) == len(config.data.problems)
+    without_blocks = {known.wanted.path for known in sources if not known.has_blocks}
+    passing = whole.keys() - without_blocks
+    if config.data.keep_sources or not streams or not passing:
+        return total_of(whole.values())
+    all_of_them = total_of(whole[path] for path in passing)
+    of_test = [k for k in select(sources, ["test"]) if k.wanted.path in passing]
+    if all_of_them is None:
+        return None
+    kept = sum(_test_bytes(config, known) for known in of_test)
+    kept_whole = total_of([0, *(size for path, size in whole.items() if path not in passing)])
+    least = min(all_of_them, kept + BACKLOG_BYTES + IN_FLIGHT_BYTES)
+    return None if kept_whole is None else least + kept_whole
+
+
+def _test_bytes(config: RunConfig, known: Known) -> int:
+    """Of its rows."""
+    if (rows := known.wanted.rows) is None:
+        return known.fetch_bytes or 0
+    return (rows[1] - rows[0]) * NUM_FRAMES * config.data.grid_points * ITEM_BYTES
+
+
+def _still(known: Known) -> int | None:
+    if not known.fetch_bytes:
+        return known.fetch_bytes
+    partial = beside(known.wanted.path, "part")
+    present = partial.stat().st_blocks * 512 if partial.exists() else 0
+    return max(0, known.fetch_bytes - present)
 
 
 def _check_room(directory: Path, sizes: dict[str, int | None], free: int, checks: Checks) -> None:

@@ -16,7 +16,7 @@ from ups.background import Background
 from ups.config import SPLITS, Problem, RunConfig, Split
 from ups.data.seed import is_seeded_by_us, only_source
 from ups.data.sources import Wanted, wanted
-from ups.data.stamps import beside, read_stamp
+from ups.data.stamps import read_stamp
 from ups.errors import UpsError
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.store import estimate_cache_size_mb
@@ -45,6 +45,7 @@ class Known:
         num_trajectories: of the rows that belong to the split.
         parameter: of the equation, where the staged file's name alone tells it.
         is_exact: whether sizes are of what is there, not of what is going to be generated.
+        has_blocks: whether its manifest has digests of its blocks.
     """
 
     problem: Problem
@@ -57,6 +58,7 @@ class Known:
     num_frames: int = NUM_FRAMES
     parameter: float | None = None
     is_exact: bool = True
+    has_blocks: bool = False
 
     @property
     def place(self) -> Place | None:
@@ -131,6 +133,7 @@ def _planned(config: RunConfig, problem: Problem, split: Split) -> list[Known]:
                 fetch_bytes=num_bytes,
                 num_trajectories=known.num_trajectories or total,
                 is_exact=False,
+                has_blocks=True,
             )
         found.append(known)
     return found
@@ -165,6 +168,7 @@ def compared(known: Known, info: ObjectInfo) -> Known:
         fetch_bytes=0 if is_same else info.num_bytes,
         sha256=info.sha256 or (known.sha256 if is_same else None),
         is_exact=True,
+        has_blocks=info.blocks is not None,
     )
 
 
@@ -189,19 +193,6 @@ def count_trajectories(config: RunConfig, known: Known) -> int | None:
 def fetch_bytes(sources: Sources) -> int | None:
     """Still to be transferred in all, an object of several splits once; None: not known."""
     return total_of({known.wanted.path: known.fetch_bytes for known in sources}.values())
-
-
-def disk_bytes(sources: Sources) -> int | None:
-    """That downloads still have to allocate: what a partial one has is not asked for again."""
-
-    def still(known: Known) -> int | None:
-        if not known.fetch_bytes:
-            return known.fetch_bytes
-        partial = beside(known.wanted.path, "part")
-        present = partial.stat().st_blocks * 512 if partial.exists() else 0
-        return max(0, known.fetch_bytes - present)
-
-    return total_of({known.wanted.path: still(known) for known in sources}.values())
 
 
 def latent_bytes(
