@@ -134,6 +134,12 @@ class LocalRun:
                 so_far.save(self.run_dir)
                 begin_summary(self.run_dir, so_far.metrics)
 
+            show_progress = show("trained", "steps")
+
+            def note_steps(last: int, total: int) -> None:
+                run.note_steps(last, total)
+                show_progress(last, total)
+
             with phase("train"):
                 run.result = train(
                     config,
@@ -141,7 +147,8 @@ class LocalRun:
                     self.run_dir,
                     resume=self._resume,
                     on_first_step=note_first_step,
-                    progress=show("trained", "steps"),
+                    on_first_epoch=run.note_first_epoch,
+                    progress=note_steps,
                 )
             if scouted is not None and stream is not None:
                 run.entries = stream.result()

@@ -11,6 +11,7 @@ from ups.config import Model
 from ups.machine.gpu import GpuUse, in_words
 from ups.runs.stored import Stored
 
+IDLE = "idle until epoch 2"  # in words: `idle_s`
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
 STARTUP_PHASES = (
     *("queue", "boot", "validate", "download", "warm-up", "cache", "load"),
@@ -83,6 +84,7 @@ class Breakdown(Stored):
         gpu: phase → what the GPU did in it, `first epoch` among them; None without samples.
         gpu_note: why there are none, or no more.
         provision: what the machine did before the trigger, if this is its first run.
+        awaited: figures that were not known yet when this was written → when they come to be.
     """
 
     FILE: ClassVar[str] = "breakdown.json"
@@ -106,6 +108,7 @@ class Breakdown(Stored):
     phase_bytes: dict[str, int] = Field(default_factory=dict)
     spans: tuple[Span, ...]
     provision: tuple[Span, ...] = ()
+    awaited: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, float]
     gpu: dict[str, GpuUse] | None = None
     gpu_note: str = ""

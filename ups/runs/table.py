@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ups.runs.breakdown import STOPPED, TO_FIRST_STEP, Breakdown, provision_s
+from ups.runs.breakdown import IDLE, STOPPED, TO_FIRST_STEP, Breakdown, provision_s
 
 Row = Mapping[str, str]
 STARTUP = ("phase", "seconds", "share", "what bounds it")
@@ -31,9 +31,10 @@ def headline(breakdown: Breakdown) -> str:
         return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
     before = provision_s(breakdown.provision)
     provisioned = f" after {before:.1f} s of provisioning" if before else ""
+    cache = CACHE[breakdown.cache_reused]  # of a run that goes on, it is not known yet
     return (
         f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s{provisioned}, "
-        f"cache {'reused' if breakdown.cache_reused else 'built'}, ${breakdown.cost_usd:.4f}"
+        f"{f'cache {cache}, ' if cache else ''}${breakdown.cost_usd:.4f}"
     )
 
 
@@ -97,7 +98,7 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
     if breakdown.waited_for:
         figures["the first step waited for"] = _waited_for(breakdown.waited_for)
     if breakdown.idle_s is not None:
-        figures["idle until epoch 2"] = (
+        figures[IDLE] = (
             f"{breakdown.idle_s:.2f} s, {breakdown.waited_s or 0:.2f} s of it for rows on their way"
         )
     if (from_start_s := breakdown.phase_seconds.get(TO_FIRST_STEP)) is not None:
@@ -111,7 +112,7 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
         figures["test nRMSE"] = score_words(
             breakdown.nrmse_rollout, breakdown.nrmse_persistence, is_mean=bool(breakdown.problems)
         )
-    return figures
+    return {**figures, **breakdown.awaited}
 
 
 def _waited_for(seconds: Mapping[str, float]) -> str:
@@ -140,7 +141,7 @@ def to_markdown(
     """All of a breakdown, pictures included.
 
     Args:
-        gantt: a PNG file's bytes; None: it is not drawn yet.
+        gantt: a PNG file's bytes; None: without it.
         predictions: title → PNG file.
     """
     blocks = [f"## {headline(breakdown)}"]
