@@ -35,7 +35,7 @@ TRIGGERS = ("Scheduled", "AwaitingRetry")
 TABLE, STARTUP, TRAINING = "overhead-breakdown", "overhead", "training"  # keys of artifacts
 FIRST_PAUSES_S = (5.0, 10.0)  # between the first updates; later ones are rarer
 EVERY_S = 20.0
-MOST_SHARE = 0.02  # of the time this may compute, however long the curves are
+MOST_SHARE = 0.05  # of the time this may compute, however long the curves are
 END_S = 3.0  # for an update that is under way when the training ends
 
 

@@ -246,6 +246,7 @@ def test_startup_and_curves_are_shown_while_it_trains_and_in_full_in_the_end(
     assert all(line in page for page in pages)
     assert all("- the first step waited for: " in page for page in pages)
     assert [page.count(PICTURE) for page in pages] == [1, 1, 2]
+    assert ["cache built" in page for page in pages] == [False, False, True]
     assert "- idle until epoch 2: not known before the end of epoch 1" in pages[0]
     idle = f"- idle until epoch 2: {breakdown['idle_s']:.2f} s"
     assert [idle in page for page in pages] == [False, True, True]

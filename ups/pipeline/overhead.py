@@ -215,7 +215,7 @@ def _bounds(run: RunState) -> dict[str, str]:
     if run.entries:
         bounds["cache"] = _bound_of_cache(run.entries.values())
     elif run.latents is not None and run.latents.arrival is not None:
-        bounds["cache"] = "what has come is encoded; the entry is not complete yet"
+        bounds["cache"] = "read, encode, write: as the rows come"
     if run.latents is not None and run.latents.arrival is not None:
         bounds["load"] = "rows for the encoder's fit arrive; the others come behind it"
     elif run.latents is not None:
