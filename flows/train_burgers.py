@@ -28,7 +28,7 @@ from tasks.phases import (
     validate_config,
     warm_up_device,
 )
-from tasks.report import ShownOverhead, report_overhead
+from tasks.report import Pages, report_overhead
 from ups.background import Background
 from ups.config import SPLITS, Features, Problem, RunConfig, load_config
 from ups.data.sources import open_store
@@ -111,15 +111,15 @@ def train_burgers(
     run.provision = claim(run.run_dir)
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
-    overhead = ShownOverhead(run)
+    pages = Pages(run)
     record = running(
-        run, lambda: _report(run, overhead), deployment=str(deployment) if deployment else None
+        run, lambda: _report(run, pages), deployment=str(deployment) if deployment else None
     )
     with told_from_a_crash(run_id), record as trackers:
         try:
             store, refused = _open_store(resolved)  # no request, but a client is made
             validate_config(resolved, resume, run.run_dir, refused)
-            _run_phases(run, store, stop, trackers, overhead, resume, overwrite_cache)
+            _run_phases(run, store, stop, trackers, pages, resume, overwrite_cache)
         finally:
             stop.set()
 
@@ -137,7 +137,7 @@ def _run_phases(
     store: ObjectStore | None,
     stop: threading.Event,
     trackers: Trackers,
-    overhead: ShownOverhead,
+    pages: Pages,
     resume: Path | None,
     overwrite_cache: bool,
 ) -> None:
@@ -177,9 +177,18 @@ def _run_phases(
             trackers.start()
             if scouted is not None and entries:
                 run.staged.update(scouted.so_far())
-            overhead.show_first_step()
+            pages.follow()
 
-        run.result = train_operator(config, latents, run.run_dir, step, resume, note_first_step)
+        run.result = train_operator(
+            config,
+            latents,
+            run.run_dir,
+            step,
+            resume,
+            note_first_step,
+            run.note_first_epoch,
+            run.note_steps,
+        )
         if entries:
             run.staged.clear()  # what is known of them is to be what was so in the end
         _wait_for(run, downloads, list(downloads), None)
@@ -290,9 +299,9 @@ def _wait_for(
             return
 
 
-def _report(run: RunState, overhead: ShownOverhead) -> None:
+def _report(run: RunState, pages: Pages) -> None:
     """Publish the breakdown, and name the run after its cache entries, where the list shows it."""
-    report_overhead(overhead)
+    report_overhead(pages)
     if run.config_hash is not None:
         name = f"{run.config.name} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
         with get_client(sync_client=True) as client:

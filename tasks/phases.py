@@ -23,7 +23,7 @@ from ups.errors import ConfigError, Interrupted, UpsError
 from ups.latents.cached import Cached
 from ups.latents.scouted import Scouted
 from ups.machine.torch_import import collector_at_rest
-from ups.progress import logged
+from ups.progress import Progress, logged
 from ups.validate.run import require_valid
 
 if TYPE_CHECKING:
@@ -148,11 +148,22 @@ def train_operator(
     step: TrainStep | None,
     resume: Path | None,
     on_first_step: Callable[[float], None],
+    on_first_epoch: Callable[[TrainResult], None],
+    progress: Progress,
 ) -> TrainResult:
     """Train the operator. The flow calls it directly: only then does cancelling reach it."""
     from ups.training.loop import train
 
-    return train(config, latents, run_dir, step=step, resume=resume, on_first_step=on_first_step)
+    return train(
+        config,
+        latents,
+        run_dir,
+        step=step,
+        resume=resume,
+        on_first_step=on_first_step,
+        on_first_epoch=on_first_epoch,
+        progress=progress,
+    )
 
 
 @phase_task("evaluate", task_run_name="5 evaluate")

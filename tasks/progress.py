@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from tasks.artifacts import find_artifact
+
 log = logging.getLogger(__name__)
 
 UPDATE_EVERY_S = 1.0
@@ -63,6 +65,7 @@ class ProgressArtifact:
                 f"{self._done / 1e6 / seconds:,.0f} MB/s"
             )
             try:
+                artifact = artifact or find_artifact(self._key)
                 if artifact is None:
                     artifact = create_progress_artifact(percent, key=self._key, description=text)
                 else:

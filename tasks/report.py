@@ -1,27 +1,28 @@
-"""`report-overhead`: the breakdown of a run as artifacts that a person reads at a glance."""
+"""What the UI shows of a run: its startup and its training, while it trains and in the end."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import State
 
+from tasks.artifacts import Artifacts
 from tasks.timeline import close_timeline, phase_task, timeline
 from ups.background import Background
 from ups.machine.processes import process_started_at
-from ups.pipeline.overhead import break_down, leave
+from ups.pipeline.overhead import break_down, draw, leave
 from ups.pipeline.state import RunState
+from ups.pipeline.training_page import training_page
 from ups.runs.breakdown import Breakdown, Span
-from ups.runs.table import headline, startup_rows, to_markdown
+from ups.runs.table import Row, headline, startup_rows, to_markdown
 
 log = logging.getLogger(__name__)
 
@@ -31,66 +32,92 @@ BOOT_BOUNDS = {
     "in process": "in process: Prefect's engine sets states",
 }
 TRIGGERS = ("Scheduled", "AwaitingRetry")
-TABLE, PAGE = "overhead-breakdown", "overhead"  # keys of artifacts
+TABLE, STARTUP, TRAINING = "overhead-breakdown", "overhead", "training"  # keys of artifacts
+FIRST_PAUSES_S = (5.0, 10.0)  # between the first updates; later ones are rarer
+EVERY_S = 20.0
+MOST_SHARE = 0.05  # of the time this may compute, however long the curves are
+END_S = 3.0  # for an update that is under way when the training ends
 
 
-class ShownOverhead:
-    """The breakdown of a run in the UI: from its first step on, and in full at its end."""
+class Pages:
+    """What the UI shows of a run, from its first step on.
+
+    The training waits for none of it: a thread reads what the run leaves in its folder, and what
+    fails there is a line in the log.
+    """
 
     def __init__(self, run: RunState) -> None:
-        self._run = run
-        self._shown: Background[dict[str, UUID]] | None = None
+        self._run, self._artifacts = run, Artifacts()
+        self._following: Background[None] | None = None
+        self._is_over = threading.Event()
+        self._knew_epoch_1: bool | None = None  # when the startup was shown; None: it was not
 
-    def show_first_step(self) -> None:
-        """Publish it as far as it is known, without a picture, beside the training."""
-        self._shown = Background(self._publish_so_far, "show the startup")
+    def follow(self) -> None:
+        """Show what is known, and again a few times a minute, until `finish`."""
+        self._following = Background(self._follow, "pages of the run")
 
     def finish(self) -> Breakdown:
-        """Write `breakdown.json` and `gantt.png`, and have the UI show both.
+        """Write `breakdown.json` and `gantt.png`, and show all that the run has come to.
 
         The plan's metrics also go to `metrics.jsonl`.
         """
+        self._is_over.set()
+        if self._following is not None and not self._following.is_done(END_S):
+            log.warning("the pages of the run are still being written: the server is slow")
         run = self._run
         breakdown = _break_down(run, close_timeline)
         gantt = leave(breakdown, run.run_dir)
         predictions = run.scores.pictures if run.scores else {}
-        self._publish(breakdown, to_markdown(breakdown, gantt, predictions), self._so_far())
+        self._show_startup(breakdown, to_markdown(breakdown, gantt, predictions), goes_on=False)
+        if run.steps is not None:
+            self._show_training(goes_on=False)
         return breakdown
 
-    def _publish_so_far(self) -> dict[str, UUID]:
-        breakdown = _break_down(self._run, timeline)
-        return self._publish(breakdown, to_markdown(breakdown), {})
+    def _follow(self) -> None:
+        is_failing = False
+        for pause_s in itertools.chain(FIRST_PAUSES_S, itertools.repeat(EVERY_S)):
+            began_s = time.thread_time()
+            try:
+                self._show_so_far()
+                is_failing = False
+            except Exception as error:  # noqa: BLE001 (the training matters more than its picture)
+                if not is_failing:
+                    log.warning("the pages of the run are not up to date: %s", error)
+                is_failing = True
+            computed_s = time.thread_time() - began_s
+            if self._is_over.wait(max(pause_s, computed_s / MOST_SHARE)):
+                return
 
-    def _so_far(self) -> dict[str, UUID]:
-        """What stands in the UI already; nothing where that could not be published."""
-        if self._shown is None:
-            return {}
-        if (error := self._shown.error()) is not None:
-            log.warning("the startup could not be shown at the first step: %s", error)
-            return {}
-        return self._shown.result()
+    def _show_so_far(self) -> None:
+        knows_epoch_1 = self._run.result is not None
+        if self._knew_epoch_1 != knows_epoch_1:
+            breakdown = _break_down(self._run, timeline)
+            markdown = to_markdown(breakdown, draw(breakdown))
+            if self._is_over.is_set():
+                return
+            breakdown.save(self._run.run_dir)  # which `ups runs list` reads
+            self._show_startup(breakdown, markdown, goes_on=True)
+            self._knew_epoch_1 = knows_epoch_1
+        self._show_training(goes_on=True)
 
-    def _publish(
-        self, breakdown: Breakdown, markdown: str, shown: dict[str, UUID]
-    ) -> dict[str, UUID]:
-        """Create the artifacts, or change those that are shown; returns which they are."""
-        title, rows = headline(breakdown), [dict(row) for row in startup_rows(breakdown)]
-        if shown:
-            with get_client(sync_client=True) as client:
-                for name, content in ((TABLE, json.dumps(rows)), (PAGE, markdown)):
-                    update = ArtifactUpdate(data=content, description=title)
-                    client.update_artifact(shown[name], update)
-            return shown
-        return {
-            TABLE: create_table_artifact(key=TABLE, table=rows, description=title),
-            PAGE: create_markdown_artifact(key=PAGE, markdown=markdown, description=title),
-        }
+    def _show_startup(self, breakdown: Breakdown, markdown: str, *, goes_on: bool) -> None:
+        title = headline(breakdown)
+        self._show(TABLE, title, startup_rows(breakdown), goes_on=goes_on)
+        self._show(STARTUP, title, markdown, goes_on=goes_on)
+
+    def _show_training(self, *, goes_on: bool) -> None:
+        title, markdown = training_page(self._run, time.time(), goes_on=goes_on)
+        self._show(TRAINING, title, markdown, goes_on=goes_on)
+
+    def _show(self, key: str, title: str, content: str | list[Row], *, goes_on: bool) -> None:
+        if not (goes_on and self._is_over.is_set()):  # it would hide what came of the run
+            self._artifacts.show(key, title, content)
 
 
 @phase_task("report", task_run_name="6 report-overhead")
-def report_overhead(shown: ShownOverhead) -> Breakdown:
+def report_overhead(pages: Pages) -> Breakdown:
     """Leave the breakdown in the run's folder, and publish it in full."""
-    return shown.finish()
+    return pages.finish()
 
 
 def _break_down(run: RunState, spans_of: Callable[[UUID], list[Span]]) -> Breakdown:

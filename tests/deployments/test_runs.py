@@ -266,6 +266,10 @@ def test_a_run_cancelled_in_training_leaves_a_checkpoint_that_a_retry_resumes(li
     epochs = [row["epoch"] for row in read_metrics(folder).epochs]
     assert RunInfo.load(folder).attempt == 2
     assert epochs == list(range(1, len(epochs) + 1))  # none twice: it went on where it was
+    for key in ("overhead", "overhead-breakdown"):
+        assert live.artifact(key, run_id)  # of two attempts the only one
+    title = live.artifact("training", run_id)["description"]
+    assert title == f"smoke: stopped in epoch {len(epochs) + 1} of 100000"
 
     in_an_hour = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
     details = {"state_details": {"scheduled_time": in_an_hour}}

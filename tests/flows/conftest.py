@@ -88,14 +88,27 @@ def task_runs(run_id):
 
 
 @pytest.fixture
-def shown():
+def artifacts():
+    """`artifacts(run_id)`: what a flow run shows under each key, of which there is one."""
+
+    def read(run_id):
+        only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(artifact_filter=only)
+        assert len({artifact.key for artifact in found}) == len(found)
+        return {artifact.key: artifact.data for artifact in found}
+
+    return read
+
+
+@pytest.fixture
+def shown(artifacts):
     """`shown(state)`: the name of a flow run, and its artifacts by their key."""
 
     def read(state):
         run_id = state.state_details.flow_run_id
-        only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         with get_client(sync_client=True) as client:
-            found = client.read_artifacts(artifact_filter=only)
-            return client.read_flow_run(run_id).name, {a.key: a.data for a in found}
+            name = client.read_flow_run(run_id).name
+        return name, artifacts(run_id)
 
     return read

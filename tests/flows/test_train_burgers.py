@@ -6,16 +6,21 @@ import re
 import threading
 
 import pytest
+from prefect.runtime import flow_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.live import wait_until
 from ups.config import SPLITS, Features
 from ups.data.sources import stage
 from ups.latents.store import list_entries
 from ups.machine.gpu import GpuWatch
 from ups.pipeline.state import RunState
+from ups.runs.index import find_runs
 from ups.units import format_size
 
 PRICE_PER_HOUR = 3.6
+PAGES = "pages of the run"  # the thread
+PICTURE = "data:image/png;base64,"
 PHASES = {
     "0 validate-config",
     "1 warm-up-device",
@@ -81,7 +86,8 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder_and_no_secret_anywh
 ):
     breakdown = first_run.breakdown
     run_name, left = shown(first_run.state)
-    assert {"overhead", "overhead-breakdown", "download-train"} <= left.keys()
+    assert {"overhead", "overhead-breakdown", "training", "download-train"} <= left.keys()
+    assert left["training"].startswith("## smoke: 3 epochs\n")
     markdown = left["overhead"]
     assert markdown.count("data:image/png;base64,") == 2
     assert breakdown["config_hash"] in markdown
@@ -208,13 +214,86 @@ def test_training_without_a_cache_encodes_on_demand(flow_config, run):
     assert breakdown["cache_reused"] is None
 
 
-def test_a_breakdown_that_cannot_be_published_does_not_fail_the_run(flow_config, run, monkeypatch):
+def test_startup_and_curves_are_shown_while_it_trains_and_in_full_in_the_end(
+    flow_config, run, tmp_path, artifacts, monkeypatch
+):
     import tasks.report
+    import ups.training.loop
+
+    monkeypatch.setattr(tasks.report, "FIRST_PAUSES_S", 1000 * (0.02,))
+    monkeypatch.setattr(tasks.report, "MOST_SHARE", 1.0)
+    validate, seen, listed = ups.training.loop.validate, [], []
+
+    def look_and_validate(*arguments):
+        """At the end of an epoch's steps, before its error is known."""
+        run_id, epoch = flow_run.id, len(seen) + 1
+        wait_until(lambda: f"smoke: epoch {epoch} of 3" in artifacts(run_id).get("training", ""))
+        if epoch > 1:
+            wait_until(lambda: "before the end of epoch 1" not in artifacts(run_id)["overhead"])
+        seen.append(artifacts(run_id))
+        listed.extend(find_runs(tmp_path / "runs"))
+        return validate(*arguments)
+
+    monkeypatch.setattr(ups.training.loop, "validate", look_and_validate)
+    state, _, breakdown = run(flow_config())
+    assert state.is_completed()
+    step, epoch, _ = seen
+    in_the_end = artifacts(state.state_details.flow_run_id)  # of each key one
+    assert step.keys() == epoch.keys() == in_the_end.keys()
+
+    line = f"time to first step {breakdown['ttfs_s']:.2f} s"
+    pages = [step["overhead"], epoch["overhead"], in_the_end["overhead"]]
+    assert all(line in page for page in pages)
+    assert all("- the first step waited for: " in page for page in pages)
+    assert [page.count(PICTURE) for page in pages] == [1, 1, 2]
+    assert ["cache built" in page for page in pages] == [False, False, True]
+    assert "- idle until epoch 2: not known before the end of epoch 1" in pages[0]
+    idle = f"- idle until epoch 2: {breakdown['idle_s']:.2f} s"
+    assert [idle in page for page in pages] == [False, True, True]
+    assert ["nRMSE: not known before the end of the run" in p for p in pages] == [True, True, False]
+    rows = [json.loads(page["overhead-breakdown"]) for page in (step, in_the_end)]
+    assert rows[0][0] == rows[1][0]
+
+    assert PICTURE not in step["training"]
+    assert PICTURE in epoch["training"]
+    assert "| 1 | " in epoch["training"]
+    assert [one.state for one in listed] == 3 * ["running"]
+    assert [one.ttfs_s for one in listed] == 3 * [breakdown["ttfs_s"]]
+
+
+def test_a_server_that_does_not_answer_while_it_trains_holds_up_no_run(
+    flow_config, run, artifacts, monkeypatch, caplog
+):
+    import tasks.report
+
+    asked, gate = [], threading.Event()
+    show = tasks.report.Artifacts.show
+
+    def show_once_it_answers(*arguments):
+        asked.append(arguments)
+        if len(asked) == 1:
+            gate.wait(60)
+        show(*arguments)
+
+    monkeypatch.setattr(tasks.report.Artifacts, "show", show_once_it_answers)
+    monkeypatch.setattr(tasks.report, "END_S", 0.1)
+    state, _, breakdown = run(flow_config())
+    assert state.is_completed()
+    assert breakdown["nrmse_rollout"]
+    assert len(asked) > 1
+    assert "still being written" in caplog.text
+    gate.set()
+    wait_until(lambda: PAGES not in {thread.name for thread in threading.enumerate()})
+    assert artifacts(state.state_details.flow_run_id)["overhead"].count(PICTURE) == 2
+
+
+def test_a_breakdown_that_cannot_be_published_does_not_fail_the_run(flow_config, run, monkeypatch):
+    import tasks.artifacts
 
     def refuse(**_):
         raise RuntimeError("503: database is locked")
 
-    monkeypatch.setattr(tasks.report, "create_table_artifact", refuse)
+    monkeypatch.setattr(tasks.artifacts, "create_table_artifact", refuse)
     state, _, breakdown = run(flow_config())
     assert state.is_completed()
     assert breakdown["ttfs_s"] > 0

@@ -8,9 +8,9 @@ import pytest
 from ups.data.sources import Staged
 from ups.latents.arrival import Arrival
 from ups.pipeline.overhead import break_down
-from ups.pipeline.state import RunState
-from ups.runs.breakdown import Span
-from ups.runs.table import key_figures, to_markdown
+from ups.pipeline.state import RunState, Steps
+from ups.runs.breakdown import IDLE, Span
+from ups.runs.table import headline, key_figures, to_markdown
 
 
 @pytest.mark.parametrize(("fetched", "words"), [(2_000_000, "network: 4 MB"), (0, "4 MB found,")])
@@ -34,8 +34,8 @@ def test_the_breakdown_says_of_how_many_files_nothing_could_be_compared(
 def broken_down(tiny_config, tmp_path):
     """The breakdown of a run of phases with a start and an end, the training last."""
 
-    def break_down_(*phases, first_step_at, arrival=None):
-        run = RunState(tiny_config(), tmp_path, first_step_at=first_step_at)
+    def break_down_(*phases, first_step_at, arrival=None, **known):
+        run = RunState(tiny_config(), tmp_path, first_step_at=first_step_at, **known)
         if arrival is not None:
             run.latents = SimpleNamespace(arrival=arrival, num_bytes=0)
         spans = [Span(phase=p, name=p, start=start, end=end) for p, start, end in phases]
@@ -84,6 +84,23 @@ def test_what_takes_less_than_a_hundredth_is_no_part_of_the_line(broken_down):
     breakdown = broken_down(*brief, ("train", 105, 160), first_step_at=110)
     assert key_figures(breakdown)["the first step waited for"] == "boot 4.95 s, first step 5.00 s"
     assert breakdown.waited_for["validate"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("known", "awaited"),
+    [
+        ({"steps": Steps(1, 3, 40)}, [IDLE, "test nRMSE"]),
+        ({"steps": Steps(31, 33, 40)}, ["test nRMSE"]),  # resumed: nobody will know its idle time
+        ({"steps": Steps(1, 3, 40), "failure": OSError("disk")}, []),
+    ],
+)
+def test_while_a_run_trains_what_is_not_known_is_said_and_no_figure(broken_down, known, awaited):
+    breakdown = broken_down(*SEQUENCE, ("train", 108, 160), first_step_at=110, **known)
+    figures = key_figures(breakdown)
+    assert [name for name, text in figures.items() if text.startswith("not known")] == awaited
+    assert not figures.keys() & ({IDLE, "test nRMSE", "latent cache"} - set(awaited))
+    assert "cache" not in headline(breakdown)
+    assert breakdown.gpu_words == ("the first epoch is not over" if IDLE in awaited else "")
 
 
 def test_without_a_first_step_nothing_is_said_of_what_it_waited_for(broken_down):

@@ -383,3 +383,16 @@ def test_small_steps_are_trained_by_one_thread_and_all_are_there_afterwards(prep
     finally:
         torch.set_num_threads(before)
     assert set(taken) == {1}
+
+
+def test_what_training_has_come_to_is_said_once_its_first_epoch_is_over(prepared):
+    config, latents, run_dir = prepared()
+    said, steps = [], []
+    count = {"progress": lambda *numbers: steps.append(numbers)}
+    done = train(config, latents, run_dir, on_first_epoch=said.append, **count)
+    (after,) = said
+    per_epoch = done.num_steps // done.num_epochs
+    assert (after.num_epochs, after.num_steps, after.best_epoch) == (1, per_epoch, 1)
+    assert after.first_epoch == done.first_epoch
+    assert after.first_step_at == done.first_step_at
+    assert (steps[0], steps[-1]) == ((1, done.num_steps), (done.num_steps, done.num_steps))

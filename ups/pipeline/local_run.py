@@ -147,6 +147,12 @@ class LocalRun:
                 begin_summary(self.run_dir, so_far.metrics)
 
             step = warming.result() if warming else None
+            show_progress = show("trained", "steps")
+
+            def note_steps(last: int, total: int) -> None:
+                run.note_steps(last, total)
+                show_progress(last, total)
+
             with phase("train"):
                 run.result = train(
                     config,
@@ -155,7 +161,8 @@ class LocalRun:
                     step=step,
                     resume=self._resume,
                     on_first_step=note_first_step,
-                    progress=show("trained", "steps"),
+                    on_first_epoch=run.note_first_epoch,
+                    progress=note_steps,
                 )
             if scouted is not None and stream is not None:
                 run.entries = stream.result()

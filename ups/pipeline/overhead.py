@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ups.machine.gpu import FIRST_EPOCH, by_phase
 from ups.pipeline.state import RunState
 from ups.runs.breakdown import (
+    IDLE,
     STOPPED,
     Breakdown,
     ProblemFigures,
@@ -70,6 +71,7 @@ def break_down(
     gpu = by_phase(run.gpu.samples, stretches)
     if FIRST_EPOCH in gpu:
         metrics["training/gpu_utilization_pct"] = gpu[FIRST_EPOCH].mean_pct
+    awaited = _awaited(run)
     provision = tabulate_provision(run.provision, run.first_step_at)
     metrics.update({f"{row.phase}_s": row.seconds for row in provision})
     scores = run.scores
@@ -92,11 +94,12 @@ def break_down(
         failed=_failure(run),
         phases=(*provision, *phases),
         provision=tuple(run.provision),
+        awaited=awaited,
         phase_bytes=_phase_bytes(run),
         spans=tuple(spans),
         metrics=metrics,
         gpu=gpu or None,
-        gpu_note=run.gpu.note,
+        gpu_note=run.gpu.note or ("the first epoch is not over" if IDLE in awaited else ""),
         nrmse_rollout=scores.rollout["nRMSE"] if scores else None,
         nrmse_persistence=scores.persistence_rollout["nRMSE"] if scores else None,
     )
@@ -113,6 +116,15 @@ def _idle(run: RunState, triggered_at: float) -> tuple[float | None, float | Non
     return began - triggered_at + waited_s, waited_s
 
 
+def _awaited(run: RunState) -> dict[str, str]:
+    """The figures that a run which goes on does not know yet → when it will."""
+    if run.first_step_at is None or run.failure is not None or run.scores is not None:
+        return {}
+    is_in_epoch_1 = run.result is None and run.steps is not None and run.steps.first == 1
+    idle = {IDLE: "not known before the end of epoch 1"} if is_in_epoch_1 else {}
+    return {**idle, "test nRMSE": "not known before the end of the run"}
+
+
 def leave(breakdown: Breakdown, run_dir: Path) -> bytes:
     """Write `breakdown.json`, `gantt.png` and the metrics into a run's folder.
 
@@ -121,14 +133,18 @@ def leave(breakdown: Breakdown, run_dir: Path) -> bytes:
     """
     breakdown.save(run_dir)
     add_to_summary(run_dir, breakdown.metrics)
-    from ups.runs.gantt import draw_gantt
-
-    end = breakdown.triggered_at + breakdown.until_s
-    gantt = draw_gantt(
-        breakdown.spans, breakdown.triggered_at, end, headline(breakdown), breakdown.provision
-    )
+    gantt = draw(breakdown)
     (run_dir / "gantt.png").write_bytes(gantt)
     return gantt
+
+
+def draw(breakdown: Breakdown) -> bytes:
+    """The bars of the phases up to the first step, as PNG."""
+    from ups.runs.gantt import draw_gantt
+
+    start, end = breakdown.triggered_at, breakdown.triggered_at + breakdown.until_s
+    title, provision = headline(breakdown), breakdown.provision
+    return draw_gantt(breakdown.spans, start, end, title, provision)
 
 
 def _with_first_step(run: RunState, spans: Sequence[Span]) -> list[Span]:
@@ -201,6 +217,8 @@ def _bounds(run: RunState) -> dict[str, str]:
         bounds["download"] += f"; {num_absent} files not needed: latents in the cache"
     if run.entries:
         bounds["cache"] = _bound_of_cache(run.entries.values())
+    elif run.latents is not None and run.latents.arrival is not None:
+        bounds["cache"] = "read, encode, write: as the rows come"
     if run.latents is not None and run.latents.arrival is not None:
         bounds["load"] = "rows for the encoder's fit arrive; the others come behind it"
     elif run.latents is not None:

@@ -31,6 +31,15 @@ ProblemSplit = tuple[str, Split]
 
 
 @dataclass(slots=True)
+class Steps:
+    """How far training is: the step that this process took first, the last, and how many in all."""
+
+    first: int
+    last: int
+    total: int
+
+
+@dataclass(slots=True)
 class RunState:
     """What a run has learned about itself so far; None or empty where it has not got there.
 
@@ -39,6 +48,7 @@ class RunState:
         provision: before the trigger, on a machine rented for this run.
         staged: the files of a split of a problem.
         config_hashes, entries: by the names of the problems.
+        result: of the training; while it goes on, what it had come to after the first epoch.
     """
 
     config: RunConfig
@@ -52,6 +62,7 @@ class RunState:
     latents: Latents | None = None
     result: TrainResult | None = None
     scores: Scores | None = None
+    steps: Steps | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
 
@@ -64,6 +75,16 @@ class RunState:
     def cache_reused(self) -> bool | None:
         """Whether all entries were found; None where there are none."""
         return all(entry.reused for entry in self.entries.values()) if self.entries else None
+
+    def note_steps(self, last: int, total: int) -> None:
+        """Note how far training is: a `Progress`."""
+        if self.steps is None:
+            self.steps = Steps(last, last, total)
+        self.steps.last = last
+
+    def note_first_epoch(self, result: TrainResult) -> None:
+        """Note what training has come to, while it goes on."""
+        self.result = result
 
     def staged_of(self, problem: Problem, splits: Iterable[Split]) -> dict[str, Sequence[Staged]]:
         """The files of these splits of a problem."""

@@ -84,6 +84,7 @@ class Breakdown(Stored):
         gpu: phase → what the GPU did in it, `first epoch` among them; None without samples.
         gpu_note: why there are none, or no more.
         provision: what the machine did before the trigger, if this is its first run.
+        awaited: figures that were not known yet when this was written → when they come to be.
     """
 
     FILE: ClassVar[str] = "breakdown.json"
@@ -107,6 +108,7 @@ class Breakdown(Stored):
     phase_bytes: dict[str, int] = Field(default_factory=dict)
     spans: tuple[Span, ...]
     provision: tuple[Span, ...] = ()
+    awaited: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, float]
     gpu: dict[str, GpuUse] | None = None
     gpu_note: str = ""

@@ -14,6 +14,7 @@ from ups.runs.stored import read_file
 
 METRICS = "metrics.jsonl"
 EPOCH = "epoch"  # what only the lines of epochs have
+LOSS, VAL = "train/loss", "val/nrmse_rollout"  # in the lines of epochs
 
 
 class Metrics(NamedTuple):
@@ -33,6 +34,13 @@ def by_problem(kind: str, metric: str, values: Mapping[str, float]) -> dict[str,
     if len(values) == 1:
         return {}
     return {f"{kind}/{problem}/{metric}": value for problem, value in values.items()}
+
+
+def val_of_problems(row: Mapping[str, Any]) -> dict[str, str]:
+    """Problem → the name that its val nRMSE has in the line of an epoch; see `by_problem`."""
+    head, tail = VAL.split("/")
+    names = [name.split("/") for name in row]
+    return {n[1]: "/".join(n) for n in names if len(n) == 3 and n[0] == head and n[2] == tail}
 
 
 def read_metrics(run_dir: Path) -> Metrics:

@@ -31,9 +31,10 @@ def headline(breakdown: Breakdown) -> str:
         return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
     before = provision_s(breakdown.provision)
     provisioned = f" after {before:.1f} s of provisioning" if before else ""
+    cache = CACHE[breakdown.cache_reused]  # of a run that goes on, it is not known yet
     return (
         f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s{provisioned}, "
-        f"cache {'reused' if breakdown.cache_reused else 'built'}, ${breakdown.cost_usd:.4f}"
+        f"{f'cache {cache}, ' if cache else ''}${breakdown.cost_usd:.4f}"
     )
 
 
@@ -111,7 +112,7 @@ def key_figures(breakdown: Breakdown) -> dict[str, str]:
         figures["test nRMSE"] = score_words(
             breakdown.nrmse_rollout, breakdown.nrmse_persistence, is_mean=bool(breakdown.problems)
         )
-    return figures
+    return {**figures, **breakdown.awaited}
 
 
 def _waited_for(seconds: Mapping[str, float]) -> str:
@@ -140,7 +141,7 @@ def to_markdown(
     """All of a breakdown, pictures included.
 
     Args:
-        gantt: a PNG file's bytes; None: it is not drawn yet.
+        gantt: a PNG file's bytes; None: without it.
         predictions: title → PNG file.
     """
     blocks = [f"## {headline(breakdown)}"]

@@ -24,7 +24,7 @@ from ups.machine.devices import threads_that_pay
 from ups.machine.processes import DeferredSignals
 from ups.progress import Progress
 from ups.runs.folder import BEST, CHECKPOINTS, LAST, UNVERIFIED
-from ups.runs.metrics import by_problem, write_epochs
+from ups.runs.metrics import LOSS, VAL, by_problem, write_epochs
 from ups.training import checkpoint
 from ups.training.position import Position, restore
 from ups.training.step import TrainStep, epoch_order, num_starts
@@ -70,6 +70,7 @@ def train(
     resume: Path | None = None,
     stop: threading.Event | None = None,
     on_first_step: Callable[[float], None] | None = None,
+    on_first_epoch: Callable[[TrainResult], None] | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train, and leave `checkpoints/last.pt`, `checkpoints/best.pt` and `metrics.jsonl` in run_dir.
@@ -82,7 +83,8 @@ def train(
         step: a warmed-up step; a new one otherwise.
         resume: a checkpoint of another run to go on from.
         on_first_step: called with the Unix time at which the first step was done on the device.
-        progress: called now and then with steps taken and in all.
+        on_first_epoch: called with what training has come to once an epoch is over.
+        progress: called with steps taken and in all, first after the first step, then now and then.
     Raises:
         TrainingDiverged: the loss, or val's nRMSE in every epoch, is not finite.
         DataError: val holds nothing but zeros.
@@ -95,28 +97,35 @@ def train(
     position = restore(run_dir, resume, config, latents, step)
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
+
+    def result() -> TrainResult:
+        epoch_times = [row["training/epoch_time_sec"] for row in position.history]
+        return TrainResult(
+            checkpoint=run_dir / CHECKPOINTS / BEST,
+            num_epochs=position.epoch,
+            num_steps=position.step,
+            steps_per_epoch=loop.steps_per_epoch,
+            best_epoch=position.best_epoch,
+            best_val_nrmse=position.best_val_nrmse,
+            first_step_at=loop.first_step_at,
+            first_epoch=loop.first_epoch,
+            waited_s=loop.waited_s,
+            seconds=time.monotonic() - started,
+            epoch_time_s=sorted(epoch_times)[len(epoch_times) // 2],
+            tier=latents.tier,
+            resumed_from_step=resumed_from,
+        )
+
+    def note_first_epoch() -> None:
+        if on_first_epoch is not None:
+            on_first_epoch(result())
+
     try:
-        first_step_at = loop.run(on_first_step or _ignore, progress or _ignore)
+        loop.run(on_first_step or _ignore, note_first_epoch, progress or _ignore)
     except (ChecksumMismatch, DataError):  # what was trained on is false
         (run_dir / CHECKPOINTS / UNVERIFIED).unlink(missing_ok=True)
         raise
-    seconds = time.monotonic() - started
-    epoch_times = [row["training/epoch_time_sec"] for row in position.history]
-    return TrainResult(
-        checkpoint=run_dir / CHECKPOINTS / BEST,
-        num_epochs=position.epoch,
-        num_steps=position.step,
-        steps_per_epoch=loop.steps_per_epoch,
-        best_epoch=position.best_epoch,
-        best_val_nrmse=position.best_val_nrmse,
-        first_step_at=first_step_at,
-        first_epoch=loop.first_epoch,
-        waited_s=loop.waited_s,
-        seconds=seconds,
-        epoch_time_s=sorted(epoch_times)[len(epoch_times) // 2],
-        tier=latents.tier,
-        resumed_from_step=resumed_from,
-    )
+    return result()
 
 
 class _Loop:
@@ -131,6 +140,7 @@ class _Loop:
     ) -> None:
         self.config, self.latents, self.run_dir = config, latents, run_dir
         self.step, self.position, self.stop = step, position, stop
+        self.first_step_at: float | None = None
         self.first_epoch: tuple[float, float] | None = None
         self.waited_s = 0.0
         self._notes: list[str] = []
@@ -145,14 +155,19 @@ class _Loop:
         steps = self.steps_per_epoch * self.num_epochs
         self.total_steps = min(steps, config.stages.operator.max_steps or steps)
 
-    def run(self, on_first_step: Callable[[float], None], progress: Progress) -> float | None:
-        position, first_step_at, stopped = self.position, None, False
+    def run(
+        self,
+        on_first_step: Callable[[float], None],
+        on_first_epoch: Callable[[], None],
+        progress: Progress,
+    ) -> None:
+        position, stopped = self.position, False
         data = self.latents.train
         size = self.step.multiplications(data)
         with self._signals, self._written(), self.step.on_stream(), threads_that_pay(size):
             self.step.begin(data, self.total_steps, position.step)
             while not self._is_done():
-                started = time.monotonic()
+                started, is_first = time.monotonic(), self.first_epoch is None
                 order_M = epoch_order(data, self.config, position.epoch)
                 self.step.begin_epoch(order_M, position.batch)
                 rows_M = order_M.numpy() // self._starts
@@ -162,16 +177,19 @@ class _Loop:
                     self.step()
                     position.step += 1
                     position.batch += 1
-                    if first_step_at is None:
+                    if self.first_step_at is None:
                         self.step.synchronize()
-                        first_step_at = time.time()
-                        on_first_step(first_step_at)
+                        self.first_step_at = time.time()
+                        progress(position.step, self.total_steps)
+                        on_first_step(self.first_step_at)
                     if position.step % self.config.training.log_every == 0:
                         self._check_loss()
                         progress(position.step, self.total_steps)
                 if stopped := stopped or not self._end_epoch(started):
                     break
                 progress(position.step, self.total_steps)
+                if is_first:
+                    on_first_epoch()
             if stopped:
                 self._leave_checkpoint()
         if stopped:  # no handler of the signal, delivered above, has raised
@@ -182,7 +200,6 @@ class _Loop:
                 "stages.operator.optimizer.lr, and see with `ups validate` what is in the data"
                 + "".join(f"; {note}" for note in self._notes)
             )
-        return first_step_at
 
     def _has_arrived(self, rows_M: NDArray[np.int64]) -> bool:
         """Wait for the trajectories of the next batch; whether they are there, not stopped before.
@@ -246,8 +263,8 @@ class _Loop:
         metrics = {
             "epoch": position.epoch,
             "step": position.step,
-            "train/loss": train_loss,
-            "val/nrmse_rollout": val_nrmse,
+            LOSS: train_loss,
+            VAL: val_nrmse,
             **by_problem("val", "nrmse_rollout", val.nrmse),
             "train/lr": self.step.schedule.lr.item(),
             "training/epoch_time_sec": trained - started,
