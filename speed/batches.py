@@ -41,7 +41,8 @@ def prepare(settings: Settings) -> None:
 
 def run(settings: Settings) -> Iterator[Comparison]:
     num = settings.scaled(NUM)
-    config, staged = inputs.config(settings, CACHE), inputs.tiled_sources(settings, num)
+    config = inputs.config(settings, CACHE, {"features.preload": "ram"})
+    staged = inputs.tiled_sources(settings, num)
     of_problem = {inputs.PROBLEM: ensure(config, staged)}, {inputs.PROBLEM: staged}
     in_ram = load(config, *of_problem, device="cpu")
     disk = inputs.config(settings, CACHE, {"features.preload": "disk"})

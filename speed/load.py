@@ -111,7 +111,8 @@ def run(settings: Settings) -> Iterator[Comparison]:
 
 def run_gpu(settings: Settings) -> Iterator[Comparison]:
     device = settings.device
-    config = inputs.gpu_config(settings, GPU_CACHE, {"training.time_stride": 1})
+    copied = {"training.time_stride": 1, "features.preload": "gpu"}  # on a CPU: into RAM
+    config = inputs.gpu_config(settings, GPU_CACHE, copied)
     entry = ensure(config, inputs.solved_sources(settings), device=device)
     path, shape = latent_file(config, entry)
     host = torch.zeros(shape, dtype=torch.float16, pin_memory=device == "cuda")

@@ -60,8 +60,8 @@ def run(settings: Settings) -> Iterator[Comparison]:
     yield _epochs(settings, staged, epochs, num)
     yield _steps(settings, epochs)
     yield _watched(settings, epochs)
-    latents.close()
     yield _curves(settings, latents.train)
+    latents.close()
     yield _dtypes(settings, min(settings.scaled(NUM_SCORED), num))
 
 
