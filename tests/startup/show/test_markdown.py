@@ -261,3 +261,7 @@ def test_a_figure_without_a_verdict_yet_is_named_where_the_other_has_one(render)
     found = render(verdicts=[too_few("cold", 0), few])
     assert found.splitlines()[0] == f"# {line.format('')}"
     assert "| no verdict yet: 0 of 5 runs before |" in found
+    found = render(verdicts=[too_few("cold", 3), few])  # the history began before idle seconds
+    assert found.splitlines()[0] == "# No verdict yet: cold (3 of 5 runs before)"
+    cell = "no verdict yet: 3 of 5 runs before; idle: no verdict yet: 0 of 5 runs before"
+    assert f"| {cell} |" in found
