@@ -182,8 +182,8 @@ def run_folder(runs_dir, number):
     (folder / CHECKPOINTS / "last.pt").write_bytes(bytes(1000))
     Breakdown(
         run=folder.name, config="cold", config_hash=None, start_mode="warm", triggered_at=1.0,
-        ttfs_s=2.0, until_s=2.0, unaccounted_s=0.0, cost_usd=0.0, cache_reused=False,
-        phases=(), spans=(), metrics={},
+        ttfs_s=2.0, until_s=2.0, idle_s=2.5, waited_s=0.75, unaccounted_s=0.0, cost_usd=0.0,
+        cache_reused=False, phases=(), spans=(), metrics={},
     ).save(folder)  # fmt: skip
     return folder
 
@@ -198,5 +198,6 @@ def test_the_last_folders_of_a_scenarios_runs_are_retained_without_checkpoints(
     rates = Rates(store=1.0, write=1.0, read=1.0)
     record = benchmark.read_record(BY_NAME["cold"], 1, run, config, rates, 0.25)
     assert (record.ttfs_s, record.busy_cores) == (2.0, 0.25)
+    assert (record.idle_s, record.waited_s) == (2.5, 0.75)
     assert sorted(config.runs_dir.iterdir()) == [*folders[3:], config.runs_dir / "mine"]
     assert {p.name for p in config.runs_dir.rglob("*.*")} == {"breakdown.json"}

@@ -39,7 +39,7 @@ WITHOUT_EFFECT = (
     {"checkpoint.every_epochs": 7},
     {"data.root": "elsewhere"},
     {"training.latent_cache_dir": "elsewhere"},
-    {"training.pairs_per_step": 20},  # as it is
+    {"training.pairs_per_step": 160},  # as it is
     {"operator.token_kernel": 3},  # a default that is written out
 )
 WITH_EFFECT = (

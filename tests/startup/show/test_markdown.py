@@ -91,18 +91,12 @@ def test_a_verdict_says_beyond_what_whichever_way_it_went(benchmark):
 def test_the_comparison_has_a_row_per_scenario_with_a_link_to_each_run(render):
     markdown = render(verdicts=[verdict_of("legacy"), too_few("cold")])
     names, rows = table_after(markdown, "# No verdict yet")
-    assert names == [
-        *("scenario", "time to first step", "legacy takes", "against history", "work on next"),
-        "runs",
-    ]
-    assert rows[0][:5] == [
-        *("legacy", "9.75 s [8.75–11.8]", "–", "unchanged, worse beyond 15.2 s", "download")
-    ]
+    assert names == [*("scenario", "time to first step", "legacy takes", "against history", "runs")]
+    assert rows[0][:4] == [*("legacy", "9.75 s [8.75–11.8]", "–", "unchanged, worse beyond 15.2 s")]
     assert rows[1][:2] == ["cold", "5.00 s [4.75–5.25]"]
     assert re.fullmatch(r"1\.95× \[1\.\d\d–2\.\d\d\]", rows[1][2])
     assert rows[1][3:] == [
         "no verdict yet: 2 of 5 runs before",
-        "boot, download",
         " ".join(f"[{n + 1}](http://ui/runs/cold/{n})" for n in range(3)),
     ]
     assert rows[2][3] == "–"
@@ -244,6 +238,9 @@ def test_idle_seconds_stand_beside_ttfs_in_the_tables_and_in_the_headline(render
     assert names[1:3] == ["time to first step", "idle until epoch 2"]
     assert rows[1][1:3] == ["5.00 s [4.75–5.25]", "5.50 s [5.25–5.75]"]
     assert rows[1][4] == "unchanged, worse beyond 15.2 s; idle: worse beyond 5.00 s"
+    alike = verdict_of("cold", figure="idle", limit_s=17.0)
+    comparison = compare(benchmark(verdicts=[verdict_of("cold"), alike]))
+    assert wording.verdict(comparison, "cold") == "unchanged, worse beyond 15.2 s, idle 17.0 s"
     names, rows = table_after(markdown, "## What each optimisation is worth")
     assert rows[0][names.index("idle grows by")].startswith("+1.50 s [")
     names, rows = table_after(markdown, "## What is asked of it")
@@ -261,3 +258,7 @@ def test_a_figure_without_a_verdict_yet_is_named_where_the_other_has_one(render)
     found = render(verdicts=[too_few("cold", 0), few])
     assert found.splitlines()[0] == f"# {line.format('')}"
     assert "| no verdict yet: 0 of 5 runs before |" in found
+    found = render(verdicts=[too_few("cold", 3), few])  # the history began before idle seconds
+    assert found.splitlines()[0] == "# No verdict yet: cold (3 of 5 runs before)"
+    cell = "no verdict yet: 3 of 5 runs before; idle: no verdict yet: 0 of 5 runs before"
+    assert f"| {cell} |" in found

@@ -9,6 +9,7 @@ from ups.startup.judge.compare import Comparison, ScenarioSummary
 from ups.startup.show import wording
 from ups.startup.show.tables import (
     FIGURES,
+    NEXT,
     RUNS,
     WHAT_BOUNDS,
     comparison_rows,
@@ -52,6 +53,7 @@ def to_markdown(comparison: Comparison, pictures: Mapping[str, bytes], link: Lin
     rows = comparison_rows(comparison)
     for row, scenario in zip(rows, comparison.scenarios, strict=True):
         ids = enumerate(scenario.flow_run_ids, start=1)
+        del row[NEXT]  # said below, with the reason; the UI breaks no line of a table
         row[RUNS] = " ".join(f"[{number}]({link(run_id)})" for number, run_id in ids)
     shares, criteria = share_rows(comparison), criteria_rows(comparison.criteria)
     phases, trend, worth = (pictures.get(name) for name in ("phases", "trend", "shares"))

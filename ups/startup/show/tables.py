@@ -14,6 +14,7 @@ from ups.startup.show.wording import NOTHING
 Row = dict[str, str]
 
 TTFS, BASELINE_TAKES, RUNS = "time to first step", f"{BASELINE} takes", "runs"
+NEXT = "work on next"
 BOUND, WHAT_BOUNDS = "bound", "what bounds it"
 GROWS_BY = f"without it {TTFS} grows by"
 IDLE_GROWS_BY = "idle grows by"
@@ -33,7 +34,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
             IDLE: NOTHING if scenario.idle is None else wording.spread(scenario.idle),
             BASELINE_TAKES: wording.times(scenario.to_baseline),
             "against history": wording.verdict(comparison, scenario.name),
-            "work on next": wording.next_phases(scenario),
+            NEXT: wording.next_phases(scenario),
             RUNS: str(scenario.ttfs.num),
         }
         for scenario in comparison.scenarios

@@ -173,8 +173,15 @@ def _runs_before(verdicts: Sequence[Verdict]) -> str:
 
 def verdict(comparison: Comparison, scenario: str) -> str:
     """The verdicts on one scenario, in a few words; a dash where there is none."""
-    ttfs, *idle = [_kind(v) for v in comparison.verdicts if v.scenario == scenario] or [NOTHING]
-    return "; ".join([ttfs, *(f"idle: {text}" for text in idle if text != ttfs)])
+    found = {v.figure: v for v in comparison.verdicts if v.scenario == scenario}
+    if not found:
+        return NOTHING
+    text, idle = _kind(found["TTFS"]), found.get("idle")
+    if idle is None or _kind(idle) == text:  # as both are while there are too few runs before
+        return text
+    if idle.kind == found["TTFS"].kind and idle.limit_s is not None:
+        return f"{text}, idle {seconds(idle.limit_s)}"
+    return f"{text}; idle: {_kind(idle)}"
 
 
 def _kind(found: Verdict) -> str:
