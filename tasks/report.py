@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -36,6 +38,7 @@ TABLE, STARTUP, TRAINING = "overhead-breakdown", "overhead", "training"  # keys 
 FIRST_PAUSES_S = (5.0, 10.0)  # between the first updates; later ones are rarer
 EVERY_S = 20.0
 MOST_SHARE = 0.05  # of the time this may compute, however long the curves are
+SWITCH_S = 0.0005  # the interpreter's own is 0.005
 END_S = 3.0  # for an update that is under way when the training ends
 
 
@@ -78,7 +81,8 @@ class Pages:
         for pause_s in itertools.chain(FIRST_PAUSES_S, itertools.repeat(EVERY_S)):
             began_s = time.thread_time()
             try:
-                self._show_so_far()
+                with _yielding():
+                    self._show_so_far()
                 is_failing = False
             except Exception as error:  # noqa: BLE001 (the training matters more than its picture)
                 if not is_failing:
@@ -112,6 +116,17 @@ class Pages:
     def _show(self, key: str, title: str, content: str | list[Row], *, goes_on: bool) -> None:
         if not (goes_on and self._is_over.is_set()):  # it would hide what came of the run
             self._artifacts.show(key, title, content)
+
+
+@contextmanager
+def _yielding() -> Iterator[None]:
+    """Hand the interpreter's lock over soon: a step asks for it many times."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @phase_task("report", task_run_name="6 report-overhead")
