@@ -24,11 +24,13 @@ from speed.measure import (
 from speed.settings import Settings
 from ups.config import Features
 from ups.data.pdebench import TrajectoryFile
-from ups.latents.build import ensure
+from ups.latents.build import Build, ensure
+from ups.latents.key import key_fields
 from ups.latents.legacy import precompute
 from ups.latents.store import estimate_cache_size_mb
 
 NUM, NUM_LARGE = 512, 4096
+WHOLE_CHUNKS = 16  # trajectories at least, or there would be no chunk in full
 MEMORY_REPEATS = 2
 CACHE, GPU_CACHE = "cache-build", "cache-gpu-encode"
 NOTES = [
@@ -48,6 +50,7 @@ GPU_NOTES = [
 def run(settings: Settings) -> Iterator[Comparison]:
     clean = partial(inputs.empty, settings.folder / CACHE)
     yield _build(settings, clean)
+    yield _first_chunks(settings, clean)
     yield _peak_memory(settings, clean)
     clean()
 
@@ -87,6 +90,55 @@ def _build(settings: Settings, clean: Callable[[], object]) -> Comparison:
         ),
         targets={"write + fsync": 0.5},
         notes=[*NOTES, f"Threads: {threads}."],
+    )
+
+
+def _first_chunks(settings: Settings, clean: Callable[[], object]) -> Comparison:
+    """What the first step waits for where training begins before the build has ended."""
+    config = inputs.config(settings, CACHE)
+    staged = inputs.tiled_sources(settings, settings.scaled(NUM, WHOLE_CHUNKS))
+    training = config.training
+    rows = training.encode_batch_size
+    num_chunks = -(-training.batch_size // rows)
+    row_bytes = round(estimate_cache_size_mb(config, 1, settings.num_frames) * 1e6)
+    how = num_chunks * rows * row_bytes, training.num_workers, rows * row_bytes
+
+    def build(*, is_forced: bool) -> float:
+        build = Build(config, staged, key_fields(config, staged), "cpu")
+        build.begin()
+
+        def encode() -> None:
+            for job in build.jobs()[:num_chunks]:
+                build.encode(job)
+            if is_forced:
+                build.sync()
+
+        try:
+            return timed(encode)
+        finally:
+            build.close()
+
+    def contender(name: str, role: Role, seconds: Callable[[], float]) -> Contender:
+        return Contender(name, role, lambda: num_chunks * rows / seconds(), clean)
+
+    write = partial(bounds.write_synced, training.latent_cache_dir / "bound", *how)
+    return Comparison(
+        phase=f"cache build, the {num_chunks * rows} trajectories of the first batch, CPU",
+        unit="trajectories/s",
+        better="higher",
+        results=alternate(
+            [
+                contender("ours", "ours", partial(build, is_forced=False)),
+                contender("ours, with fsync", "peer", partial(build, is_forced=True)),
+                contender("write + fsync", "bound", write),
+            ],
+            settings.repeats,
+        ),
+        targets={"write + fsync": 0.5},
+        notes=[
+            "The first batch: its chunks encoded by one thread and written, the encoder fitted "
+            "before; the first step waits for no fsync."
+        ],
     )
 
 

@@ -25,7 +25,7 @@ from ups.data.transfer import download
 
 
 def ours(bucket: str, keys: list[str], folder: str) -> dict[str, float]:
-    """`ups.data.transfer.download`, SHA-256 compared with the manifest's."""
+    """`ups.data.transfer.download`, compared with what the manifest has."""
 
     def fetch(store: ObjectStore, key: str) -> None:
         if download(store, bucket, key, Path(folder) / Path(key).name).reused:

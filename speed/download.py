@@ -25,12 +25,15 @@ LOOPBACK_MIB = {"one": [1024], "three": [128, 128, 128]}
 SHAPED_MIB = {"one-shaped": [48], "three-shaped": [16, 16, 16]}
 RATE_BIT_S, RTT_MS = link.GBIT, 30.0
 STREAMS, PART_MIB = 8, 32
+OURS, OURS_SHA256, CPU = "ours", "ours, SHA-256", "CPU s/GB"
 NOTES = [
     "Download: files into the page cache (no client forces them to the disk), removed before each "
     "repeat, and as much memory touched as they need; the objects lie in the server's page cache. "
-    "Ours compares the SHA-256 with the manifest's; rclone compares the MD5; s5cmd and boto3 "
-    "compare none. A new client for each download; making it in Python is not counted (`client "
-    "s`), nor are imports; starting the process of s5cmd and rclone is.",
+    "Ours compares XXH3 of each MiB with the manifest's, or, as `ours, SHA-256`, the digest of the "
+    "whole where the manifest has no other; rclone compares the MD5; s5cmd and boto3 compare none. "
+    "Client CPU: processor seconds of the client alone, in the same downloads. A new client for "
+    "each; making it in Python is not counted (`client s`), nor are imports; starting the process "
+    "of s5cmd and rclone is.",
     f"s5cmd: cp --concurrency {STREAMS} --part-size {PART_MIB}; rclone: copy "
     f"--multi-thread-streams {STREAMS} --multi-thread-chunk-size {PART_MIB}M --transfers 3; boto3: "
     "download_file as it comes, an object a thread.",
@@ -49,6 +52,7 @@ class Job:
     link: Link
     prefix: str
     keys: list[str]
+    sha256_keys: list[str]  # the same objects, in whose manifest is no digest of their blocks
     num_bytes: int
 
     @property
@@ -68,19 +72,23 @@ def prepare(settings: Settings) -> None:
 def run(settings: Settings) -> Iterator[Comparison]:
     sizes, folder = _sizes(settings), settings.folder / "s3"
     keys = s3.make_objects(folder, sizes)
+    sha256_keys = {prefix: s3.without_blocks(folder, prefix) for prefix in LOOPBACK_MIB}
     with contextlib.ExitStack() as stack:
         pair, _ = stack.enter_context(link.namespace())
         hosts = [link.LOOPBACK] + ([pair.server_address] if pair else [])
         server = stack.enter_context(s3.serve(folder, settings.folder / "s3.log", hosts))
         plain = link.loopback(server.ports[link.LOOPBACK])
-        notes = [*NOTES, _warm_server(server, plain, keys)]
+        notes = [*NOTES, _warm_server(server, plain, [*keys.values(), *sha256_keys.values()])]
 
         def compare(way: Link, prefix: str, *further: str) -> Comparison:
-            job = Job(settings, server, way, prefix, keys[prefix], sum(sizes[prefix]))
+            of_sha256 = sha256_keys.get(prefix, [])
+            job = Job(settings, server, way, prefix, keys[prefix], of_sha256, sum(sizes[prefix]))
             return _compare(job, [*notes, *further])
 
         for prefix in LOOPBACK_MIB:
-            yield compare(plain, prefix)
+            row = compare(plain, prefix)
+            yield row
+            yield from (_cpu_row(row, name) for name in (OURS, OURS_SHA256))
         for rtt_ms in (0.0, RTT_MS):
             with link.shaped(pair, server.ports[hosts[-1]], RATE_BIT_S, rtt_ms) as shaped:
                 for prefix in SHAPED_MIB:
@@ -96,7 +104,18 @@ def _sizes(settings: Settings) -> dict[str, list[int]]:
     }
 
 
-def _warm_server(server: Server, plain: Link, keys: dict[str, list[str]]) -> str:
+def _cpu_row(row: Comparison, ours: str) -> Comparison:
+    """Processor seconds of the clients, by the downloads of a row, beside s5cmd's."""
+    results = [
+        Result(r.name, "ours" if r.name == ours else "peer", r.extras.get(CPU, []), {}, r.failed)
+        for r in row.results
+        if r.role != "bound" and r.name in (ours, "s5cmd", "rclone", "boto3")
+    ]
+    phase = f"client CPU{ours.removeprefix(OURS)}, {row.phase}"
+    return Comparison(phase, results, unit=CPU, targets={"s5cmd": 1}, notes=row.notes)
+
+
+def _warm_server(server: Server, plain: Link, keys: list[list[str]]) -> str:
     """Ask for each object once: rclone hashes it for its first answer, and remembers."""
     with Worker("speed.clients", env=server.env(plain.url)) as worker:
 
@@ -104,9 +123,9 @@ def _warm_server(server: Server, plain: Link, keys: dict[str, list[str]]) -> str
             seconds: float = worker.call("first_head", bucket=BUCKET, key=key)
             return seconds
 
-        largest = keys["one"][0]
+        largest = keys[0][0]
         first, second = ask(largest), ask(largest)
-        for key in (key for of_prefix in keys.values() for key in of_prefix):
+        for key in (key for of_prefix in keys for key in of_prefix):
             ask(key)
     return (
         "The server (rclone serve s3, MD5 as ETag) hashes an object when it is first asked for: "
@@ -129,11 +148,13 @@ def _compare(job: Job, notes: list[str]) -> Comparison:
             return _sample(job, found["seconds"], found["cpu_s"], found.get("client_s"))
 
         runs: dict[str, Run] = {
-            "ours": lambda: python("ours", **into),
+            OURS: lambda: python("ours", **into),
             "s5cmd": lambda: _program(job, _s5cmd(job)),
             "rclone": lambda: _program(job, _rclone(job)),
             "boto3": lambda: python("boto", **into),
         }
+        if job.sha256_keys:
+            runs[OURS_SHA256] = lambda: python("ours", **into | {"keys": job.sha256_keys})
         checked = {name: partial(_checked, job, run) for name, run in runs.items()}
         contenders = ours_first(checked, clean)
         if job.link.rate_bit_s is None and len(job.keys) == 1:
@@ -189,7 +210,7 @@ def _program(job: Job, command: list[str]) -> Sample:
 
 
 def _sample(job: Job, seconds: float, cpu_s: float, client_s: float | None = None) -> Sample:
-    extras = {"CPU s/GB": cpu_s / (job.num_bytes / 1e9)}
+    extras = {CPU: cpu_s / (job.num_bytes / 1e9)}
     if client_s is not None:
         extras["client s"] = client_s
     return Sample(seconds, extras)

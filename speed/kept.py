@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+from matplotlib import rc_context
+
 from speed import inputs
 from speed.harness import Comparison, Contender, alternate
 from speed.s3 import BUCKET, make_objects, serve
@@ -25,7 +27,7 @@ from ups.runs.stored import RunInfo
 from ups.startup.judge.compare import Spread, TrendPoint
 from ups.startup.judge.history import History, JudgedBenchmark, write_csv
 from ups.startup.measure.records import RunRecord
-from ups.startup.show.pictures import to_png, trend_figure
+from ups.startup.show.pictures import STYLE, to_png, trend_figure
 
 Measured = Callable[[], object]
 Make = Callable[[Settings, Path, int], AbstractContextManager[Measured]]
@@ -205,7 +207,8 @@ def _trend(_settings: Settings, _folder: Path, num: int) -> Iterator[Measured]:
         for name in SCENARIOS
         for i in range(num)
     ]
-    yield lambda: to_png(trend_figure(points))
+    with rc_context(STYLE):
+        yield lambda: to_png(trend_figure(points))
 
 
 KINDS: dict[str, tuple[int, Make]] = {

@@ -99,6 +99,18 @@ def make_objects(folder: Path, sizes: Mapping[str, Sequence[int]]) -> dict[str, 
     return keys
 
 
+def without_blocks(folder: Path, prefix: str) -> list[str]:
+    """The keys of the same objects beside a manifest as it was before it had digests of blocks."""
+    directory = folder / BUCKET / prefix
+    beside = inputs.empty(folder / BUCKET / f"{prefix}-sha256")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for name, entry in manifest.items():
+        os.link(directory / name, beside / name)
+        entry.pop("blocks", None)
+    (beside / "manifest.json").write_text(json.dumps(manifest))
+    return [f"{prefix}-sha256/{name}" for name in manifest]
+
+
 def _write_random(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for first in range(0, size, 8 << 20):
