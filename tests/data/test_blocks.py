@@ -173,7 +173,7 @@ def test_what_an_earlier_process_left_is_read_again_once(
     killed = ranged()
     with killed.opened():
         os.pwrite(killed.fd, CONTENT[: 2 * MIB + 500_000], 0)
-        killed._filled[:3] = MIB, MIB, 500_000
+        killed.filled[:3] = MIB, MIB, 500_000
     left = ranged()
     assert left.resumed_bytes == 2 * MIB + 500_000
     if damage != "none":

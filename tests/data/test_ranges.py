@@ -112,7 +112,7 @@ def test_a_damaged_journal_never_says_that_more_has_arrived(
         at, bit = rng.randrange(len(text)), 1 << rng.randrange(8)
         journal.write_bytes(text[:at] + bytes([text[at] ^ bit]) + text[at + 1 :])
         found = RangedFetch(store, info, dest, 1, MIB)
-        ends = [at + n for at, n in zip(found._starts, found._filled, strict=True) if n]
+        ends = [at + n for at, n in zip(found.starts, found.filled, strict=True) if n]
         assert max(ends, default=0) <= arrived
     head, *lines = text.splitlines()
     unchecked = [line.rpartition(b" ")[0] for line in lines]  # as they were written before
@@ -268,7 +268,7 @@ def test_a_journal_that_notes_ranges_by_their_number_is_read(ranged, proxy, dest
     for start, end in arrived:
         partial[start:end] = CONTENT[start:end]
     fetch.partial.write_bytes(partial)
-    head = {name: value for name, value in fetch._journal.head().items() if name != "token"}
+    head = {name: value for name, value in fetch.journal.head().items() if name != "token"}
     lines = [json.dumps({**head, "range_bytes": MIB}), f"0 {MIB}", f"1 {MIB}", "3 500000"]
     beside(dest, "journal").write_text("\n".join([*lines, ""]))
     again = ranged(16 * MIB)

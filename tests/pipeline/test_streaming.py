@@ -56,6 +56,16 @@ def run(config_of):
     return make
 
 
+@pytest.fixture
+def bare_sources(s3_client, tiny_data):
+    """The tiny data set as objects without a manifest."""
+    with closing(ObjectStore()) as client:
+        for split in SPLITS:
+            client.upload(tiny_data / TINY_FILE.format(split), "tiny", f"bare/{split}.h5")
+    s3_client.delete_object(Bucket="tiny", Key="bare/manifest.json")
+    return {s: [{"key": f"bare/{s}.h5", "bucket": "tiny"}] for s in SPLITS}
+
+
 def weights_path(run):
     return run.run_dir / "checkpoints" / "last.pt"
 
@@ -158,10 +168,11 @@ def test_damage_that_training_meets_ends_the_run_without_a_checkpoint_and_the_ne
 
 
 @pytest.mark.parametrize(
-    ("number", "built_by"), [(signal.SIGKILL, "mine"), (signal.SIGTERM, "another")]
+    ("number", "built_by", "manifest"),
+    [(signal.SIGKILL, "mine", "there"), (signal.SIGTERM, "another", "missing")],
 )
 def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_weights(
-    run, config_of, proxy, tmp_path, number, built_by
+    run, config_of, proxy, tmp_path, bare_sources, number, built_by, manifest
 ):
     """The last bytes of train stall: all of it is trained on, without a verdict."""
     gate, stalled = threading.Event(), []
@@ -173,6 +184,8 @@ def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_w
 
     proxy.faults.on_range = stall
     one_epoch = {"stages__operator__epochs": 1}
+    if manifest == "missing":
+        one_epoch["data__sources"] = bare_sources
     in_order = {**one_epoch, "data__endpoint_url": proxy.url, "features__parallel_downloads": False}
     config = config_of("ended", **in_order)
     path = tmp_path / "tiny.yaml"
@@ -244,28 +257,25 @@ def test_a_changed_config_is_trained_on_while_its_files_are_encoded_and_says_wha
 
 
 def test_without_a_manifest_or_kept_files_the_weights_are_the_same_and_the_key_is(
-    run, config_of, s3_client, tiny_data
+    run, config_of, bare_sources, proxy, caplog
 ):
-    with closing(ObjectStore()) as client:
-        for split in SPLITS:
-            client.upload(tiny_data / TINY_FILE.format(split), "tiny", f"bare/{split}.h5")
-    s3_client.delete_object(Bucket="tiny", Key="bare/manifest.json")
-    sources = {s: [{"key": f"bare/{s}.h5", "bucket": "tiny"}] for s in SPLITS}
-    given = {"data__sources": sources, "stages__operator__epochs": 1}
+    caplog.set_level("INFO", "ups")
+    given = {"data__sources": bare_sources, "stages__operator__epochs": 1}
     plain = run("plain", **given, features__stream="off")
-    bare = run("bare", **given, features__stream="on")
     passing = run("passing", **given, features__stream="on", data__keep_sources=False)
-    assert_same(bare, plain)
     assert_same(passing, plain)
-    for streamed in (bare, passing):
-        assert streamed._state.latents.arrival is not None
-        assert streamed._state.config_hash == plain._state.config_hash
+    assert passing._state.latents.arrival is not None
+    assert passing._state.config_hash == plain._state.config_hash
     found = [path.name for path in passing.config.data_root.rglob("*") if path.is_file()]
     assert {name.rpartition(".")[2] for name in found} == {"lock"}
 
+    late = threading.Event()  # set by nobody: val comes after training is to go on
+    proxy.faults.on_range = lambda path: "val" in path and len(proxy.ranges) > 3 and late.wait(1)
     two = {**given, "stages__operator__epochs": 2, "features__stream": "on"}
+    two["data__endpoint_url"] = proxy.url
     again = LocalRun(config_of("again", **two), None, weights_path(plain))
     with progress_shown() as show:
         again.run(show)
+    assert "going on once all data are hashed" in caplog.text
     assert again._state.result.resumed_from_step > 0
     assert again._state.latents.arrival is not None

@@ -38,23 +38,23 @@ class PassingFetch(RangedFetch):
         self._skipped: dict[int, int] = {}  # start → length of blocks that are let go already
         if letting_go is not None:
             letting_go.free = self._free
-            if self._check is not None:
-                self._check.matched = letting_go.matched
+            if self.check is not None:
+                self.check.matched = letting_go.matched
 
     def skip_gone(self) -> None:
         """Do not fetch again what an earlier process let go, unless somebody waits for it.
 
         What was made of it is there, as far as is known. To be called before it is `opened`.
         """
-        if self._letting_go is None or self._check is None:
+        if self._letting_go is None or self.check is None:
             return
         is_block = self._letting_go.is_block
-        self._skipped = {at: n for at, n in self._were_gone.items() if is_block(at, n)}
-        self._journal.gone = dict(self._skipped)
-        self._check.expect(-len(self._skipped))
+        self._skipped = {at: n for at, n in self.were_gone.items() if is_block(at, n)}
+        self.journal.gone = dict(self._skipped)
+        self.check.expect(-len(self._skipped))
         for index in self._ranges_of(self._skipped):
-            self._filled[index] = self._length(index)
-        self.resumed_bytes = self._done = sum(self._filled)
+            self.filled[index] = self.length(index)
+        self.resumed_bytes = self.num_arrived = sum(self.filled)
 
     def wait(self, start: int, end: int) -> None:
         """As `RangedFetch.wait`; what was let go comes again."""
@@ -68,14 +68,14 @@ class PassingFetch(RangedFetch):
 
     def hold_back(self) -> None:
         if self._letting_go is not None:
-            self._letting_go.backlog.hold_back(self._halt)
+            self._letting_go.backlog.hold_back(self.halt)
 
     def _open_file(self) -> None:
         if self._letting_go is None:
             super()._open_file()
         else:
-            self._file.require_room(self._letting_go.most_bytes, self.info.uri)
-            self._file.open(whole=False)
+            self.file.require_room(self._letting_go.most_bytes, self.info.uri)
+            self.file.open(whole=False)
 
     def _note(self, index: int, filled: int, num_new: int) -> None:
         super()._note(index, filled, num_new)
@@ -86,11 +86,11 @@ class PassingFetch(RangedFetch):
         """Give bytes back to the disk. It is noted first: no hole may be taken for them."""
         assert self._letting_go is not None, "it is what calls this"
         self._letting_go.backlog.take(-length)
-        with self._changed:
-            if self._halt.is_set() or not self._makes_holes:  # the files may be closed
+        with self.changed:
+            if self.halt.is_set() or not self._makes_holes:  # the files may be closed
                 return
-            self._journal.gone[start] = length
-            self._file.append(self._journal_fd, line(start, length, GONE))
+            self.journal.gone[start] = length
+            self.file.append(self.journal_fd, line(start, length, GONE))
             self._makes_holes = punch_hole(self.fd, start, length)
         if not self._makes_holes:
             log.info("%s: no holes on this file system: its bytes stay to the end", self.partial)
@@ -98,19 +98,19 @@ class PassingFetch(RangedFetch):
     def _take_back(self, letting_go: LettingGo, start: int, end: int) -> list[int]:
         """The ranges of blocks that were let go, and are needed after all: they are missing now."""
         start, end = letting_go.whole_blocks(start, end)
-        with self._changed:
+        with self.changed:
             gone = {at: n for at, n in self._skipped.items() if start <= at < end}
-            if not gone or self._check is None:
+            if not gone or self.check is None:
                 return []
-            self._file.append(self._journal_fd, line(start, end - start, AGAIN))
+            self.file.append(self.journal_fd, line(start, end - start, AGAIN))
             for at in gone:
-                del self._journal.gone[at], self._skipped[at]
+                del self.journal.gone[at], self._skipped[at]
             again = self._ranges_of(gone)
             for index in again:
-                self._filled[index] = 0
-            self._check.expect(len(gone))
+                self.filled[index] = 0
+            self.check.expect(len(gone))
             num_bytes = sum(gone.values())
-            self._done -= num_bytes
+            self.num_arrived -= num_bytes
             self.resumed_bytes -= num_bytes
         log.info("%s: %d bytes that were let go come again", self.info.uri, num_bytes)
         return again
@@ -118,4 +118,4 @@ class PassingFetch(RangedFetch):
     def _ranges_of(self, gone: dict[int, int]) -> list[int]:
         """Those that lie in blocks that were let go."""
         places = stretches(gone)
-        return [index for index, start in enumerate(self._starts) if holds(places, start)]
+        return [index for index, start in enumerate(self.starts) if holds(places, start)]

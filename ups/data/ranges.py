@@ -54,8 +54,14 @@ class RangedFetch:
         wants: what comes first; the rest follows in the order of the file.
         by_blocks: a range that was let go is as short as a block.
     Attributes:
+        num_arrived: bytes that are in the partial file.
         resumed_bytes: what an earlier, interrupted download left and is not fetched again.
         md5: of the whole, once it is there, where nothing but an MD5 is there to compare with.
+        starts, filled: of each range, where it begins, and how much of it is there.
+        changed: guards what becomes of the ranges, and says that something has.
+        halt: set once no thread is to write any more.
+        file, journal, check, were_gone: the partial file; what is noted of it; its blocks; and what
+            an earlier fetch let go.
     """
 
     def __init__(
@@ -72,27 +78,27 @@ class RangedFetch:
     ) -> None:
         self.store, self.info, self.dest = store, info, dest
         self.partial = beside(dest, "part")
-        self._file = PartialFile(self.partial, info.num_bytes)
-        self._journal = FetchJournal(beside(dest, "journal"), info)
+        self.file = PartialFile(self.partial, info.num_bytes)
+        self.journal = FetchJournal(beside(dest, "journal"), info)
         self.md5: str | None = None
         self._first = first
-        arrived = self._journal.read(self.partial)
-        self._were_gone, self._journal.gone = self._journal.gone, {}
-        gone = [(at, at + n) for at, n in self._were_gone.items()]
-        borders = [*arrived, *(gone if by_blocks else stretches(self._were_gone))]
-        self._starts, self._ends = cut(info.num_bytes, range_bytes, borders, wants)
-        self._filled = [
+        arrived = self.journal.read(self.partial)
+        self.were_gone, self.journal.gone = self.journal.gone, {}
+        gone = [(at, at + n) for at, n in self.were_gone.items()]
+        borders = [*arrived, *(gone if by_blocks else stretches(self.were_gone))]
+        self.starts, self._ends = cut(info.num_bytes, range_bytes, borders, wants)
+        self.filled = [
             end - start if holds(arrived, start) else 0
-            for start, end in zip(self._starts, self._ends, strict=True)
+            for start, end in zip(self.starts, self._ends, strict=True)
         ]
-        self._turns = turns_of(self._starts, wants)
-        self._check = None
+        self._turns = turns_of(self.starts, wants)
+        self.check = None
         if info.blocks is not None:
-            self._check = BlockCheck(info.uri, info.num_bytes, info.blocks, arrived)
+            self.check = BlockCheck(info.uri, info.num_bytes, info.blocks, arrived)
         self._num_threads = num_threads
-        self.resumed_bytes = self._done = sum(self._filled)
-        self._changed = threading.Condition()  # guards what stands below, _filled and _done
-        self._halt = threading.Event()
+        self.resumed_bytes = self.num_arrived = sum(self.filled)
+        self.changed = threading.Condition()  # guards what stands below, _filled and _done
+        self.halt = threading.Event()
         self._live: list[Any] = []  # bodies that are being read
         self._error: BaseException | None = None
 
@@ -120,10 +126,10 @@ class RangedFetch:
         """
         with contextlib.ExitStack() as stack:
             self._open_file()
-            stack.callback(self._file.close)
+            stack.callback(self.file.close)
             self._write_journal()
-            self._journal_fd = self._journal.open()
-            stack.callback(os.close, self._journal_fd)
+            self.journal_fd = self.journal.open()
+            stack.callback(os.close, self.journal_fd)
             stack.callback(self._keep)  # after the workers: to the byte
             stack.callback(self._stop_workers)
             yield
@@ -135,34 +141,29 @@ class RangedFetch:
             Interrupted: the fetch was stopped before.
             FetchError, …: what it has failed with.
         """
-        first = bisect.bisect_right(self._starts, start) - 1
-        last = bisect.bisect_left(self._starts, end)
-        with self._changed:
-            while any(self._filled[i] < self._length(i) for i in range(first, last)):
+        first = bisect.bisect_right(self.starts, start) - 1
+        last = bisect.bisect_left(self.starts, end)
+        with self.changed:
+            while any(self.filled[i] < self.length(i) for i in range(first, last)):
                 self._raise_if_over(None)
-                self._changed.wait(_WATCH_S)
+                self.changed.wait(_WATCH_S)
 
     def _open_file(self) -> None:
-        self._file.require_room(self.info.num_bytes, self.info.uri)
-        self._file.open(whole=True)
+        self.file.require_room(self.info.num_bytes, self.info.uri)
+        self.file.open(whole=True)
 
     @property
     def fd(self) -> int:
         """The partial file, while it is `opened`."""
-        return self._file.fd
+        return self.file.fd
 
     @property
     def token(self) -> str:
         """Names the bytes that have arrived, which another download may go on from."""
-        return self._journal.token
-
-    @property
-    def num_arrived(self) -> int:
-        """Bytes that are in the partial file."""
-        return self._done
+        return self.journal.token
 
     def _write_journal(self) -> None:
-        self._journal.write((s, n) for s, n in zip(self._starts, self._filled, strict=True) if n)
+        self.journal.write((s, n) for s, n in zip(self.starts, self.filled, strict=True) if n)
 
     def _keep(self) -> None:
         if isinstance(self._error, ChecksumMismatch):
@@ -173,18 +174,18 @@ class RangedFetch:
     def discard(self) -> None:
         """Remove what has arrived."""
         self.partial.unlink(missing_ok=True)
-        self._journal.remove()
+        self.journal.remove()
 
     def publish(self) -> os.stat_result:
         """Move the finished file to its place; returns its stat there."""
         self.partial.replace(self.dest)
-        self._journal.remove()
+        self.journal.remove()
         return self.dest.stat()
 
     def missing(self) -> Iterator[tuple[int, int]]:
         """(turn, index) of the ranges that are not there in full."""
         for index, turn in enumerate(self._turns):
-            if self._filled[index] < self._length(index):
+            if self.filled[index] < self.length(index):
                 yield turn, index
 
     def hold_back(self) -> None:
@@ -197,29 +198,29 @@ class RangedFetch:
             buffer: of CHUNK_BYTES, which it is received into.
         """
         try:
-            if not self._halt.is_set():
+            if not self.halt.is_set():
                 retrying(
                     functools.partial(self._fetch, index, buffer),
                     uri=self.info.uri,
                     endpoint=self.store.endpoint,
                     retry=self.store.retry,
-                    halt=self._halt,
-                    progressed=functools.partial(self._filled.__getitem__, index),
+                    halt=self.halt,
+                    progressed=functools.partial(self.filled.__getitem__, index),
                 )
         except BaseException as error:  # noqa: BLE001, raised again by whoever waits
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """Tell whoever waits, and end the others."""
-        with self._changed:
+        with self.changed:
             self._error = self._error or error
-            self._halt.set()
-            self._changed.notify_all()
+            self.halt.set()
+            self.changed.notify_all()
 
     def _fetch(self, index: int, buffer: memoryview) -> None:
         """Read the rest of a range; a halt ends it early."""
-        first, end = self._starts[index], self._ends[index]
-        start = first + self._filled[index]
+        first, end = self.starts[index], self._ends[index]
+        start = first + self.filled[index]
         if self._first is not None and end - start == self._first.num_bytes and start == 0:
             body, self._first = self._first.body, None
         else:
@@ -228,37 +229,37 @@ class RangedFetch:
             if not self._begin(body):
                 return
             try:
-                while start < end and not self._halt.is_set():
+                while start < end and not self.halt.is_set():
                     # To the end of a block, so that the next chunk is one.
                     room = buffer[: min(CHUNK_BYTES - start % CHUNK_BYTES, end - start)]
                     chunk = room[: receive(body, room)]
                     if not chunk:
                         raise ConnectionError(f"the body ended {end - start} bytes early")
-                    self._file.write(chunk, start)
-                    if self._check is not None:
-                        self._check.add(self.fd, start, chunk)
+                    self.file.write(chunk, start)
+                    if self.check is not None:
+                        self.check.add(self.fd, start, chunk)
                     start += len(chunk)
                     # Noted first: what is made of bytes goes with `token`, which lasts no longer.
-                    self._file.append(self._journal_fd, line(first, start - first))
+                    self.file.append(self.journal_fd, line(first, start - first))
                     self._note(index, start - first, len(chunk))
             finally:
-                with self._changed:
+                with self.changed:
                     self._live.remove(body)
-                    self._changed.notify_all()
+                    self.changed.notify_all()
         finally:
             body.close()
 
     def _note(self, index: int, filled: int, num_new: int) -> None:
         """So much of a range is there."""
-        with self._changed:
-            self._filled[index] = filled
-            self._done += num_new
-            self._changed.notify_all()
+        with self.changed:
+            self.filled[index] = filled
+            self.num_arrived += num_new
+            self.changed.notify_all()
 
     def _begin(self, body: Any) -> bool:
         """Whether the thread may use the files, which stay open while its body is live."""
-        with self._changed:
-            if self._halt.is_set():
+        with self.changed:
+            if self.halt.is_set():
                 return False
             self._live.append(body)
             return True
@@ -269,12 +270,12 @@ class RangedFetch:
         A thread that reads is woken by shutting down its socket. One that still waits for an
         answer is left alone: it finds the halt before it writes anything.
         """
-        with self._changed:
-            self._halt.set()
+        with self.changed:
+            self.halt.set()
             for body in self._live:
                 with contextlib.suppress(AttributeError, ValueError, RuntimeError, OSError):
                     body._raw_stream.shutdown()  # boto3 has no name for it; it may be over already
-            self._changed.wait_for(lambda: not self._live)
+            self.changed.wait_for(lambda: not self._live)
 
     def verify(self, stop: threading.Event | None, progress: Progress | None) -> str:
         """The SHA-256 of the whole, once all of it is there.
@@ -283,16 +284,16 @@ class RangedFetch:
 
         Raises: as `run`; BlockMismatch, as soon as a block is known to be false.
         """
-        with self._changed:
-            if self._halt.is_set() and self._error is None:
+        with self.changed:
+            if self.halt.is_set() and self._error is None:
                 raise self._stopped()
             fd = os.dup(self.fd)  # of its own: the other is closed when the fetch is stopped
         report = Paced(progress, self.info.num_bytes)
         try:
-            if self._check is None:
+            if self.check is None:
                 sha256 = self._hash(fd, stop, report)
             else:
-                sha256 = self._check_blocks(self._check, fd, stop, report)
+                sha256 = self._check_blocks(self.check, fd, stop, report)
         finally:
             os.close(fd)
         report.end()
@@ -308,16 +309,16 @@ class RangedFetch:
         try:
             for index in check.left_over:
                 self._raise_if_over(stop)
-                report(self._done)
+                report(self.num_arrived)
                 check.check_left_over(fd, index)
         except ChecksumMismatch as error:
             self._fail(error)
             raise
         while check.num_left:
-            with self._changed:
+            with self.changed:
                 self._raise_if_over(stop)
-                self._changed.wait(_WATCH_S)
-            report(self._done)
+                self.changed.wait(_WATCH_S)
+            report(self.num_arrived)
         assert self.info.sha256 is not None, "blocks stand in a manifest, with a SHA-256"
         return self.info.sha256
 
@@ -327,15 +328,15 @@ class RangedFetch:
         md5 = hashlib.md5(usedforsecurity=False)
         has_md5 = self.info.sha256 is None and self.info.md5 is not None
         buffer = memoryview(bytearray(min(_HASH_CHUNK_BYTES, total)))
-        for index, start in enumerate(self._starts):
+        for index, start in enumerate(self.starts):
             position = 0
-            while position < self._length(index):
-                with self._changed:
+            while position < self.length(index):
+                with self.changed:
                     self._raise_if_over(stop)
-                    if self._filled[index] == position:
-                        self._changed.wait(_WATCH_S)
-                    ready = min(self._filled[index], position + _HASH_CHUNK_BYTES)
-                report(self._done)
+                    if self.filled[index] == position:
+                        self.changed.wait(_WATCH_S)
+                    ready = min(self.filled[index], position + _HASH_CHUNK_BYTES)
+                report(self.num_arrived)
                 part = buffer[: ready - position]
                 if missing := read_fully(fd, part, start + position):
                     raise UpsError(f"{self.partial} became {missing} bytes shorter")
@@ -349,17 +350,17 @@ class RangedFetch:
     def _raise_if_over(self, stop: threading.Event | None) -> None:
         if self._error is not None:
             raise self._error
-        if self._halt.is_set() or (stop is not None and stop.is_set()):
+        if self.halt.is_set() or (stop is not None and stop.is_set()):
             raise self._stopped()
 
     def _stopped(self) -> Interrupted:
         return Interrupted(
-            f"{self.info.uri}: stopped after {self._done / 1e6:.0f} of "
+            f"{self.info.uri}: stopped after {self.num_arrived / 1e6:.0f} of "
             f"{self.info.num_bytes / 1e6:.0f} MB; the next download goes on from there"
         )
 
-    def _length(self, index: int) -> int:
-        return self._ends[index] - self._starts[index]
+    def length(self, index: int) -> int:
+        return self._ends[index] - self.starts[index]
 
 
 def start_fetching(fetches: Sequence[RangedFetch], num_threads: int) -> None:

@@ -367,12 +367,11 @@ def check_data(
             "resume with the same tasks, or start anew"
         )
     for name, of_problem in saved.items():
+        has = "the checkpoint has"
         differs = [
-            difference
-            for difference in explain_difference(
-                sources[name], of_problem["sources"], "the checkpoint has"
-            )
-            if PROVISIONAL not in difference  # of the same fetches, see `load_unverified`
+            each
+            for each in explain_difference(sources[name], of_problem["sources"], has)
+            if f"{has} {PROVISIONAL}" not in each  # of the same fetches, see `load_unverified`
         ]
         if differs:
             raise CheckpointError(
