@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import time
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.data.objects import BUCKET, CONTENT, MIB, SHA256, leftovers, manifest
 from ups.data import blocks
 from ups.data.blocks import BlockCheck, BlockMismatch, describe_file, read_blocks
 from ups.data.cuts import Want
-from ups.data.ranges import RangedFetch
+from ups.data.ranges import RangedFetch, start_fetching
 from ups.errors import ChecksumMismatch, DataError
 
 SIZES = (0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB, len(CONTENT))
@@ -142,6 +143,22 @@ def test_what_arrives_is_not_read_again_whatever_comes_first(ranged, read_back, 
     assert read_back == []
     assert [end for start, end in added if start // MIB != (end - 1) // MIB] == []
     assert fetch.partial.read_bytes() == CONTENT
+
+
+def test_all_is_there_for_whoever_waits_once_all_is_compared(ranged, monkeypatch):
+    real = BlockCheck.add
+
+    def late(check, fd, start, data):
+        real(check, fd, start, data)
+        if not check.num_left:  # as when the thread loses its core just here
+            time.sleep(0.2)
+
+    monkeypatch.setattr(BlockCheck, "add", late)
+    fetch = ranged()
+    with fetch.opened():
+        start_fetching([fetch], 1)
+        fetch.verify(None, None)
+    fetch.wait(0, len(CONTENT))
 
 
 def test_without_blocks_the_whole_is_hashed(ranged, s3_client, own_key, read_back):

@@ -314,7 +314,8 @@ class RangedFetch:
         except ChecksumMismatch as error:
             self._fail(error)
             raise
-        while check.num_left:
+        # A thread notes bytes after it has compared them, and whoever waits for them needs the note.
+        while check.num_left or self.num_arrived < self.info.num_bytes:
             with self.changed:
                 self._raise_if_over(stop)
                 self.changed.wait(_WATCH_S)
