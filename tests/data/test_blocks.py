@@ -8,6 +8,7 @@ import json
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -155,10 +156,12 @@ def test_all_is_there_for_whoever_waits_once_all_is_compared(ranged, monkeypatch
 
     monkeypatch.setattr(BlockCheck, "add", late)
     fetch = ranged()
-    with fetch.opened():
-        start_fetching([fetch], 1)
-        fetch.verify(None, None)
-    fetch.wait(0, len(CONTENT))
+    with ThreadPoolExecutor(1) as pool:
+        with fetch.opened():
+            waiting = pool.submit(fetch.wait, 0, len(CONTENT))
+            start_fetching([fetch], 1)
+            fetch.verify(None, None)
+        waiting.result()
 
 
 def test_without_blocks_the_whole_is_hashed(ranged, s3_client, own_key, read_back):

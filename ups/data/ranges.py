@@ -314,7 +314,7 @@ class RangedFetch:
         except ChecksumMismatch as error:
             self._fail(error)
             raise
-        # A thread notes bytes after it has compared them, and whoever waits for them needs the note.
+        # A thread notes bytes after it has compared them; whoever waits for them needs the note.
         while check.num_left or self.num_arrived < self.info.num_bytes:
             with self.changed:
                 self._raise_if_over(stop)
