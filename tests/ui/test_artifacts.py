@@ -1,7 +1,8 @@
-"""The benchmark's artifacts: table, pictures, links, on light and on dark pages of both UIs."""
+"""Artifacts of the benchmark, and of a run that trains, on light and on dark pages of both UIs."""
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +90,42 @@ def test_the_overhead_of_a_run_shows_its_pictures(live, open_artifact, page, sho
     check_pictures(page, 2)
     expect(page.get_by_role("row").filter(has_text="first step")).to_have_count(1)
     shoot("overhead")
+
+
+@pytest.fixture
+def training_id(live):
+    """A run that trains until the test is over."""
+    number = live.deployment("train-burgers/train-burgers")["id"]
+    endless = {"stages.operator.epochs": 100_000, "stages.operator.max_steps": None}
+    body = {"parameters": {"config": str(live.config), "overrides": endless}}
+    run_id = live.ask("POST", f"/deployments/{number}/create_flow_run", body)["id"]
+    yield run_id
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    live.ask("POST", f"/flow_runs/{run_id}/set_state", state)
+    live.wait_for_state(run_id, "CANCELLED")
+
+
+def test_startup_and_curves_of_a_run_can_be_seen_while_it_trains(
+    live, training_id, open_artifact, page, shoot
+):
+    of_run = {"key": {"any_": ["training"]}, "flow_run_id": {"any_": [training_id]}}
+
+    def has_curves():
+        found = live.ask("POST", "/artifacts/filter", {"artifacts": of_run})
+        return found and "data:image/png" in found[0]["data"]
+
+    live.wait(has_curves)
+    for ui in UIS:
+        open_artifact("overhead", ui, training_id, height=1700)
+        check_pictures(page, 1)
+        expect(page.get_by_text("the first step waited for")).to_be_visible()
+        expect(page.get_by_text("test nRMSE: not known before the end")).to_be_visible()
+        shoot(f"overhead-while-it-trains-{ui}")
+        open_artifact("training", ui, training_id, height=1300)
+        check_pictures(page, 1)
+        expect(page.get_by_role("heading", name=re.compile("epoch .* of 100000"))).to_be_visible()
+        shoot(f"training-{ui}")
+    assert live.run(training_id)["state_type"] == "RUNNING"
 
 
 @pytest.mark.parametrize("ui", UIS)

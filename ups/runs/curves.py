@@ -69,8 +69,8 @@ def _dress(axes: Axes, title: str, values: Sequence[float]) -> None:
     if positive and max(positive) > LOG_FROM * min(positive):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # no offset above the axis
     axes.tick_params(labelsize=FONT_PT)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
