@@ -72,6 +72,13 @@ def test_the_header_is_read_by_a_few_requests_over_a_bad_line_too(
     assert len(proxy.ranges) == 2 + sum(fault.values())
 
 
+def test_what_lies_across_blocks_is_read_as_it_is_by_one_request(come, proxy, field_key, fields):
+    with h5py.File(come(field_key).header()) as file:
+        before = len(proxy.ranges)
+        assert (file["tensor"][1:63] == fields[1:63]).all()  # 8 blocks of 64 KiB
+        assert len(proxy.ranges) == before + 1
+
+
 def test_a_header_that_does_not_come_fails_as_a_transfer_does(come, proxy, field_key, dest):
     coming = come(field_key)
     proxy.faults.answer_503 = 10**6

@@ -256,7 +256,7 @@ def _provisional(endpoint: str, info: ObjectInfo) -> str:
 
 
 class _RemoteFile(io.RawIOBase):
-    """An object that can be read anywhere, a block of it after the other, each fetched once."""
+    """An object that can be read anywhere; what of it is asked for is fetched once, in blocks."""
 
     def __init__(self, store: ObjectStore, info: ObjectInfo, head: bytes) -> None:
         self._store, self._info = store, info
@@ -278,18 +278,21 @@ class _RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        number, offset = divmod(self._position, BLOCK_BYTES)
-        if self._position >= self._info.num_bytes:
+        """Fill the buffer, but for the end of the object: HDF5 takes what is left for read."""
+        start, end = self._position, min(self._position + len(buffer), self._info.num_bytes)
+        if start >= end:
             return 0
-        if number not in self._blocks:
-            self._blocks[number] = self._fetch(number * BLOCK_BYTES)
-        part = self._blocks[number][offset : offset + len(buffer)]
-        buffer[: len(part)] = part
-        self._position += len(part)
-        return len(part)
+        numbers = range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+        if missing := [number for number in numbers if number not in self._blocks]:
+            self._fetch(missing[0], missing[-1] + 1)
+        content, offset = b"".join(map(self._blocks.__getitem__, numbers)), start % BLOCK_BYTES
+        buffer[: end - start] = content[offset : offset + end - start]
+        self._position = end
+        return end - start
 
-    def _fetch(self, start: int) -> bytes:
-        end = min(start + BLOCK_BYTES, self._info.num_bytes)
+    def _fetch(self, first: int, last: int) -> None:
+        """Have the blocks [first, last), by one request."""
+        start, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._info.num_bytes)
 
         def get() -> bytes:
             with contextlib.closing(self._store.open_range(self._info, start, end)) as body:
@@ -298,6 +301,9 @@ class _RemoteFile(io.RawIOBase):
                 raise ConnectionError(f"the body ended {end - start - len(content)} bytes early")
             return content
 
-        return retrying(
+        content = retrying(
             get, uri=self._info.uri, endpoint=self._store.endpoint, retry=self._store.retry
         )
+        for number in range(first, last):
+            at = number * BLOCK_BYTES - start
+            self._blocks[number] = content[at : at + BLOCK_BYTES]
