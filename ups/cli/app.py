@@ -1,4 +1,4 @@
-"""The library's commands, which need no Prefect: validate, train, use, cache, runs, vast."""
+"""The library's commands, which need no Prefect: validate, train, use, data, cache, runs, vast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ups.cli import cache, operator, runs, vast
+from ups.cli import cache, data, operator, runs, vast
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import ConfigArgument, JsonOption, RunIdOption, SetOption, parse_settings
 from ups.machine.torch_import import collector_at_rest, load_libraries_beside
@@ -18,6 +18,7 @@ from ups.progress import progress_shown
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(operator.app)
 app.add_typer(cache.app, name="cache")
+app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.add_typer(vast.app, name="vast")
 

@@ -70,6 +70,20 @@ def errors_shown() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without log lines: what they say is shown otherwise."""
+    loggers = [logging.getLogger(name) for name in ("ups", "botocore")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def print_json(value: Any) -> None:
     """Standard output gets this and nothing else; what is not finite is null."""
     from pydantic_core import to_json

@@ -5,15 +5,13 @@ Exit code 0: valid, perhaps with warnings; 1: at least one fault.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ups.cli.console import errors_shown, print_json
+from ups.cli.console import errors_shown, print_json, quiet
 from ups.cli.options import parse_settings
 from ups.config import find_config, load_config
 from ups.errors import ConfigError
@@ -38,7 +36,7 @@ def show_validation(
         settings: `KEY=VALUE` each.
         options: of `ups.validate.run.validate`.
     """
-    with errors_shown(), _quiet():
+    with errors_shown(), quiet():
         report = _report(config, parse_settings(settings), **options)
     if as_json:
         tree = {"valid": report.is_valid, **report.model_dump(mode="json")}
@@ -58,20 +56,6 @@ def _report(config: str, settings: Mapping[str, Any], **options: Any) -> Report:
     except ConfigError as error:
         return run.invalid_config(config, error)
     return run.validate(loaded, path.name, **options)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without log lines: what they say stands in the checks."""
-    loggers = [logging.getLogger(name) for name in ("ups", "botocore")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _show(report: Report) -> None:

@@ -9,13 +9,14 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from ups.errors import DataError, UpsError
 
@@ -24,6 +25,7 @@ TIMES = "t-coordinate"
 PACKING = {"scale_factor": 1, "add_offset": 0}  # netCDF's names, and the values that change nothing
 NO_VALUE = ("_FillValue", "missing_value")  # netCDF's, too
 MOST_LISTED = 8
+BOUND = 1e15  # fields are of order one, fill values 1e20 and more; squares below sum up in float32
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError)  # h5py's errors
 FETCH_AGAIN = "fetch or generate it again"
 UNREADABLE = "change who may read it, or look at the health of its disk"
@@ -268,6 +270,24 @@ def fill_value(data: Any) -> np.float32 | None:
     """What a part that was never written reads as, where that is told from a field at rest."""
     is_given = data.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
     return np.float32(data.fillvalue) if is_given and data.fillvalue else None
+
+
+def find_bad(
+    frames: npt.NDArray[np.float32], no_values: Sequence[np.float32], fill: np.float32 | None
+) -> npt.NDArray[np.bool_]:
+    """(n,), which of the trajectories, (n, T, X), hold what is no field value.
+
+    Args:
+        no_values, fill: see `no_values` and `fill_value`.
+    """
+    bad = np.zeros(len(frames), np.bool_)
+    if not (frames.min() > -BOUND and frames.max() < BOUND):  # NaN compares as false
+        bad |= ~(np.abs(frames) < BOUND).all(axis=(1, 2))
+    for value in no_values:
+        bad |= (frames == value).any(axis=(1, 2))
+    if fill is not None:
+        bad |= (frames == fill).all(axis=2).any(axis=1)
+    return bad
 
 
 def listed(names: list[str]) -> str:

@@ -27,3 +27,9 @@ def list_objects(client: S3Client, bucket: str, keys: Collection[str]) -> dict[s
         if len(found) == len(keys):
             break
     return found
+
+
+def list_below(client: S3Client, bucket: str, prefix: str) -> dict[str, int]:
+    """Keys that begin so, and the sizes of their objects; raises what boto3 raises."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", ())}

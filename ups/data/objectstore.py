@@ -27,7 +27,7 @@ from ups.data.answers import (
 )
 from ups.data.blocks import Blocks, describe_file
 from ups.data.connect import connect
-from ups.data.listing import list_objects
+from ups.data.listing import list_below, list_objects
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
     NoRanges,
@@ -236,6 +236,11 @@ class ObjectStore:
                 sha256, blocks = noted["sha256"], noted["blocks"]
                 found.append(ObjectInfo(bucket, key, entry["Size"], version, sha256, None, blocks))
         return found
+
+    def below(self, bucket: str, prefix: str) -> dict[str, int]:
+        """The keys that begin so, and their sizes; raises as `head`."""
+        uri = f"s3://{bucket}/{prefix}"
+        return self._call(uri, lambda: list_below(self._client, bucket, prefix))
 
     def exists(self, bucket: str, key: str) -> bool:
         """Whether the object is there; a missing bucket is a no.

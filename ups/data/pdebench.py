@@ -26,7 +26,6 @@ from ups.files import read_fully
 
 SUFFIXES = (".h5", ".hdf5")
 ALIASES = {"val": ("val", "valid")}
-BOUND = 1e15  # fields are of order one, fill values 1e20 and more; squares below sum up in float32
 
 Frames = npt.NDArray[np.float32]
 
@@ -223,20 +222,13 @@ class TrajectoryFile:
             what = f"values that no field has, such as {largest:g}"
         raise DataError(
             f"{self.path}: trajectory {self._first + lo + first} has {what} ({int(bad.sum())} of "
-            f"the {len(frames)} just read do), expected finite ones below {BOUND:g}; fetch or "
-            "generate the file again, or leave those rows out"
+            f"the {len(frames)} just read do), expected finite ones below {header.BOUND:g}; fetch "
+            "or generate the file again, or leave those rows out"
         )
 
     def find_bad(self, frames: Frames) -> npt.NDArray[np.bool_]:
         """(n,), which of these trajectories hold what is no field value."""
-        bad = np.zeros(len(frames), np.bool_)
-        if not (frames.min() > -BOUND and frames.max() < BOUND):  # NaN compares as false
-            bad |= ~(np.abs(frames) < BOUND).all(axis=(1, 2))
-        for value in self._no_values:
-            bad |= (frames == value).any(axis=(1, 2))
-        if self._fill is not None:
-            bad |= (frames == self._fill).all(axis=2).any(axis=1)
-        return bad
+        return header.find_bad(frames, self._no_values, self._fill)
 
     def _unreadable(self, lo: int, hi: int, error: Exception) -> DataError:
         rows = f"{self.path}: rows [{self._first + lo}, {self._first + hi}) cannot be read"

@@ -1,0 +1,75 @@
+"""`ups data`: what a person with files of their own does before there is a config."""
+
+import json
+
+import h5py
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli.app import app
+from tests.conftest import TINY_FILE
+
+
+@pytest.fixture
+def ups():
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["data", *map(str, arguments)], env={"COLUMNS": "200"})
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def bare(tiny_data, tmp_path):
+    """A file that lacks ν."""
+    path = tmp_path / "mine.h5"
+    path.write_bytes((tiny_data / TINY_FILE.format("train")).read_bytes())
+    with h5py.File(path, "a") as file:
+        del file.attrs["Nu"]
+    return path
+
+
+def test_inspect_shows_a_file_a_folder_and_an_object(ups, tiny_data, bucket, store_env):
+    path = tiny_data / TINY_FILE.format("train")
+    code, output, errors = ups("inspect", path)
+    assert (code, errors) == (0, "")
+    assert "20 trajectories × 41 frames × 256 points" in output
+    assert "burgers1d, ν = 0.02 by the file" in output
+    code, output, _ = ups("inspect", tiny_data)
+    assert (code, output.count("256 points")) == (0, 3)
+    code, output, _ = ups("inspect", f"s3://{bucket}/burgers1d/{path.name}", "--json")
+    (facts,) = json.loads(output)
+    assert (code, facts["shape"], facts["digest"]) == (0, [20, 41, 256], "by its manifest")
+    code, output, _ = ups("inspect", f"s3://{bucket}/burgers1d/", "--json")
+    assert [facts["name"] for facts in json.loads(output)] == [
+        TINY_FILE.format(split) for split in ("test", "train", "val")
+    ]
+
+
+def test_inspect_ends_with_1_where_something_is_missing_and_takes_it(ups, bare):
+    code, output, errors = ups("inspect", bare)
+    assert (code, errors) == (1, "")
+    assert output.splitlines()[-1].startswith("✗ neither an attribute Nu or beta nor its name")
+    code, output, _ = ups("inspect", bare, "--nu", "0.02")
+    assert (code, "burgers1d, ν = 0.02 as given" in output) == (0, True)
+    (bare.parent / "page.h5").write_text("<html>")
+    code, output, _ = ups("inspect", bare.parent, "--nu", "0.02")
+    assert (code, "mine.h5" in output) == (1, True)
+    assert output.splitlines()[-1].startswith("✗ page.h5: found 6 bytes that are not HDF5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.h5"], "error: nowhere.h5: no such file"),
+        (["ftp://host/a.h5"], "error: found ftp://host/a.h5, expected s3://BUCKET/KEY"),
+        (["s3:///a.h5"], "error: found s3:///a.h5, expected s3://BUCKET/KEY"),
+        (["a.h5", "--nu", "0"], "error: --nu: found 0.0, expected a number above 0"),
+        (["a.h5", "--nu", "1", "--beta", "1"], "error: found --nu and --beta, expected the"),
+    ],
+)
+def test_inspect_refuses_in_one_line(ups, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = ups("inspect", *arguments)
+    assert (code, output, errors.count("\n")) == (1, "", 1)
+    assert errors.startswith(message)

@@ -1,0 +1,186 @@
+"""`ups data inspect`: a person's own data, before a config names them.
+
+Exit code 1: an error, or a file that cannot be trained on as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ups.cli.console import errors_shown, print_json, print_table, quiet
+from ups.cli.options import JsonOption
+from ups.errors import ConfigError, DataError
+from ups.units import format_size
+
+if TYPE_CHECKING:
+    from ups.data.inspect import Facts, Given
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="Your own data: look into files.")
+
+PlaceArgument = Annotated[
+    str,
+    typer.Argument(metavar="PLACE", help="A file, a folder, s3://BUCKET/KEY or s3://BUCKET/DIR/."),
+]
+NuOption = Annotated[float | None, typer.Option(help="ν of Burgers, where the file lacks it.")]
+BetaOption = Annotated[float | None, typer.Option(help="β of advection, where the file lacks it.")]
+
+
+@app.command(epilog="Example: ups data inspect burgers.h5")
+def inspect(
+    place: PlaceArgument,
+    nu: NuOption = None,
+    beta: BetaOption = None,
+    sample: Annotated[int, typer.Option(min=1, help="Trajectories of each file to look at.")] = 16,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Take the SHA-256 of large local files, too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what HDF5 files hold: layout, grid, times, ν or β, a sample's values; what they lack.
+
+    An object is read by ranges, a few MB of it. Exit code 1: a file cannot be trained on.
+    """
+    with errors_shown():
+        given = _given(nu, beta)
+        with quiet():
+            found = _look(place, given, sample, hashed=digest)
+        if as_json:
+            print_json([facts.model_dump(mode="json") for facts in found])
+        elif len(found) == 1:
+            _show(found[0])
+        else:
+            _show_many(found)
+        if any(facts.faults for facts in found):
+            raise typer.Exit(1)
+
+
+def _given(nu: float | None, beta: float | None) -> Given:
+    """What the options tell of the equation.
+
+    Raises:
+        ConfigError: they tell of two.
+    """
+    from ups.data.inspect import Given
+    from ups.equations import EQUATIONS
+
+    values = {"nu": nu, "beta": beta}
+    told = [e for e in EQUATIONS.values() if values[e.parameter] is not None]
+    if len(told) > 1:
+        options = " and ".join(f"--{e.parameter}" for e in told)
+        raise ConfigError(f"found {options}, expected the parameter of one equation")
+    if not told:
+        return Given()
+    value = values[told[0].parameter]
+    if not 0 < (value or 0) < math.inf:
+        raise ConfigError(f"--{told[0].parameter}: found {value}, expected a number above 0")
+    return Given.model_validate({"equation": told[0].name, "parameter": value})
+
+
+def _look(place: str, given: Given, num_sampled: int, *, hashed: bool) -> list[Facts]:
+    """The facts of a file, or of all in a folder."""
+    from ups.data.inspect import files_in, inspect_file, inspect_object, objects_in
+    from ups.data.uri import is_address, parse_address
+
+    if not is_address(place):
+        look = partial(inspect_file, given=given, num_sampled=num_sampled, hashed=hashed)
+        return _each(look, files_in(Path(place)))
+    from ups.data.objectstore import ObjectStore
+
+    address = parse_address(place)
+    store = ObjectStore()
+    try:
+        keys = [address.key]
+        if address.is_folder:
+            keys = objects_in(store, address.bucket, address.key)
+        look_at = partial(
+            inspect_object, store, address.bucket, given=given, num_sampled=num_sampled
+        )
+        return _each(look_at, keys)
+    finally:
+        store.close()
+
+
+def _each(look: Callable[[T], Facts], files: Sequence[T]) -> list[Facts]:
+    """The facts of each; of several, one that cannot be opened does not hide the others."""
+    from ups.data.inspect import unreadable
+
+    found = []
+    for file in files:
+        try:
+            found.append(look(file))
+        except DataError as error:
+            if len(files) == 1:
+                raise
+            found.append(unreadable(str(file), error))
+    return found
+
+
+def _show(facts: Facts) -> None:
+    """A line for each thing that is known."""
+    for name, value in _rows(facts).items():
+        typer.echo(f"{name:<12} {value}")
+    _show_remarks(facts, "")
+
+
+def _show_many(found: list[Facts]) -> None:
+    rows = []
+    for facts in found:
+        own = _rows(facts)
+        names = ("size", "shape", "values", "times", "parameter", "range")
+        state = "no" if facts.faults else "yes"
+        rows.append({"file": facts.name, **{n: own.get(n, "") for n in names}, "trains": state})
+    print_table(rows, right=("size",))
+    for facts in found:
+        _show_remarks(facts, f"{facts.name}: ")
+
+
+def _show_remarks(facts: Facts, before: str) -> None:
+    for line in facts.notes:
+        typer.echo(f"! {before}{line}")
+    for line in facts.faults:
+        typer.echo(f"✗ {before}{line}")
+
+
+def _rows(facts: Facts) -> dict[str, str]:
+    """What is known, in words."""
+    rows: dict[str, str] = {"file": facts.where, "size": format_size(facts.num_bytes)}
+    rows["SHA-256"] = f"{facts.sha256 or '–'}, {facts.digest}"
+    rows["holds"] = "; ".join(facts.members)
+    if facts.data_set is not None:
+        packed = f", packed by {', '.join(facts.compression)}" if facts.compression else ""
+        rows["data set"] = facts.data_set
+        rows["values"] = f"{facts.dtype}, {facts.storage}{packed}"
+    if facts.shape is not None:
+        num, num_frames, points = facts.shape
+        rows["shape"] = f"{num} trajectories × {num_frames} frames × {points} points"
+    rows |= _spans(facts)
+    if facts.equation is not None and facts.parameter is not None:
+        from ups.equations import EQUATIONS
+
+        equation = EQUATIONS[facts.equation]
+        value = f"{equation.symbol} = {facts.parameter:g}"
+        rows["parameter"] = f"{equation.name}, {value} {facts.parameter_from}"
+    return rows
+
+
+def _spans(facts: Facts) -> dict[str, str]:
+    rows: dict[str, Any] = {}
+    if facts.dt is not None:
+        span = "" if facts.times is None else f"{facts.times[0]:g} to {facts.times[1]:g}, "
+        rows["times"] = f"{span}dt {facts.dt:g}"
+    if facts.points is not None:
+        rows["grid"] = f"x from {facts.points[0]:g} to {facts.points[1]:g}"
+    if facts.sampled:
+        rows["range"] = "no finite values"
+        if facts.smallest is not None and facts.largest is not None:
+            of = f"in {facts.sampled} sampled trajectories"
+            rows["range"] = f"{facts.smallest:.4g} to {facts.largest:.4g} {of}"
+    return rows
