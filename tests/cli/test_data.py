@@ -73,3 +73,29 @@ def test_inspect_refuses_in_one_line(ups, tmp_path, monkeypatch, arguments, mess
     code, output, errors = ups("inspect", *arguments)
     assert (code, output, errors.count("\n")) == (1, "", 1)
     assert errors.startswith(message)
+
+
+def test_inspect_writes_a_config_that_is_valid_and_trains(
+    ups, bucket, store_env, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    place = f"s3://{bucket}/burgers1d/"
+    code, output, errors = ups("inspect", place, "--config", "mine.yaml")
+    assert (code, "wrote mine.yaml; next: `ups validate mine.yaml`" in output) == (0, True), errors
+    valid = CliRunner().invoke(app, ["validate", "mine.yaml", "--json"])
+    assert (valid.exit_code, json.loads(valid.stdout)["valid"]) == (0, True), valid.stdout
+    short = ["--set", "stages.operator.epochs=1", "--set", "stages.operator.max_steps=8"]
+    trained = CliRunner().invoke(app, ["train", "mine.yaml", *short])
+    assert (trained.exit_code, "test rollout nRMSE" in trained.stdout) == (0, True)
+    code, _, errors = ups("inspect", place, "--config", "mine.yaml")
+    assert (code, "mine.yaml is there already" in errors) == (1, True)
+    assert ups("inspect", place, "--config", "mine.yaml", "--force")[0] == 0
+
+
+def test_no_config_is_written_for_what_cannot_be_trained_on(ups, bare, tmp_path):
+    path = tmp_path / "mine.yaml"
+    code, output, errors = ups("inspect", bare, "--config", path)
+    assert (code, "✗ " in output, path.exists()) == (1, True, False)
+    assert errors.startswith(f"error: no config is written, as {bare} cannot be trained on: neith")
+    code, _, errors = ups("inspect", bare, "--config", tmp_path / "mine.txt")
+    assert (code, "expected a file called NAME.yaml" in errors) == (1, True)

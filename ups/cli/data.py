@@ -39,6 +39,12 @@ def inspect(
     nu: NuOption = None,
     beta: BetaOption = None,
     sample: Annotated[int, typer.Option(min=1, help="Trajectories of each file to look at.")] = 16,
+    config: Annotated[
+        Path | None, typer.Option(metavar="NAME.yaml", help="Write a config that trains on it.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the config that is there already.")
+    ] = False,
     digest: Annotated[
         bool, typer.Option("--digest", help="Take the SHA-256 of large local files, too.")
     ] = False,
@@ -50,6 +56,8 @@ def inspect(
     """
     with errors_shown():
         given = _given(nu, beta)
+        if config is not None:
+            _check_config_path(config, force)
         with quiet():
             found = _look(place, given, sample, hashed=digest)
         if as_json:
@@ -58,6 +66,8 @@ def inspect(
             _show(found[0])
         else:
             _show_many(found)
+        if config is not None:
+            _write_config(config, found, err=as_json)
         if any(facts.faults for facts in found):
             raise typer.Exit(1)
 
@@ -82,6 +92,21 @@ def _given(nu: float | None, beta: float | None) -> Given:
     if not 0 < (value or 0) < math.inf:
         raise ConfigError(f"--{told[0].parameter}: found {value}, expected a number above 0")
     return Given.model_validate({"equation": told[0].name, "parameter": value})
+
+
+def _check_config_path(path: Path, force: bool) -> None:
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--config: found {path}, expected a file called NAME.yaml")
+    if path.exists() and not force:
+        raise ConfigError(f"--config: {path} is there already: take another name, or give --force")
+
+
+def _write_config(path: Path, found: list[Facts], *, err: bool) -> None:
+    from ups.files import write_atomically
+    from ups.validate.draft import draft
+
+    write_atomically(path, draft(found, path.stem).encode())
+    typer.echo(f"wrote {path}; next: `ups validate {path}`, `ups train {path}`", err=err)
 
 
 def _look(place: str, given: Given, num_sampled: int, *, hashed: bool) -> list[Facts]:
