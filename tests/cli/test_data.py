@@ -99,3 +99,40 @@ def test_no_config_is_written_for_what_cannot_be_trained_on(ups, bare, tmp_path)
     assert errors.startswith(f"error: no config is written, as {bare} cannot be trained on: neith")
     code, _, errors = ups("inspect", bare, "--config", tmp_path / "mine.txt")
     assert (code, "expected a file called NAME.yaml" in errors) == (1, True)
+
+
+def test_make_solves_an_equation_into_a_file_that_inspect_reads(ups, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["-n", "3", "--grid-points", "64", "--frames", "5", "--t-end", "0.4"]
+    code, output, errors = ups("make", "burgers1d", "--nu", "0.05", *small)
+    assert code == 0, errors
+    assert output.startswith("burgers1d_nu0.05.h5: 3 trajectories of burgers1d")
+    (facts,) = json.loads(ups("inspect", "burgers1d_nu0.05.h5", "--json")[1])
+    assert (facts["shape"], facts["parameter"], facts["dt"]) == ([3, 5, 64], 0.05, 0.1)
+    before = (tmp_path / "burgers1d_nu0.05.h5").read_bytes()
+    code, _, errors = ups("make", "burgers1d", "--nu", "0.05", *small, "--seed", "1")
+    assert (code, "is there already" in errors) == (1, True)
+    assert (tmp_path / "burgers1d_nu0.05.h5").read_bytes() == before
+    assert ups("make", "burgers1d", "--nu", "0.05", *small, "--seed", "1", "--force")[0] == 0
+    assert (tmp_path / "burgers1d_nu0.05.h5").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["heat", "-n", "3"], 2, "found 'heat', expected one of burgers1d, advection1d"),
+        (["burgers1d", "--nu", "1"], 2, "Missing option"),
+        (["burgers1d", "-n", "3"], 1, "error: burgers1d needs its ν: give --nu VALUE"),
+        (["burgers1d", "-n", "3", "--beta", "1"], 1, "found --beta with burgers1d, expected --nu"),
+        (["burgers1d", "-n", "3", "--nu", "-1"], 1, "--nu: found -1.0, expected a number above 0"),
+        (["burgers1d", "-n", "3", "--nu", "1", "-o", "a.txt"], 1, "expected a file called NAME.h5"),
+        (["burgers1d", "-n", "9999999999", "--nu", "1", "-o", "a.h5"], 1, "make fewer"),
+    ],
+)
+def test_make_refuses_in_one_line_and_leaves_nothing(
+    ups, tmp_path, monkeypatch, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    found, _, errors = ups("make", *arguments)
+    assert (found, message in " ".join(errors.split())) == (code, True), errors
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,13 @@ def config_keys(incomplete: str) -> list[str]:
     return _starting(incomplete, (f"{key}=" for key in _leaves(RunConfig)))
 
 
+def equations(incomplete: str) -> list[str]:
+    """Those that there are solvers of."""
+    from ups.equations import EQUATIONS
+
+    return _starting(incomplete, EQUATIONS)
+
+
 def cache_keys(context: typer.Context, incomplete: str) -> list[str]:
     """The entries of the cache directory that the options before name."""
     from ups.config import Training, load_config

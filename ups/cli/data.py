@@ -1,4 +1,4 @@
-"""`ups data inspect`: a person's own data, before a config names them.
+"""`ups data inspect | make`: a person's own data, before a config names them; or new ones.
 
 Exit code 1: an error, or a file that cannot be trained on as it is.
 """
@@ -9,13 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from ups.cli import completion
 from ups.cli.console import errors_shown, print_json, print_table, quiet
-from ups.cli.options import JsonOption
+from ups.cli.options import JsonOption, checked
+from ups.equations import EQUATIONS, EquationName
 from ups.errors import ConfigError, DataError
+from ups.progress import progress_shown
 from ups.units import format_size
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Your own data: look into files.")
+app = typer.Typer(no_args_is_help=True, help="Your own data: look into files, make new ones.")
 
 PlaceArgument = Annotated[
     str,
@@ -72,6 +75,87 @@ def inspect(
             raise typer.Exit(1)
 
 
+def _check_equation(name: str) -> None:
+    if name not in EQUATIONS:
+        raise ConfigError(f"found {name!r}, expected one of {', '.join(EQUATIONS)}")
+
+
+@app.command(epilog="Example: ups data make burgers1d --nu 0.01 -n 4 -o made.h5")
+def make(
+    equation: Annotated[
+        str,
+        typer.Argument(
+            metavar="EQUATION",
+            help="burgers1d or advection1d.",
+            callback=checked(_check_equation),
+            autocompletion=completion.equations,
+        ),
+    ],
+    num: Annotated[int, typer.Option("-n", "--num", min=1, help="Trajectories.")],
+    nu: Annotated[float | None, typer.Option(help="ν, of Burgers.")] = None,
+    beta: Annotated[float | None, typer.Option(help="β, of advection.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: by equation and parameter.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another one gives other trajectories.")] = 0,
+    grid_points: Annotated[int, typer.Option(min=4, help="X.")] = 1024,
+    frames: Annotated[int, typer.Option(min=2, help="Saved times.")] = 201,
+    t_end: Annotated[float, typer.Option(min=1e-6, help="The last of them.")] = 2.0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the file that is there already.")
+    ] = False,
+) -> None:
+    """Solve an equation from random initial conditions, as PDEBench draws and saves them."""
+    with errors_shown():
+        given = _given(nu, beta)
+        value = _parameter_of(equation, given)
+        path = output or Path(f"{equation}_{EQUATIONS[equation].parameter}{value:g}.h5")
+        if path.exists() and not force:
+            raise ConfigError(f"{path} is there already: take another name, or give --force")
+        from ups.data.generate import generate
+        from ups.data.pdebench import SUFFIXES
+        from ups.files import require_free_space
+
+        if path.suffix not in SUFFIXES:
+            raise ConfigError(f"--output: found {path}, expected a file called NAME.h5")
+        num_bytes = 4 * num * frames * grid_points
+        require_free_space(path.absolute().parent, num_bytes, str(path), "make fewer trajectories")
+        import torch
+
+        with progress_shown() as show:
+            told = show("solved", "trajectories")
+            generate(
+                path,
+                num,
+                cast(EquationName, equation),
+                value,
+                seed=seed,
+                grid_points=grid_points,
+                num_frames=frames,
+                t_end=t_end,
+                device="cuda" if torch.cuda.is_available() else "cpu",
+                progress=lambda done: told(done, num),
+            )
+        size = format_size(path.stat().st_size)
+        typer.echo(f"{path}: {num} trajectories of {equation}, {size}; next: `ups data inspect`")
+
+
+def _parameter_of(equation: str, given: Given) -> float:
+    """The value that is given for the parameter of this equation.
+
+    Raises:
+        ConfigError: none is, or that of another.
+    """
+    option = f"--{EQUATIONS[equation].parameter}"
+    if given.parameter is None:
+        raise ConfigError(f"{equation} needs its {EQUATIONS[equation].symbol}: give {option} VALUE")
+    if given.equation != equation:
+        assert given.equation is not None
+        other = EQUATIONS[given.equation].parameter
+        raise ConfigError(f"found --{other} with {equation}, expected {option}")
+    return given.parameter
+
+
 def _given(nu: float | None, beta: float | None) -> Given:
     """What the options tell of the equation.
 
@@ -79,7 +163,6 @@ def _given(nu: float | None, beta: float | None) -> Given:
         ConfigError: they tell of two.
     """
     from ups.data.inspect import Given
-    from ups.equations import EQUATIONS
 
     values = {"nu": nu, "beta": beta}
     told = [e for e in EQUATIONS.values() if values[e.parameter] is not None]
@@ -188,8 +271,6 @@ def _rows(facts: Facts) -> dict[str, str]:
         rows["shape"] = f"{num} trajectories × {num_frames} frames × {points} points"
     rows |= _spans(facts)
     if facts.equation is not None and facts.parameter is not None:
-        from ups.equations import EQUATIONS
-
         equation = EQUATIONS[facts.equation]
         value = f"{equation.symbol} = {facts.parameter:g}"
         rows["parameter"] = f"{equation.name}, {value} {facts.parameter_from}"
