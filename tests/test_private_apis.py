@@ -187,8 +187,6 @@ UNDOCUMENTED = {  # how each is called: positional arguments, and keywords with 
     "prefect.results:ResultRecordMetadata.load_bytes": "content",
     "prefect.server.concurrency.lease_storage.filesystem:ConcurrencyLeaseStorage": "",
     "prefect.workers.process:ProcessWorker.get_and_submit_flow_runs": "self",
-    "s3transfer.manager:TransferManager.upload": "self path bucket key subscribers=",
-    "s3transfer.subscribers:BaseSubscriber.on_progress": "self future= bytes_transferred=",
     "tensorboard.summary.writer.event_file_writer:EventFileWriter": "folder",
     "torch.cuda:graph": "graph stream= capture_error_mode=",
     "torch.optim.adamw:adamw": "params grads means squares max_squares steps fused= capturable= "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ups.data.s3errors import CREDENTIALS_HINT, SECRETS, describe, transport_errors
@@ -19,8 +18,8 @@ NUM_CONNECTIONS = 32  # kept open; at least the threads that share a store
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
-def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Client]]:
-    """A client that does not retry by itself, and what makes others that do, with n attempts.
+def connect(endpoint_url: str | None) -> S3Client:
+    """A client that does not retry by itself.
 
     Raises:
         ConfigError: the endpoint is no URL, or holds a login.
@@ -36,6 +35,7 @@ def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Clien
         connect_timeout=10,
         read_timeout=60,  # a store may hash a large object before its first answer
         max_pool_connections=NUM_CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": 1},
         request_checksum_calculation="when_required",  # B2 and others know no CRC headers
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if endpoint_url or named else "auto"},
@@ -43,18 +43,12 @@ def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Clien
     try:
         session = _new_session()
         region = session.region_name or "us-east-1"
-
-        def client(attempts: int) -> S3Client:
-            retries = Config(retries={"mode": "standard", "total_max_attempts": attempts})
-            made = session.client(
-                "s3", region_name=region, endpoint_url=endpoint_url, config=config.merge(retries)
-            )
-            if endpoint_url or named:
-                made.meta.events.register_first("needs-retry.s3", _refuse_redirect)
-            return made
-
-        first = client(1)
-        _refuse_login("endpoint_url of the AWS profile", first.meta.endpoint_url)
+        client: S3Client = session.client(
+            "s3", region_name=region, endpoint_url=endpoint_url, config=config
+        )
+        if endpoint_url or named:
+            client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
+        _refuse_login("endpoint_url of the AWS profile", client.meta.endpoint_url)
         _refuse_line_breaks(session.get_credentials())
     except ProfileNotFound as error:
         raise ObjectUnavailable(f"{error}; {CREDENTIALS_HINT}") from error
@@ -66,7 +60,7 @@ def connect(endpoint_url: str | None) -> tuple[S3Client, Callable[[int], S3Clien
         ) from error
     except transport_errors() as error:
         raise ObjectUnavailable(f"no client for the object store: {describe(error)}") from error
-    return first, client
+    return client
 
 
 def _new_session() -> boto3.session.Session:

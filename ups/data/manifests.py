@@ -6,14 +6,16 @@ Digests of blocks (`blocks`) came with version 2; an entry may lack them.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ups.data.answers import version_of
 from ups.data.blocks import read_blocks
+from ups.data.manifest_notes import ManifestNotes
 from ups.data.s3errors import StoreRefuses, answer
 from ups.errors import DataError, ObjectUnavailable
 
@@ -69,18 +71,33 @@ class Manifests:
             )
         return {**entry, "blocks": blocks}
 
-    def record(self, bucket: str, key: str, entry: dict[str, Any]) -> None:
-        """Set what the manifest says about an object."""
-        manifest_key, name = _locate(key)
-        with _ONE_WRITER:
-            manifest = self._fetch(bucket, manifest_key) | {name: _checked(entry)}
+    def record(self, bucket: str, entries: Mapping[str, dict[str, Any]]) -> None:
+        """Set what the manifests say about objects, by their keys; see `manifest_notes`."""
+        by_manifest: dict[str, Manifest] = {}
+        for key, entry in entries.items():
+            manifest_key, name = _locate(key)
+            by_manifest.setdefault(manifest_key, {})[name] = _checked(entry)
+        for manifest_key, own in by_manifest.items():
+            with _ONE_WRITER:
+                self._merge(bucket, manifest_key, own)
+
+    def _merge(self, bucket: str, manifest_key: str, own: Manifest) -> None:
+        notes = ManifestNotes(self._client, self._call, bucket, manifest_key)
+        notes.leave(own)
+        seen, found = set[str](), notes.listed()
+        while not seen or found - seen:  # somebody came while this one was written
+            manifest = self._fetch(bucket, manifest_key)
+            manifest |= {name: _checked(entry) for name, entry in notes.entries(manifest).items()}
             # A line each, as blocks come last. json's own indentation takes ten times as long.
             in_order = {name: manifest[name] for name in sorted(manifest)}
             body = json.dumps(in_order).replace('}, "', '},\n "').encode()
-            self._call(
-                f"s3://{bucket}/{manifest_key}",
-                lambda: self._client.put_object(Bucket=bucket, Key=manifest_key, Body=body),
+            put = functools.partial(
+                self._client.put_object, Bucket=bucket, Key=manifest_key, Body=body
             )
+            self._call(f"s3://{bucket}/{manifest_key}", put)
+            seen |= {notes.own, *found}
+            found = notes.listed()
+        notes.remove_old()
         with self._lock:
             self._read[bucket, manifest_key] = manifest
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +39,7 @@ from ups.data.s3errors import (
     retrying,
     transport_errors,
 )
+from ups.data.upload import Upload
 from ups.errors import FetchError, ObjectUnavailable, UpsError
 from ups.progress import Progress
 
@@ -101,9 +102,10 @@ class ObjectStore:
 
     def __init__(self, endpoint_url: str | None = None, *, retry: Retry | None = None) -> None:
         self.retry = retry or Retry()
-        self._client, self._another_client = connect(endpoint_url)
+        self._client = connect(endpoint_url)
         self.endpoint = self._client.meta.endpoint_url
         self._manifests = Manifests(self._client, self._call, self.endpoint)
+        self._buckets: set[str] = set()  # that are there
         self._refusals: dict[str, StoreRefuses] = {}
 
     def is_first(self, refusal: StoreRefuses) -> bool:
@@ -307,45 +309,39 @@ class ObjectStore:
     ) -> ObjectInfo:
         """Put a file there and its digests into the manifest; the bucket is created if missing.
 
-        Threads of one process may upload into one prefix at once, two processes may not: the
-        manifest is read, changed and written back.
+        Raises: see `send`.
+        """
+        entry = describe_file(path)
+        self.send(path, bucket, key, progress)
+        self.record(bucket, {key: entry})
+        return self.head(bucket, key)
+
+    def send(
+        self,
+        path: Path,
+        bucket: str,
+        key: str,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
+    ) -> int:
+        """Put a file there, and into no manifest; returns the bytes that were there already.
 
         Raises:
             ObjectUnavailable: forbidden, or no credentials.
             FetchError: the store failed too often.
+            DataError: the file was changed meanwhile. Interrupted: `stop` was set.
         """
-        from boto3.s3.transfer import ProgressCallbackInvoker
-        from s3transfer.manager import TransferConfig, TransferManager
+        self._call(f"s3://{bucket}/{key}", lambda: self._ensure_bucket(bucket))
+        upload = Upload(self._client, self._call, path, (bucket, key), progress)
+        upload.run(stop)
+        return upload.resumed_bytes
 
-        uri, num_bytes = f"s3://{bucket}/{key}", path.stat().st_size
-        entry = describe_file(path)
-        self._call(uri, lambda: self._ensure_bucket(bucket))
-        in_parts = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20)
-        # With retries of its own, so that a failed part is sent again, not the whole file.
-        client = self._another_client(self.retry.attempts)
+    def record(self, bucket: str, entries: Mapping[str, dict[str, Any]]) -> None:
+        """Set what the manifests say about objects, by their keys.
 
-        sent, lock = 0, threading.Lock()
-
-        def report(count: int) -> None:
-            nonlocal sent
-            with lock:
-                sent += count
-                if progress is not None:
-                    progress(sent, num_bytes)
-
-        def put() -> None:
-            nonlocal sent
-            sent = 0
-            with TransferManager(client, in_parts) as manager:
-                reports = [ProgressCallbackInvoker(report)]
-                manager.upload(str(path), bucket, key, subscribers=reports).result()
-
-        try:
-            self._call(uri, put)
-        finally:
-            client.close()
-        self._manifests.record(bucket, key, entry)
-        return self.head(bucket, key)
+        Whoever else uploads there at once, in other processes too, keeps what he has recorded.
+        """
+        self._manifests.record(bucket, entries)
 
     def _ask_head(self, bucket: str, key: str) -> Any:
         try:
@@ -364,6 +360,8 @@ class ObjectStore:
         return retrying(call, uri=uri, endpoint=self.endpoint, retry=retry or self.retry)
 
     def _ensure_bucket(self, bucket: str) -> None:
+        if bucket in self._buckets:
+            return
         try:
             self._client.head_bucket(Bucket=bucket)
         except self._client.exceptions.ClientError as error:
@@ -373,6 +371,7 @@ class ObjectStore:
             where: Any = {"LocationConstraint": region}
             extra = {} if region == "us-east-1" else {"CreateBucketConfiguration": where}
             self._client.create_bucket(Bucket=bucket, **extra)
+        self._buckets.add(bucket)
 
     def _missing(self, bucket: str, key: str) -> ObjectUnavailable:
         """A 404 of `head` does not say whether the bucket or the key is missing; a listing does."""
