@@ -181,6 +181,7 @@ def busy_port() -> Iterator[int]:
 NEEDS = {
     "a stack": ("ups up", "ups status", "ups run", "ups follow", "ups down"),
     "a stack for minutes": ("ups benchmark",),
+    "a store": ("ups data put", "ups data get"),
     "vastai": ("ups vast search", "ups vast launch", "ups vast resume", "ups vast onstart",
                "ups vast setup-env"),
 }  # fmt: skip

@@ -99,7 +99,8 @@ def check_parameters(given: list[str]) -> None:
 
 def check_ups(command: str, parsed: dict[str, object]) -> None:
     """What an `ups` command is given exists: a config, parameters of its flow, scenarios."""
-    if parsed.get("config") and command != "data":  # which writes it
+    written = found(r"ups data inspect [^\n]*--config (\S+)")
+    if parsed.get("config") and str(parsed["config"]) not in written:
         load_config(parsed["config"], parse_settings(parsed.get("settings")))
     if command == "run":
         check_parameters(parsed["param"] or [])

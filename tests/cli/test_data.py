@@ -136,3 +136,49 @@ def test_make_refuses_in_one_line_and_leaves_nothing(
     found, _, errors = ups("make", *arguments)
     assert (found, message in " ".join(errors.split())) == (code, True), errors
     assert not list(tmp_path.iterdir())
+
+
+def test_put_and_get_bring_files_there_and_back(ups, tiny_data, bucket, store_env, tmp_path):
+    path = tiny_data / TINY_FILE.format("val")
+    place = f"s3://{bucket}/put/"
+    code, output, errors = ups("put", path, place)
+    assert (code, f"{place}{path.name} 213 KB uploaded, SHA-256" in output) == (0, True), errors
+    code, output, _ = ups("put", path, place, "--json")
+    (sent,) = json.loads(output)
+    assert (code, sent["was_there"]) == (0, True)
+    code, output, errors = ups("get", place, tmp_path / "back")
+    assert (code, "213 KB downloaded, verified" in output) == (0, True), errors
+    assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+    assert "was there, verified" in ups("get", f"{place}{path.name}", tmp_path / "back")[1]
+
+
+def test_the_examples_of_the_help_run_in_their_order(
+    examples_that_need, tiny_data, store_env, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "burgers.h5").hardlink_to(tiny_data / TINY_FILE.format("test"))
+    for line in examples_that_need("a store").values():
+        done = CliRunner().invoke(app, line.split()[1:])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "data" / "mine" / "burgers.h5").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["put", "s3://tiny/a/"], "error: found one place, expected files and s3://BUCKET/DIR/"),
+        (["put", "a.h5", "b.h5"], "error: found b.h5, expected s3://BUCKET/KEY"),
+        (["put", "nowhere.h5", "s3://tiny/a/"], "error: nowhere.h5: no such file or folder"),
+        (["get", "a.h5"], "error: found a.h5, expected s3://BUCKET/KEY"),
+        (["get", "s3://tiny/none.h5"], "error: s3://tiny/none.h5: no such key"),
+        (["get", "s3://nowhere/a.h5"], "error: s3://nowhere/a.h5: no such bucket"),
+    ],
+)
+def test_put_and_get_refuse_in_one_line(
+    ups, bucket, store_env, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = ups(*arguments)
+    assert (code, output, errors.count("\n")) == (1, "", 1), errors
+    assert errors.startswith(message)
+    assert not list(tmp_path.iterdir())

@@ -71,6 +71,17 @@ def errors_shown() -> Iterator[None]:
 
 
 @contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that threads watch; it is set where what is inside ends by an error or Ctrl-C."""
+    stop = threading.Event()
+    try:
+        yield stop
+    except BaseException:
+        stop.set()
+        raise
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Without log lines: what they say is shown otherwise."""
     loggers = [logging.getLogger(name) for name in ("ups", "botocore")]

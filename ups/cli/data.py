@@ -1,4 +1,4 @@
-"""`ups data inspect | make`: a person's own data, before a config names them; or new ones.
+"""`ups data inspect | put | get | make`: a person's own data, before a config names them.
 
 Exit code 1: an error, or a file that cannot be trained on as it is.
 """
@@ -6,15 +6,17 @@ Exit code 1: an error, or a file that cannot be trained on as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 
 from ups.cli import completion
-from ups.cli.console import errors_shown, print_json, print_table, quiet
+from ups.cli.console import errors_shown, print_json, quiet, stopping
 from ups.cli.options import JsonOption, checked
 from ups.equations import EQUATIONS, EquationName
 from ups.errors import ConfigError, DataError
@@ -23,10 +25,13 @@ from ups.units import format_size
 
 if TYPE_CHECKING:
     from ups.data.inspect import Facts, Given
+    from ups.data.objectstore import ObjectStore
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Your own data: look into files, make new ones.")
+app = typer.Typer(
+    no_args_is_help=True, help="Your own data: look into files, store them, make new ones."
+)
 
 PlaceArgument = Annotated[
     str,
@@ -34,6 +39,7 @@ PlaceArgument = Annotated[
 ]
 NuOption = Annotated[float | None, typer.Option(help="ν of Burgers, where the file lacks it.")]
 BetaOption = Annotated[float | None, typer.Option(help="β of advection, where the file lacks it.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there already.")]
 
 
 @app.command(epilog="Example: ups data inspect burgers.h5")
@@ -45,9 +51,7 @@ def inspect(
     config: Annotated[
         Path | None, typer.Option(metavar="NAME.yaml", help="Write a config that trains on it.")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the config that is there already.")
-    ] = False,
+    force: ForceOption = False,
     digest: Annotated[
         bool, typer.Option("--digest", help="Take the SHA-256 of large local files, too.")
     ] = False,
@@ -58,6 +62,8 @@ def inspect(
     An object is read by ranges, a few MB of it. Exit code 1: a file cannot be trained on.
     """
     with errors_shown():
+        from ups.cli import data_rows as rows
+
         given = _given(nu, beta)
         if config is not None:
             _check_config_path(config, force)
@@ -66,9 +72,9 @@ def inspect(
         if as_json:
             print_json([facts.model_dump(mode="json") for facts in found])
         elif len(found) == 1:
-            _show(found[0])
+            rows.show(found[0])
         else:
-            _show_many(found)
+            rows.show_many(found)
         if config is not None:
             _write_config(config, found, err=as_json)
         if any(facts.faults for facts in found):
@@ -101,9 +107,7 @@ def make(
     grid_points: Annotated[int, typer.Option(min=4, help="X.")] = 1024,
     frames: Annotated[int, typer.Option(min=2, help="Saved times.")] = 201,
     t_end: Annotated[float, typer.Option(min=1e-6, help="The last of them.")] = 2.0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the file that is there already.")
-    ] = False,
+    force: ForceOption = False,
 ) -> None:
     """Solve an equation from random initial conditions, as PDEBench draws and saves them."""
     with errors_shown():
@@ -138,6 +142,90 @@ def make(
             )
         size = format_size(path.stat().st_size)
         typer.echo(f"{path}: {num} trajectories of {equation}, {size}; next: `ups data inspect`")
+
+
+@app.command(epilog="Example: ups data put burgers.h5 s3://pdebench/mine/")
+def put(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE... s3://BUCKET/DIR/",
+            help="Files and folders; last, where to: a folder, or the key of a single file.",
+        ),
+    ],
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload files, several at once, with their digests into the manifest beside them.
+
+    What the store has already is not sent again; an upload that was cut short goes on.
+    """
+    with errors_shown():
+        from ups.data.put import plan_put, put
+        from ups.data.uri import parse_address
+
+        *files, where = places
+        if not files:
+            raise ConfigError("found one place, expected files and s3://BUCKET/DIR/ after them")
+        target = parse_address(where)
+        plan = plan_put(files, target)
+        with _store() as store, progress_shown() as show, stopping() as stop:
+            told = show("uploaded", "MB", 1e6)
+            sent = put(store, target.bucket, plan, overwrite=force, progress=told, stop=stop)
+        if as_json:
+            print_json([each.model_dump(mode="json") for each in sent])
+            return
+        for each in sent:
+            how = "was there" if each.was_there else "uploaded"
+            if each.resumed_bytes:
+                how = f"uploaded, {format_size(each.resumed_bytes)} of it earlier"
+            size = format_size(each.num_bytes)
+            typer.echo(f"{each.uri} {size} {how}, SHA-256 {each.sha256[:12]}… in its manifest")
+
+
+@app.command(epilog="Example: ups data get s3://pdebench/mine/ data/mine")
+def get(
+    place: Annotated[
+        str, typer.Argument(metavar="s3://BUCKET/KEY", help="An object, or a folder: s3://…/DIR/.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="[TO]", help="A folder, or the name of a single file.")
+    ] = Path(),
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Download objects, several at once, and compare them with their digests.
+
+    What is here already and verified is not fetched again; a download that was cut short goes on.
+    """
+    with errors_shown():
+        from ups.data.put import get, plan_get
+        from ups.data.uri import parse_address
+
+        source = parse_address(place)
+        with _store() as store, progress_shown() as show, stopping() as stop, quiet():
+            plan = plan_get(store, source, target)
+            told = show("downloaded", "MB", 1e6)
+            done = get(store, source.bucket, plan, overwrite=force, progress=told, stop=stop)
+        if as_json:
+            print_json([{**asdict(each), "path": str(each.path)} for each in done])
+            return
+        for each in done:
+            how = "was there" if each.reused else "downloaded"
+            checked = "verified" if each.is_verified else "not verified, no digest is known"
+            typer.echo(f"{each.path} {format_size(each.num_bytes)} {how}, {checked}")
+
+
+@contextmanager
+def _store() -> Iterator[ObjectStore]:
+    """The store that the environment names."""
+    from ups.data.objectstore import ObjectStore
+
+    store = ObjectStore()
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _parameter_of(equation: str, given: Given) -> float:
@@ -200,11 +288,8 @@ def _look(place: str, given: Given, num_sampled: int, *, hashed: bool) -> list[F
     if not is_address(place):
         look = partial(inspect_file, given=given, num_sampled=num_sampled, hashed=hashed)
         return _each(look, files_in(Path(place)))
-    from ups.data.objectstore import ObjectStore
-
     address = parse_address(place)
-    store = ObjectStore()
-    try:
+    with _store() as store:
         keys = [address.key]
         if address.is_folder:
             keys = objects_in(store, address.bucket, address.key)
@@ -212,8 +297,6 @@ def _look(place: str, given: Given, num_sampled: int, *, hashed: bool) -> list[F
             inspect_object, store, address.bucket, given=given, num_sampled=num_sampled
         )
         return _each(look_at, keys)
-    finally:
-        store.close()
 
 
 def _each(look: Callable[[T], Facts], files: Sequence[T]) -> list[Facts]:
@@ -229,64 +312,3 @@ def _each(look: Callable[[T], Facts], files: Sequence[T]) -> list[Facts]:
                 raise
             found.append(unreadable(str(file), error))
     return found
-
-
-def _show(facts: Facts) -> None:
-    """A line for each thing that is known."""
-    for name, value in _rows(facts).items():
-        typer.echo(f"{name:<12} {value}")
-    _show_remarks(facts, "")
-
-
-def _show_many(found: list[Facts]) -> None:
-    rows = []
-    for facts in found:
-        own = _rows(facts)
-        names = ("size", "shape", "values", "times", "parameter", "range")
-        state = "no" if facts.faults else "yes"
-        rows.append({"file": facts.name, **{n: own.get(n, "") for n in names}, "trains": state})
-    print_table(rows, right=("size",))
-    for facts in found:
-        _show_remarks(facts, f"{facts.name}: ")
-
-
-def _show_remarks(facts: Facts, before: str) -> None:
-    for line in facts.notes:
-        typer.echo(f"! {before}{line}")
-    for line in facts.faults:
-        typer.echo(f"✗ {before}{line}")
-
-
-def _rows(facts: Facts) -> dict[str, str]:
-    """What is known, in words."""
-    rows: dict[str, str] = {"file": facts.where, "size": format_size(facts.num_bytes)}
-    rows["SHA-256"] = f"{facts.sha256 or '–'}, {facts.digest}"
-    rows["holds"] = "; ".join(facts.members)
-    if facts.data_set is not None:
-        packed = f", packed by {', '.join(facts.compression)}" if facts.compression else ""
-        rows["data set"] = facts.data_set
-        rows["values"] = f"{facts.dtype}, {facts.storage}{packed}"
-    if facts.shape is not None:
-        num, num_frames, points = facts.shape
-        rows["shape"] = f"{num} trajectories × {num_frames} frames × {points} points"
-    rows |= _spans(facts)
-    if facts.equation is not None and facts.parameter is not None:
-        equation = EQUATIONS[facts.equation]
-        value = f"{equation.symbol} = {facts.parameter:g}"
-        rows["parameter"] = f"{equation.name}, {value} {facts.parameter_from}"
-    return rows
-
-
-def _spans(facts: Facts) -> dict[str, str]:
-    rows: dict[str, Any] = {}
-    if facts.dt is not None:
-        span = "" if facts.times is None else f"{facts.times[0]:g} to {facts.times[1]:g}, "
-        rows["times"] = f"{span}dt {facts.dt:g}"
-    if facts.points is not None:
-        rows["grid"] = f"x from {facts.points[0]:g} to {facts.points[1]:g}"
-    if facts.sampled:
-        rows["range"] = "no finite values"
-        if facts.smallest is not None and facts.largest is not None:
-            of = f"in {facts.sampled} sampled trajectories"
-            rows["range"] = f"{facts.smallest:.4g} to {facts.largest:.4g} {of}"
-    return rows

@@ -362,15 +362,21 @@ class ObjectStore:
     def _ensure_bucket(self, bucket: str) -> None:
         if bucket in self._buckets:
             return
+        refuses = self._client.exceptions.ClientError
         try:
             self._client.head_bucket(Bucket=bucket)
-        except self._client.exceptions.ClientError as error:
+        except refuses as error:
             if answer(error)[1] != 404:
                 raise
             region = self._client.meta.region_name
             where: Any = {"LocationConstraint": region}
             extra = {} if region == "us-east-1" else {"CreateBucketConfiguration": where}
-            self._client.create_bucket(Bucket=bucket, **extra)
+            try:
+                self._client.create_bucket(Bucket=bucket, **extra)
+            except refuses as error:
+                if not answer(error)[0].startswith("BucketAlready"):  # by another, just now
+                    raise
+                self._client.head_bucket(Bucket=bucket)
         self._buckets.add(bucket)
 
     def _missing(self, bucket: str, key: str) -> ObjectUnavailable:
