@@ -50,6 +50,7 @@ def test_a_good_file_is_described_in_full(write):
         ({"key": "data", "values": np.ones((N, T, X, 1))}, {"data_set": "data"}),
         ({"attrs": {"beta": 0.4}}, {"equation": "advection1d", "parameter": 0.4}),
         ({"attrs": {}, "name": "x_Nu0.002.h5"}, {"parameter": 0.002, "equation": "burgers1d"}),
+        ({"attrs": {}, "name": "burgers_beta0.4.h5"}, {"equation": "advection1d"}),
     ],
 )
 def test_other_layouts_train_as_well(write, options, said):
@@ -71,6 +72,14 @@ def test_all_that_is_wrong_is_said_at_once_with_what_to_do(write):
     assert "1 of 12 sampled trajectories hold NaN, infinity or fill values (row 3)" in bad
     assert (facts.bad, facts.zero, facts.largest) == ((3,), (5,), 1)
     assert [note[:9] for note in facts.notes] == ["no t-coor", "1 of 12 s"]
+
+
+def test_a_data_set_tells_the_equation_and_its_parameter(write):
+    path = write(attrs={})
+    with h5py.File(path, "a") as file:
+        file["beta"] = np.full(N, 0.7)
+    facts = inspect_file(path)
+    assert (facts.equation, facts.parameter, facts.faults) == ("advection1d", 0.7, ())
 
 
 def test_a_parameter_that_is_missing_is_given(write):

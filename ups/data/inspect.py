@@ -280,10 +280,15 @@ class _Look:
         named = attributes.named_equations(self._file, data)
         if named:
             return named[0]  # of two, `find_parameter` says that one is another's
-        stem = self._path.stem
-        told = [e for e in EQUATIONS.values() if e.value_in(stem) is not None]
+        of_data = [e for e in EQUATIONS.values() if self._has_data_of(e)]
+        told = [e for e in EQUATIONS.values() if e.value_in(self._path.stem) is not None]
         words = [e for e in EQUATIONS.values() if e.name[:-2] in str(self._path).lower()]
-        return next(iter((*words, *told)), None)
+        return next(iter((*of_data, *told, *words)), None)
+
+    def _has_data_of(self, equation: Equation) -> bool:
+        """Whether a data set is called as its parameter."""
+        names = (equation.attribute, equation.attribute.lower())
+        return any(name in self._file or f"scalars/{name}" in self._file for name in names)
 
     def _look_at_values(self, data: Any) -> None:
         num, num_frames, points = self._found["shape"]
