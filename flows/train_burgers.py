@@ -166,7 +166,7 @@ def _run_phases(
         assert latents is not None
         step = warm_up.result() if warm_up else None
         # A test split that is here and cannot be scored ends the run before it is trained for.
-        local = [problem.name for problem in config.data.problems if problem.sources is None]
+        local = [problem.name for problem in config.data.problems if problem.is_local]
         arrived = [
             w for w, future in downloads.items() if w[0] in local or future.wrapped_future.done()
         ]

@@ -58,6 +58,10 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
         ({"training.batch_size": True}, "training.batch_size: found True"),
         ({"stages.operator.optimizer.betas": [1.5, 2]}, "betas.0: found 1.5"),
         ({"data.sources.val": [{"key": "a/../../x.h5"}]}, "without .."),
+        ({"data.sources.val": [{"rows": [0, 1]}]}, "val.0: found neither key nor path, expected"),
+        ({"data.sources.val": [{"path": "a", "key": "b"}]}, "val.0: found path and key, expected"),
+        ({"data.sources.val": [{"path": "a", "bucket": "b"}]}, "val.0: found path and bucket"),
+        ({"data.sources.val": [{"path": "a.h5"}]}, "val.0.path: found beside generate, which puts"),
         (
             {"training.compile": "graph", "training.accumulation_steps": 4},
             "training.accumulation_steps: found 4, expected 1",

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from contextlib import ExitStack
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ups.data import lookup
-from ups.data.sources import check_unchanged, stage
+from ups.data.sources import check_unchanged, open_file, open_store, stage
 from ups.errors import DataError, Interrupted
 from ups.latents.build import ensure
 from ups.latents.encode import PatchEncoder
@@ -25,6 +26,18 @@ def local(tiny_data, tmp_path, tiny_config):
     root = tmp_path / "local"
     shutil.copytree(tiny_data, root)
     return lambda **overrides: tiny_config(data__root=str(root), **overrides), root
+
+
+@pytest.fixture
+def open_store_of():
+    with ExitStack() as opened:
+
+        def open_(config):
+            store = open_store(config)
+            opened.callback(store.close)
+            return store
+
+        yield open_
 
 
 def change_in_place(path):
@@ -51,6 +64,35 @@ def test_a_renamed_file_is_another_key_where_its_name_alone_tells_the_parameter(
     first, same, other = (key(name, {}) for name in names)
     assert first == same != other
     assert len({key(name, {"Nu": 0.02}) for name in (*names, "burgers1d_other")}) == 1
+
+
+def test_rows_of_a_local_file_are_sources_beside_objects_and_a_folder_is_none(
+    local, bucket_sources, store_env, open_store_of
+):
+    make, root = local
+    whole = {"path": str(root / "burgers1d_train.h5")}
+    sources = {
+        "train": [{**whole, "rows": [4, 12]}, {**whole, "rows": [12, 20]}, *bucket_sources["val"]],
+        "val": [{**whole, "rows": [0, 4]}],
+        "test": [whole],
+    }
+    config = make(data__sources=sources)
+    assert not config.data.is_local
+    for _ in range(2):  # the second time the object is here
+        first, second, third = stage(config, "train", open_store_of(config))
+        assert (first.rows, second.rows, third.rows) == ((4, 12), (12, 20), None)
+        assert first.path == second.path == root / "burgers1d_train.h5"
+        assert third.path.is_relative_to(root / "tiny")
+    with open_file(config, first.path, first.rows) as part, h5py.File(first.path) as file:
+        assert np.array_equal(part.read(0, 8), file["tensor"][4:12])
+    local_only = make(data__sources={**sources, "train": sources["train"][:2]})
+    assert local_only.data.is_local
+    for path, found in ((root, "found a folder"), (root / "no.h5", "no such file")):
+        bad = make(data__sources={**sources, "val": [{"path": str(path)}]})
+        with pytest.raises(
+            DataError, match=rf"sources\.val\.0\.path: {path}: {found}, expected an"
+        ):
+            stage(bad, "val", None)
 
 
 def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_when_staged(local):

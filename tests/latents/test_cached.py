@@ -73,6 +73,16 @@ def test_an_entry_of_many_objects_is_found_without_a_request_for_each(
     assert found(config, store).keys == {"burgers1d": entry.config_hash}
 
 
+def test_local_files_beside_objects_do_not_keep_an_entry_from_being_found(
+    built, store, bucket_sources, tiny_data
+):
+    rows = {"path": str(tiny_data / TINY_FILE.format("train")), "rows": [0, 4]}
+    config, entry = built({**bucket_sources, "val": [rows]})
+    cached = found(config, store)
+    assert cached.keys == {"burgers1d": entry.config_hash}
+    assert [s.is_here for s in cached.sources["burgers1d"]["val"]] == [True]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_that_is_to_build_its_entry_anew_does_not_go_without_its_files(
     built, store, bucket_sources, overwrite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -40,18 +40,30 @@ class Model(BaseModel):
 
 
 class Source(Model):
-    """An object in the store, and the rows (trajectories) of it that belong to the split."""
+    """An object in the store or a local file, and its rows (trajectories) that are of the split."""
 
-    key: str = Field(min_length=1)
+    key: str | None = Field(None, min_length=1, description="of an object")
+    path: Path | None = Field(None, description="of a local file, in place of a key")
     bucket: str | None = Field(None, description="default: data.bucket")
     rows: tuple[int, int] | None = Field(None, description="[first, end), default: all")
 
     @field_validator("key")
     @classmethod
-    def _stays_below_the_root(cls, key: str) -> str:
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"found {key!r}, expected a key without a leading / and without ..")
+    def _stays_below_the_root(cls, key: str | None) -> str | None:
+        if key is not None and (key.startswith("/") or ".." in key.split("/")):
+            raise ValueError(
+                f"found {key!r}, expected a key without a leading / and without ..; a local file "
+                "is given by path"
+            )
         return key
+
+    @model_validator(mode="after")
+    def _is_object_or_file(self) -> Self:
+        if self.key is None and self.path is None:
+            raise ValueError("found neither key nor path, expected the key of an object or a path")
+        if self.path is not None and (other := "key" if self.key else self.bucket and "bucket"):
+            raise ValueError(f"found path and {other}, expected one of them: a path is a local one")
+        return self
 
     @field_validator("rows")
     @classmethod
@@ -129,6 +141,15 @@ class Problem(Model):
             return {**given, "equation": equation} if equation else given
         return given
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it names no object of a store."""
+        return all(
+            source.path is not None
+            for of_split in (self.sources or {}).values()
+            for source in of_split
+        )
+
 
 class Data(Model):
     """Which problems there are data of, and where they lie."""
@@ -163,7 +184,7 @@ class Data(Model):
     @property
     def is_local(self) -> bool:
         """Whether no problem names objects of a store."""
-        return all(problem.sources is None for problem in self.problems)
+        return all(problem.is_local for problem in self.problems)
 
     @property
     def equations(self) -> tuple[str, ...]:
@@ -176,6 +197,11 @@ class Data(Model):
 
     def _key(self, index: int) -> str:
         return f"data.task.{index}" if isinstance(self.task, tuple) else "data"
+
+    def place_of(self, source: Source) -> tuple[str, str]:
+        """Bucket and key, of an object."""
+        assert source.key is not None, "asked for the place of a local file"
+        return source.bucket or self.bucket, source.key
 
     def label(self, problem: Problem, split: str) -> str:
         """A split in messages and names: `train`, after its problem where there are more."""
@@ -210,4 +236,12 @@ class Data(Model):
         for i, problem in enumerate(self.problems):
             lines = problem.generate.faults(problem.equation) if problem.generate else []
             faults += [f"{self._key(i)}.generate.{line}" for line in lines]
+            if problem.generate is not None:
+                faults += [
+                    f"{self._key(i)}.sources.{split}.{number}.path: found beside generate, which "
+                    "puts objects into the store: give a key, or leave generate out"
+                    for split, of_split in (problem.sources or {}).items()
+                    for number, source in enumerate(of_split)
+                    if source.path is not None
+                ]
         return faults

@@ -93,7 +93,7 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
     """The sources of a split: objects where the config names them, else files under the root.
 
     Raises:
-        DataError: the config names no objects, and there is no such file either.
+        DataError: a local file is not there: one that the config names, or where it names nothing.
     """
     root, data, problem = config.data_root, config.data, config.problem
     if problem.sources is None:
@@ -104,10 +104,19 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
             for path in find_files(root, problem.name, split)
         ]
     found = []
-    for source in problem.sources[split]:
-        bucket, key = source.bucket or data.bucket, source.key
-        place = {"bucket": bucket, "key": key, "path": root / bucket / key, "rows": source.rows}
-        found.append(Wanted(problem=problem.name, split=split, **place))
+    for number, source in enumerate(problem.sources[split]):
+        own = {"problem": problem.name, "split": split, "rows": source.rows}
+        if (path := source.path) is None:
+            bucket, key = data.place_of(source)
+            found.append(Wanted(bucket=bucket, key=key, path=root / bucket / key, **own))
+        elif path.is_file():
+            found.append(Wanted(bucket=None, key=None, path=path, **own))
+        else:
+            what = "found a folder" if path.is_dir() else "no such file"
+            raise DataError(
+                f"sources.{split}.{number}.path: {path.absolute()}: {what}, expected an HDF5 file; "
+                "correct it (what is relative is so to the folder that the run is started in)"
+            )
     return found
 
 
@@ -248,7 +257,7 @@ def _reused(
     stop: threading.Event | None,
 ) -> dict[str, Download]:
     """The objects that are on disk already, by their URIs; many are asked about at a time."""
-    objects = {source.uri: source for source in sources if source.path.exists()}
+    objects = {source.uri: source for source in sources if source.bucket and source.path.exists()}
     if store is None or not config.features.parallel_downloads or len(sources) < 2:
         return {}
     from ups.data.lookup import look_up

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from ups.background import at_once
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.lookup import look_up
-from ups.data.objectstore import ObjectInfo, ObjectStore
-from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, wanted
+from ups.data.objectstore import ObjectStore
+from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, stage_one, wanted
 from ups.equations import EQUATIONS
 from ups.errors import ObjectUnavailable
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
@@ -98,23 +98,27 @@ def _as_known(
     """
 
     each = [source for of_split in sources.values() for source in of_split]
-    listed = look_up(store, [source.place for source in each], stop)
+    listed = look_up(store, [source.place for source in each if source.bucket], stop)
 
-    def ask(source: Wanted) -> ObjectInfo:
-        return listed.get(source.place) or store.head(*source.place)
+    def ask(source: Wanted) -> Staged | None:
+        if source.bucket is None:
+            return stage_one(config, source, None, stop=stop)
+        info = listed.get(source.place) or store.head(*source.place)
+        if info.sha256 is None:
+            return None
+        return as_stored(source, info.sha256, info.num_bytes, is_here=source.path.exists())
 
     try:
-        infos = at_once(ask, each, MOST_ASKED, stop, "the object store")
+        answers = at_once(ask, each, MOST_ASKED, stop, "the object store")
     except ObjectUnavailable as error:  # the download of that object says it, with its split
         log.debug("not looked for in the cache: %s", error)
         return []
     unnamed: dict[str, list[Staged]] = {split: [] for split in sources}
     named: dict[str, list[Staged]] = {split: [] for split in sources}
     equation = EQUATIONS[config.problem.equation]
-    for source, info in zip(each, infos, strict=True):
-        if info.sha256 is None:
+    for source, known in zip(each, answers, strict=True):
+        if known is None:
             return []
-        known = as_stored(source, info.sha256, info.num_bytes, is_here=source.path.exists())
         unnamed[source.split].append(known)
         parameter = equation.value_in(source.path.stem)
         named[source.split].append(known.model_copy(update={"parameter": parameter}))
