@@ -95,6 +95,24 @@ def test_rows_of_a_local_file_are_sources_beside_objects_and_a_folder_is_none(
             stage(bad, "val", None)
 
 
+def test_a_parameter_of_the_config_is_part_of_the_key_only_where_the_files_do_not_hold_it(local):
+    make, root = local
+
+    def key(parameter):
+        config = make(data__parameter=parameter)
+        return compute_cache_hash(config, {s: stage(config, s, None) for s in ("train", "val")})
+
+    assert key(None) == key({"nu": 0.02})  # what the files hold
+    with pytest.raises(
+        DataError, match=r"_train\.h5: found ν = 0\.02 by its attribute, and 0\.03 as"
+    ):
+        key({"nu": 0.03})
+    for split in ("train", "val"):
+        with h5py.File(root / f"burgers1d_{split}.h5", "r+") as file:
+            del file.attrs["Nu"]
+    assert key({"nu": 0.02}) != key({"nu": 0.03})
+
+
 def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_when_staged(local):
     make, root = local
 

@@ -108,6 +108,19 @@ def test_files_whose_name_alone_tells_their_parameter_are_found_too(
     assert cached.sources["burgers1d"]["train"][0].parameter == 0.01
 
 
+def test_a_parameter_of_the_config_finds_the_entry_unless_it_is_of_another(
+    built, store, bucket_sources, tmp_path, tiny_config
+):
+    config, entry = built(bucket_sources)  # whose files hold 0.02
+
+    def with_parameter(value):
+        of_files = {"data__root": str(tmp_path / "data"), "data__sources": bucket_sources}
+        return tiny_config(data__parameter={"nu": value}, **of_files)
+
+    assert found(with_parameter(0.02), store).keys == {"burgers1d": entry.config_hash}
+    assert not found(with_parameter(0.03), store).keys
+
+
 def test_an_object_that_changes_before_it_is_needed_again_ends_the_run(
     built, store, upload, tiny_data
 ):

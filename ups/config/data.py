@@ -89,11 +89,8 @@ def _with_parameters(model: type[M]) -> type[M]:
 
 
 @_with_parameters
-class Generate(Model):
-    """The data set to generate where the object store has none; times and grid are PDEBench's."""
-
-    num_trajectories: dict[Split, Positive]
-    seed: int = Field(0, ge=-(2**43), le=2**43)
+class Parameter(Model):
+    """The value of an equation's parameter."""
 
     def parameter_of(self, equation: EquationName) -> float | None:
         """The value of the parameter that the equation has."""
@@ -104,11 +101,18 @@ class Generate(Model):
         """Lines, each with its key: the equation's parameter is missing, or another's is there."""
         own = EQUATIONS[equation].parameter
         is_missing = self.parameter_of(equation) is None
-        faults = [f"{own}: missing, {equation} is generated with it"] if is_missing else []
+        faults = [f"{own}: missing, the parameter of {equation}"] if is_missing else []
         for key in (e.parameter for e in EQUATIONS.values() if e.parameter != own):
             if getattr(self, key) is not None:
                 faults.append(f"{key}: found with {equation}, whose parameter is {own}")
         return faults
+
+
+class Generate(Parameter):
+    """The data set to generate where the object store has none; times and grid are PDEBench's."""
+
+    num_trajectories: dict[Split, Positive]
+    seed: int = Field(0, ge=-(2**43), le=2**43)
 
 
 def _of_all_splits(sources: dict[Split, list[Source]]) -> dict[Split, list[Source]]:
@@ -131,6 +135,7 @@ class Problem(Model):
         None, description="default: the local files {root}/{name}_{split}.h5, or its shards"
     )
     generate: Generate | None = None
+    parameter: Parameter | None = Field(None, description="where the files do not hold it")
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +145,24 @@ class Problem(Model):
             equation = given.get("equation") or named_after(name)
             return {**given, "equation": equation} if equation else given
         return given
+
+    @property
+    def parameter_value(self) -> float | None:
+        """Of its equation, where the config has it."""
+        return None if self.parameter is None else self.parameter.parameter_of(self.equation)
+
+    def parameter_beside(self, stem: str) -> float | None:
+        """What the name of a file, else the config, says: the file may hold it as well."""
+        named = EQUATIONS[self.equation].value_in(stem)
+        return self.parameter_value if named is None else named
+
+    def two_values(self) -> list[str]:
+        """A line where data are generated with another value than they are said to have."""
+        key, value = EQUATIONS[self.equation].parameter, self.parameter_value
+        other = self.generate and self.generate.parameter_of(self.equation)
+        if value is None or other is None or value == other:
+            return []
+        return [f"{key}: found {value:g}, and {other:g} as generate.{key}: leave parameter out"]
 
     @property
     def is_local(self) -> bool:
@@ -169,17 +192,15 @@ class Data(Model):
         None, description="default: the local files {root}/{task}_{split}.h5, or its shards"
     )
     generate: Generate | None = None
+    parameter: Parameter | None = Field(None, description="where the files do not hold it")
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What `task` comes to, whether it names an equation or is a list."""
         if isinstance(self.task, tuple):
             return self.task
-        return (
-            Problem(
-                name=self.task, equation=self.task, sources=self.sources, generate=self.generate
-            ),
-        )
+        own = {"sources": self.sources, "generate": self.generate, "parameter": self.parameter}
+        return (Problem(name=self.task, equation=self.task, **own),)
 
     @property
     def is_local(self) -> bool:
@@ -225,7 +246,7 @@ class Data(Model):
             faults += [
                 f"data.{key}: found beside a list of tasks; each task has its own: move it to "
                 f"data.task.0.{key}, and give the other tasks theirs"
-                for key in ("sources", "generate")
+                for key in ("sources", "generate", "parameter")
                 if getattr(self, key) is not None
             ]
         faults += [
@@ -234,8 +255,11 @@ class Data(Model):
             if name in names[:i]
         ]
         for i, problem in enumerate(self.problems):
-            lines = problem.generate.faults(problem.equation) if problem.generate else []
-            faults += [f"{self._key(i)}.generate.{line}" for line in lines]
+            for key in ("generate", "parameter"):
+                if (given := getattr(problem, key)) is not None:
+                    lines = given.faults(problem.equation)
+                    faults += [f"{self._key(i)}.{key}.{line}" for line in lines]
+            faults += [f"{self._key(i)}.parameter.{line}" for line in problem.two_values()]
             if problem.generate is not None:
                 faults += [
                     f"{self._key(i)}.sources.{split}.{number}.path: found beside generate, which "

@@ -201,7 +201,7 @@ class RunConfig(Model):
 
     def of_problem(self, problem: Problem) -> ProblemConfig:
         """The config of one of its problems."""
-        only = {"task": (problem,), "sources": None, "generate": None}
+        only = {"task": (problem,), "sources": None, "generate": None, "parameter": None}
         data = self.data.model_copy(update=only)
         return ProblemConfig.model_construct(**{**dict(self), "data": data})
 

@@ -57,19 +57,21 @@ class TrajectoryFile:
         grid_points: what X must be.
         equation: that the trajectories are of.
         strides: of time and of space; of the frames every so many-th is read, of the points, too.
-        parameter: its value, which the file then need not tell.
+        parameter: its value, whatever the file tells.
+        expected_parameter: its value, which the file then need not tell, but must not deny.
         least_frames: what T must be at least.
         coming: the file, where it is only on its way to `path`: reading waits for the rows.
     Attributes:
         num_trajectories, num_frames, grid_points: N (of `rows`), T, X, as they are read.
         dt: time between the frames that are read.
         equation, parameter: what it is called, and its value, ν or β.
-        is_named: whether the file's name alone tells that value.
+        is_named: whether the file does not hold that value: its name tells it, or who opens it.
         num_bytes: of all of `rows`, as `read` returns them.
     Raises:
-        DataError: the file is missing, not HDF5, damaged, or lacks its data set or its parameter,
-            or these lie in other files; the data set has the wrong rank, type, grid or axes, or
-            was packed by a filter that is not there; `rows` are not all there, or not written.
+        DataError: the file is missing, not HDF5, damaged, lacks its data set or its parameter, or
+            has another than is expected, or these lie in other files; the data set has the wrong
+            rank, type, grid or axes, or was packed by a filter that is not there; `rows` are not
+            all there, or not written.
         CannotStream: a file that is on its way holds no contiguous float32.
     """
 
@@ -82,6 +84,7 @@ class TrajectoryFile:
         equation: EquationName = "burgers1d",
         strides: tuple[int, int] = (1, 1),
         parameter: float | None = None,
+        expected_parameter: float | None = None,
         least_frames: int = 2,
         coming: Coming | None = None,
     ) -> None:
@@ -93,7 +96,7 @@ class TrajectoryFile:
         self._file = header.open_hdf5(self.path, coming.header() if coming else None)
         try:
             with header.damage_named(self.path):
-                self._read_header(rows, grid_points, parameter, least_frames)
+                self._read_header(rows, grid_points, parameter, expected_parameter, least_frames)
         except BaseException:  # whoever called has no file yet to close
             self.close()
             raise
@@ -103,6 +106,7 @@ class TrajectoryFile:
         rows: tuple[int, int] | None,
         grid_points: int | None,
         parameter: float | None,
+        expected: float | None,
         least_frames: int,
     ) -> None:
         file, path = self._file, self.path
@@ -126,7 +130,7 @@ class TrajectoryFile:
         if parameter is not None:
             self.parameter, self.is_named = parameter, False
         else:
-            found = attributes.find_parameter(file, data, path, self.equation)
+            found = attributes.find_parameter(file, data, path, self.equation, expected)
             self.parameter, self.is_named = found
         self.dt = attributes.find_dt(file, data, saved_frames, path) * self._t_stride
         self._no_values, self._fill = header.no_values(data), header.fill_value(data)

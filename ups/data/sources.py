@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from ups.background import at_once
 from ups.config import Model, ProblemConfig, RunConfig, Split
-from ups.equations import EQUATIONS
+from ups.data.frames import check_frames_alike
 from ups.errors import DataError
 from ups.progress import Progress
 
@@ -53,7 +53,7 @@ class Staged(Model):
     """A source on disk whose content is known.
 
     Attributes:
-        parameter: of its equation, where the file's name alone tells it; else None.
+        parameter: of its equation, where the file does not hold it; else None.
         state: what `stat` said of the file when its SHA-256 was known: size, times and inode.
         is_here: False of one that is not on disk, because its latents are in the cache.
         fetch: names the fetch that brought its bytes, see `RangedFetch.token`; "" where unknown.
@@ -138,6 +138,7 @@ def open_file(
         grid_points=config.data.grid_points,
         equation=config.problem.equation,
         strides=(config.encoder.t_stride, config.encoder.x_stride),
+        expected_parameter=config.problem.parameter_value,
         coming=coming,
     )
 
@@ -173,7 +174,8 @@ def stage(
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.
         DataError: a test file is not of the config's grid, or the files' frames differ; the values
-            of a file lie in others, which its SHA-256 does not tell of.
+            of a file lie in others, which its SHA-256 does not tell of; its parameter is not the
+            config's.
     """
     staged: list[Staged] = []
     frames: list[tuple[str, int]] = []
@@ -182,8 +184,8 @@ def stage(
     for source in sources:
         known = reused.get(source.uri)
         found = stage_one(config, source, store, stop=stop, progress=progress, known=known)
-        parameter, equation = None, EQUATIONS[config.problem.equation]
-        if split == "test" or equation.value_in(source.path.stem) is not None:
+        parameter = None
+        if split == "test" or config.problem.parameter_beside(source.path.stem) is not None:
             with open_file(config, source.path, source.rows) as file:
                 parameter = file.parameter if file.is_named else None
                 frames.append((source.uri, file.num_frames))
@@ -302,51 +304,6 @@ def fetch_missing(
                     f"{now.sha256[:12]}…, expected {before.sha256[:12]}…; run again"
                 )
     return found
-
-
-def check_frames(config: RunConfig, num_frames: int) -> None:
-    """Refuse trajectories without a single training pair, or a frame to score.
-
-    Raises:
-        DataError: a trajectory is too short.
-    """
-    training, history, given = config.training, config.operator.history, config.given_frames
-    steps = max(history + training.rollout_horizon, given + 1) - 1
-    needed = training.time_stride * steps + 1
-    if num_frames < needed:
-        more = f", operator.history {history}" if history > 1 else ""
-        more += f", evaluation.given_frames {given}" if given > history else ""
-        raise DataError(
-            f"trajectories have {num_frames} {_as_read(config)}; training.time_stride "
-            f"{training.time_stride} and rollout_horizon {training.rollout_horizon}{more} need "
-            f"{needed}: lower one of them"
-        )
-
-
-def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> None:
-    """Refuse files whose trajectories have, after the time stride, another number of frames.
-
-    Args:
-        frames: of each file, what it is called and the frames of a trajectory.
-    Raises:
-        DataError: they differ, or are too few for one training pair.
-    """
-    stride = config.training.time_stride
-    for name, found in frames:
-        first, expected = frames[0]
-        check_frames(config, found)
-        if -(-found // stride) != -(-expected // stride):
-            raise DataError(
-                f"trajectories of {first} have {expected} {_as_read(config)} and those of {name} "
-                f"{found}: with training.time_stride {stride} that is {-(-expected // stride)} and "
-                f"{-(-found // stride)}, expected the same number: use data saved alike"
-            )
-
-
-def _as_read(config: RunConfig) -> str:
-    """What the number of frames counts: those of the file, or those that are read of them."""
-    stride = config.encoder.t_stride
-    return "frames" if stride == 1 else f"frames left by encoder.t_stride {stride}"
 
 
 def is_untouched(source: Staged) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from ups.config import SPLITS, RunConfig, Split
+from ups.data.frames import check_frames, check_frames_alike
 from ups.data.pdebench import TrajectoryFile
 from ups.data.seed import is_seeded_by_us
-from ups.data.sources import check_frames, check_frames_alike, open_file
+from ups.data.sources import open_file
 from ups.errors import DataError, UpsError
 from ups.units import format_size
 from ups.validate.check import Check, Checks

@@ -43,7 +43,7 @@ class Known:
         fetch_bytes: still to be transferred.
         sha256: of the whole; from the manifest or the stamp.
         num_trajectories: of the rows that belong to the split.
-        parameter: of the equation, where the staged file's name alone tells it.
+        parameter: of the equation, where the file does not hold it.
         is_exact: whether sizes are of what is there, not of what is going to be generated.
         has_blocks: whether its manifest has digests of its blocks.
     """
