@@ -49,6 +49,18 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
     ("overrides", "message"),
     [
         ({"latent.tokens": 15}, "tokens: found 15, expected a divisor of the 1024 points"),
+        ({"data.grid_points": 500}, "points of an encoded frame, such as 20, 25 or 10"),
+        ({"data.grid_points": 500, "latent.tokens": 300}, "frame, such as 250, 500 or 125"),
+        ({"data.grid_points": 500, "operator": {}}, "such as 20, 10 or 50"),
+        ({"data.grid_points": 101}, "such as 101"),  # 1 is too few for operator.token_kernel
+        (
+            {"data.grid_points": 125, "operator": {}},
+            "none goes with this operator, operator.kind latent_cnn takes 25, 5 or 125",
+        ),
+        (
+            {"encoder.kind": "identity", "latent.tokens": 1000, "operator": {"kind": "fno"}},
+            "such as 1024, 512 or 256, with latent.dim 1, 2 or 4",
+        ),
         ({"latent.tokens": 2, "operator": {"depths": [1] * 5}}, "expected a multiple of 4"),
         ({"operator": {"depths": [1, 1]}}, "operator.depths: found [1, 1], expected an odd number"),
         ({"data.sources.test": [{"key": "a.h5", "rows": [5, 5]}]}, "0.rows: found [5, 5]"),

@@ -132,8 +132,12 @@ def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_w
     with pytest.raises(DataError, match=r"21 frames left by encoder\.t_stride 2 and .* 31: with"):
         stage(strided, "test", None)
     write("burgers1d_test_001.h5", 3, 41, 128)
-    with pytest.raises(DataError, match=r"test_001\.h5: .* has 128 grid points, expected 256"):
+    wanted = r"test_001\.h5: .* has 128 grid points, expected 256; set data.grid_points to 128, or"
+    with pytest.raises(DataError, match=wanted):
         stage(make(), "test", None)
+    wanted = r"to 128 and latent\.tokens to a divisor of 64, such as 64, 32 or 16, or use data on"
+    with pytest.raises(DataError, match=wanted):
+        stage(make(latent__tokens=128, encoder__x_stride=2), "test", None)
     write("burgers1d_test_001.h5", 3, 44, 256)  # as many after the time stride
     assert len(stage(make(), "test", None)) == 2
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from ups.errors import DataError, UpsError
+from ups.errors import DataError, UpsError, WrongGrid
 
 DATA_KEYS = ("tensor", "data")
 TIMES = "t-coordinate"
@@ -182,10 +182,7 @@ def check_shape(
             f"expected at least 1 of at least {least_frames}; generate it again"
         )
     if grid_points is not None and points != grid_points:
-        raise DataError(
-            f"{path}: data set {name!r} has {points} grid points, expected {grid_points}; "
-            "set data.grid_points, or use data on that grid"
-        )
+        raise WrongGrid(f"{path}: data set {name!r}", points, grid_points)
     return num, num_frames, points
 
 

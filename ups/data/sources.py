@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from ups.background import at_once
 from ups.config import Model, ProblemConfig, RunConfig, Split
 from ups.data.frames import check_frames_alike
-from ups.errors import DataError
+from ups.errors import DataError, WrongGrid
 from ups.progress import Progress
 
 if TYPE_CHECKING:
@@ -132,15 +132,29 @@ def open_file(
     """
     from ups.data.pdebench import TrajectoryFile
 
-    return TrajectoryFile(
-        path,
-        rows,
-        grid_points=config.data.grid_points,
-        equation=config.problem.equation,
-        strides=(config.encoder.t_stride, config.encoder.x_stride),
-        expected_parameter=config.problem.parameter_value,
-        coming=coming,
-    )
+    try:
+        return TrajectoryFile(
+            path,
+            rows,
+            grid_points=config.data.grid_points,
+            equation=config.problem.equation,
+            strides=(config.encoder.t_stride, config.encoder.x_stride),
+            expected_parameter=config.problem.parameter_value,
+            coming=coming,
+        )
+    except WrongGrid as error:
+        also = _along_with_grid(config, error.points)
+        raise WrongGrid(error.what, error.points, error.expected, also) from None
+
+
+def _along_with_grid(config: RunConfig, points: int) -> str:
+    """What else has to change with data.grid_points, if anything has."""
+    stride, encoded = config.encoder.x_stride, points // config.encoder.x_stride
+    if points % stride:
+        return f" and encoder.x_stride to a divisor of it (it is {stride})"
+    if encoded % config.latent.tokens:
+        return f" and latent.tokens to a divisor of {encoded}{config.tokens_for(encoded)}"
+    return ""
 
 
 def open_files(config: ProblemConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
