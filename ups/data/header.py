@@ -41,7 +41,8 @@ def open_hdf5(path: Path, content: BinaryIO | None = None) -> Any:
         try:
             return h5py.File(content, "r")
         except OSError as error:
-            raise DataError(f"{path}: h5py cannot open what is fetched for it: {error}") from error
+            size = content.seek(0, os.SEEK_END)
+            raise _not_opened(path, size, error, "signature not found" not in str(error)) from error
     if not path.is_file():
         raise DataError(f"{path}: no such file; stage or generate the data first")
     size = path.stat().st_size
@@ -51,13 +52,18 @@ def open_hdf5(path: Path, content: BinaryIO | None = None) -> Any:
         if error.errno is not None:  # what the system says; HDF5's own faults have no number
             reason = os.strerror(error.errno)
             raise DataError(f"{path} cannot be read: {reason}; {UNREADABLE}") from None
-        if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
-            raise truncated(path, size, int(cut[1])) from None
-        if h5py.is_hdf5(path):
-            raise DataError(f"{path}: HDF5, but h5py cannot open it: {error}") from error
-        raise DataError(
-            f"{path}: found {size} bytes that are not HDF5, expected an HDF5 file; {FETCH_AGAIN}"
-        ) from None
+        raise _not_opened(path, size, error, h5py.is_hdf5(path)) from error
+
+
+def _not_opened(path: Path, size: int, error: OSError, is_hdf5: bool) -> DataError:
+    """The error of a file that HDF5 does not open."""
+    if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
+        return truncated(path, size, int(cut[1]))
+    if is_hdf5:
+        return DataError(f"{path}: HDF5, but h5py cannot open it: {error}")
+    return DataError(
+        f"{path}: found {size} bytes that are not HDF5, expected an HDF5 file; {FETCH_AGAIN}"
+    )
 
 
 def truncated(path: Path, found: int, expected: int) -> DataError:

@@ -61,12 +61,14 @@ class TrajectoryFile:
         expected_parameter: its value, which the file then need not tell, but must not deny.
         least_frames: what T must be at least.
         coming: the file, where it is only on its way to `path`: reading waits for the rows.
+        header_only: nothing is going to be read of it.
     Attributes:
         num_trajectories, num_frames, grid_points: N (of `rows`), T, X, as they are read.
         dt: time between the frames that are read.
         equation, parameter: what it is called, and its value, ν or β.
         is_named: whether the file does not hold that value: its name tells it, or who opens it.
         num_bytes: of all of `rows`, as `read` returns them.
+        is_contiguous: whether its values lie in the file one after the other, as float32.
     Raises:
         DataError: the file is missing, not HDF5, damaged, lacks its data set or its parameter, or
             has another than is expected, or these lie in other files; the data set has the wrong
@@ -87,6 +89,7 @@ class TrajectoryFile:
         expected_parameter: float | None = None,
         least_frames: int = 2,
         coming: Coming | None = None,
+        header_only: bool = False,
     ) -> None:
         self.path, self.equation = Path(path), EQUATIONS[equation]
         self._t_stride, self._x_stride = strides
@@ -97,6 +100,8 @@ class TrajectoryFile:
         try:
             with header.damage_named(self.path):
                 self._read_header(rows, grid_points, parameter, expected_parameter, least_frames)
+                if not header_only:
+                    self._prepare()
         except BaseException:  # whoever called has no file yet to close
             self.close()
             raise
@@ -136,16 +141,22 @@ class TrajectoryFile:
         self._no_values, self._fill = header.no_values(data), header.fill_value(data)
         size = path.stat().st_size if self._coming is None else self._coming.num_bytes
         self._offset = header.find_offset(data, path, size)
+        self.is_contiguous = self._offset is not None
+
+    def _prepare(self) -> None:
+        """Be ready to read."""
+        file, data, path = self._file, self._data, self.path
         if self._offset is None and self._coming is not None:
             raise CannotStream(f"{path} is in chunks, or not float32")
-        header.check_written(data, (self._first, end), path)
+        rows = self._first, self._first + self.num_trajectories
+        header.check_written(data, rows, path)
         self._filters = header.missing_filters(data)
         if self._offset is not None:
             if self._coming is None:
                 self._fd = os.open(path, os.O_RDONLY)
             file.close()
         elif self._filters:
-            self.read_frames(0, saved_frames)  # a chunk may have been written without it
+            self.read_frames(0, self.num_frames)  # a chunk may have been written without it
 
     def read(self, lo: int, hi: int, out: Frames | None = None) -> Frames:
         """Trajectories [lo, hi), counted from the first of `rows`.

@@ -121,12 +121,18 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
 
 
 def open_file(
-    config: ProblemConfig, path: Path, rows: tuple[int, int] | None, coming: Coming | None = None
+    config: ProblemConfig,
+    path: Path,
+    rows: tuple[int, int] | None,
+    coming: Coming | None = None,
+    *,
+    header_only: bool = False,
 ) -> TrajectoryFile:
     """A file of the problem of this config, or rows of it, as far as it is encoded.
 
     Args:
         coming: the file, where it is only on its way to `path`.
+        header_only: see `TrajectoryFile`.
     Raises:
         DataError: see `TrajectoryFile`.
     """
@@ -141,6 +147,7 @@ def open_file(
             strides=(config.encoder.t_stride, config.encoder.x_stride),
             expected_parameter=config.problem.parameter_value,
             coming=coming,
+            header_only=header_only,
         )
     except WrongGrid as error:
         also = _along_with_grid(config, error.points)

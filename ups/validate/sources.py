@@ -46,6 +46,7 @@ class Known:
         parameter: of the equation, where the file does not hold it.
         is_exact: whether sizes are of what is there, not of what is going to be generated.
         has_blocks: whether its manifest has digests of its blocks.
+        is_read: whether shape and parameter are what file or header say.
     """
 
     problem: Problem
@@ -59,6 +60,7 @@ class Known:
     parameter: float | None = None
     is_exact: bool = True
     has_blocks: bool = False
+    is_read: bool = False
 
     @property
     def place(self) -> Place | None:
