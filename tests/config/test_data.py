@@ -76,7 +76,7 @@ def test_faults_of_several_problems_are_reported_at_once_with_their_keys():
         "data.task.3.equation",
         "data.task.3.sources.train.0.key",
     ]
-    assert any("did you mean sources?" in line for line in found)
+    assert any("did you mean data.task.1.sources?" in line for line in found)
     assert any("'burgers1d' or 'advection1d'" in line for line in found)
 
 

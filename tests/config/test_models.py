@@ -65,8 +65,11 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
         ({"operator": {"depths": [1, 1]}}, "operator.depths: found [1, 1], expected an odd number"),
         ({"data.sources.test": [{"key": "a.h5", "rows": [5, 5]}]}, "0.rows: found [5, 5]"),
         ({"name.first": 1}, "name is a value, not a section"),
-        ({"data.sources.train": [{"kee": "a.h5"}]}, "kee: unknown key; did you mean key"),
-        ({"data.generate.nuu": 1.0}, "nuu: unknown key; did you mean nu"),
+        (
+            {"data.sources.train": [{"kee": "a.h5"}]},
+            "kee: unknown key; did you mean data.sources.train.0.key",
+        ),
+        ({"data.generate.nuu": 1.0}, "nuu: unknown key; did you mean data.generate.nu"),
         ({"training.batch_size": True}, "training.batch_size: found True"),
         ({"stages.operator.optimizer.betas": [1.5, 2]}, "betas.0: found 1.5"),
         ({"data.sources.val": [{"key": "a/../../x.h5"}]}, "without .."),
