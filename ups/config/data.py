@@ -24,6 +24,7 @@ from ups.equations import EQUATIONS, EquationName, in_order, named_after
 Split = Literal["train", "val", "test"]
 Positive = Annotated[int, Field(gt=0, le=10**12, strict=True)]  # far from what 64 bits hold
 
+SECRETS = ("signature", "token", "credential", "password", "key=", "sig=")  # in a URL's query
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -40,12 +41,15 @@ class Model(BaseModel):
 
 
 class Source(Model):
-    """An object in the store or a local file, and its rows (trajectories) that are of the split."""
+    """An object in the store, a file of a web server or a local one, and its rows of the split."""
 
     key: str | None = Field(None, min_length=1, description="of an object")
+    url: str | None = Field(None, description="of a file of a web server, in place of a key")
     path: Path | None = Field(None, description="of a local file, in place of a key")
     bucket: str | None = Field(None, description="default: data.bucket")
-    rows: tuple[int, int] | None = Field(None, description="[first, end), default: all")
+    rows: tuple[int, int] | None = Field(
+        None, description="[first, end) of its trajectories, default: all"
+    )
 
     @field_validator("key")
     @classmethod
@@ -57,12 +61,30 @@ class Source(Model):
             )
         return key
 
+    @field_validator("url")
+    @classmethod
+    def _names_a_file(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.username is not None or any(word in parts.query.lower() for word in SECRETS):
+            raise ValueError("holds credentials, which would be logged: expected a public address")
+        is_file = parts.path.strip("/") and not parts.path.endswith("/")
+        if parts.scheme not in ("https", "http") or not parts.netloc or not is_file:
+            raise ValueError(f"found {url!r}, expected https://host/path/of/a/file")
+        if ".." in parts.path.split("/") or parts.fragment:
+            raise ValueError(f"found {url!r}, expected an address without .. and without #")
+        return url
+
     @model_validator(mode="after")
-    def _is_object_or_file(self) -> Self:
-        if self.key is None and self.path is None:
-            raise ValueError("found neither key nor path, expected the key of an object or a path")
-        if self.path is not None and (other := "key" if self.key else self.bucket and "bucket"):
-            raise ValueError(f"found path and {other}, expected one of them: a path is a local one")
+    def _is_one_of_them(self) -> Self:
+        given = [name for name in ("key", "url", "path") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("found neither key, url nor path, expected one of them")
+        if self.bucket is not None and "key" not in given:
+            given.append("bucket")
+        if len(given) > 1:
+            raise ValueError(f"found {' and '.join(given)}, expected one of them")
         return self
 
     @field_validator("rows")
@@ -220,7 +242,11 @@ class Data(Model):
         return f"data.task.{index}" if isinstance(self.task, tuple) else "data"
 
     def place_of(self, source: Source) -> tuple[str, str]:
-        """Bucket and key, of an object."""
+        """Bucket and key, of an object; of a file of a web server `https://host` and the rest."""
+        if source.url is not None:
+            scheme, _, rest = source.url.partition("://")
+            host, _, key = rest.partition("/")
+            return f"{scheme}://{host}", key
         assert source.key is not None, "asked for the place of a local file"
         return source.bucket or self.bucket, source.key
 
@@ -262,10 +288,11 @@ class Data(Model):
             faults += [f"{self._key(i)}.parameter.{line}" for line in problem.two_values()]
             if problem.generate is not None:
                 faults += [
-                    f"{self._key(i)}.sources.{split}.{number}.path: found beside generate, which "
+                    f"{self._key(i)}.sources.{split}.{number}.{name}: found beside generate, which "
                     "puts objects into the store: give a key, or leave generate out"
                     for split, of_split in (problem.sources or {}).items()
                     for number, source in enumerate(of_split)
-                    if source.path is not None
+                    for name in ("url", "path")
+                    if getattr(source, name) is not None
                 ]
         return faults

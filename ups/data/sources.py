@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from ups.background import at_once
 from ups.config import Model, ProblemConfig, RunConfig, Split
 from ups.data.frames import check_frames_alike
+from ups.data.web import below, uri_of
 from ups.errors import DataError, WrongGrid
 from ups.progress import Progress
 
@@ -39,7 +40,9 @@ class Wanted(Model):
 
     @property
     def uri(self) -> str:
-        return str(self.path) if self.bucket is None else f"s3://{self.bucket}/{self.key}"
+        if self.bucket is None or self.key is None:
+            return str(self.path)
+        return uri_of(self.bucket, self.key)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -108,7 +111,7 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
         own = {"problem": problem.name, "split": split, "rows": source.rows}
         if (path := source.path) is None:
             bucket, key = data.place_of(source)
-            found.append(Wanted(bucket=bucket, key=key, path=root / bucket / key, **own))
+            found.append(Wanted(bucket=bucket, key=key, path=root / below(bucket, key), **own))
         elif path.is_file():
             found.append(Wanted(bucket=None, key=None, path=path, **own))
         else:
