@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ups.data.header import TIMES, member
+from ups.data.header import TIMES, coordinate, member
 from ups.equations import EQUATIONS, Equation, is_same_value
 from ups.errors import DataError
 
@@ -28,8 +28,8 @@ def find_parameter(
 ) -> tuple[float, bool]:
     """Its value, and whether the file does not hold it.
 
-    An attribute, `Nu` or `beta`, else a constant data set `params`, else the name, else what is
-    expected.
+    An attribute, `Nu` or `beta`, else a constant data set `params` or one of The Well's `scalars`,
+    else the name, else what is expected.
 
     Raises:
         DataError: there is none, it is no number above 0 or several, of another equation, or
@@ -77,7 +77,7 @@ def _find(file: Any, data: Any, path: Path, equation: Equation) -> tuple[float, 
             )
     if value is not None:
         return value, _ATTRIBUTE
-    for key in ("params", name, name.lower()):
+    for key in ("params", name, name.lower(), f"scalars/{name}", f"scalars/{name.lower()}"):
         values = member(file, key, path)
         if values is None or values.dtype.kind not in "fiu" or not values.size:
             continue
@@ -96,7 +96,7 @@ def _find(file: Any, data: Any, path: Path, equation: Equation) -> tuple[float, 
 
 
 def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
-    """Time between frames: `t-coordinate`, else attribute `dt`, else PDEBench's span of 2.
+    """Time between frames: by the saved times, else attribute `dt`, else PDEBench's span of 2.
 
     Of a single frame there is none: NaN.
 
@@ -105,23 +105,24 @@ def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     """
     if num_frames == 1:
         return math.nan
-    if (coordinate := member(file, TIMES, path)) is not None:
-        if coordinate.shape is None or coordinate.dtype.kind not in "fiu":
+    if (saved := coordinate(file, TIMES, path)) is not None:
+        name = saved.name.lstrip("/")
+        if saved.shape is None or saved.dtype.kind not in "fiu":
             raise DataError(
-                f"{path}: t-coordinate holds {coordinate.dtype}, expected {num_frames} or "
+                f"{path}: {name} holds {saved.dtype}, expected {num_frames} or "
                 f"{num_frames + 1} numbers; correct the file"
             )
-        t = np.ravel(coordinate[()]).astype(np.float64)
+        t = np.ravel(saved[()]).astype(np.float64)
         if len(t) not in (num_frames, num_frames + 1):
             raise DataError(
-                f"{path}: t-coordinate has {len(t)} entries, expected {num_frames} or "
+                f"{path}: {name} has {len(t)} entries, expected {num_frames} or "
                 f"{num_frames + 1}, the number of frames or one more; correct the file"
             )
         steps = np.diff(t[:num_frames])
         dt = float(steps.mean())
         if not (0 < dt < math.inf) or np.abs(steps - dt).max() > 0.01 * dt:
             raise DataError(
-                f"{path}: t-coordinate is not evenly spaced and increasing, as the operator's one "
+                f"{path}: {name} is not evenly spaced and increasing, as the operator's one "
                 "time step needs it; correct the file"
             )
         return float(f"{dt:.6g}")  # float32 times: 0.01, not 0.00999999978

@@ -20,7 +20,9 @@ import numpy as np
 from ups.errors import DataError, UpsError, WrongGrid
 
 DATA_KEYS = ("tensor", "data")
-TIMES = "t-coordinate"
+FIELDS = "t0_fields"  # the group of The Well's scalar fields
+TIMES = ("t-coordinate", "dimensions/time")  # PDEBench's name and The Well's
+POINTS = ("x-coordinate", "dimensions/x")
 PACKING = {"scale_factor": 1, "add_offset": 0}  # netCDF's names, and the values that change nothing
 NO_VALUE = ("_FillValue", "missing_value")  # netCDF's, too
 MOST_LISTED = 8
@@ -83,7 +85,7 @@ def check_own_values(path: Path) -> None:
     """
     with open_hdf5(path) as file, damage_named(path):
         find_data(file, path)
-        member(file, TIMES, path)
+        coordinate(file, TIMES, path)
 
 
 @contextmanager
@@ -113,10 +115,41 @@ def find_data(file: Any, path: Path) -> Any:
     for key in DATA_KEYS:
         if (data := member(file, key, path)) is not None:
             return data
+    if isinstance(group := file.get(FIELDS), h5py.Group):
+        return _only_field(file, group, path)
     raise DataError(
         f"{path}: no data set {' or '.join(map(repr, DATA_KEYS))}, found {listed(list(file))}; "
         "rename the data set that holds the trajectories"
     )
+
+
+def _only_field(file: Any, group: Any, path: Path) -> Any:
+    """The field of a file of The Well.
+
+    Raises:
+        DataError: it has none, several, or more than one dimension of space.
+    """
+    if (num := file.attrs.get("n_spatial_dims", 1)) != 1:
+        raise DataError(f"{path}: found fields of {num} dimensions of space, expected 1")
+    found = [(name, member(file, f"{FIELDS}/{name}", path)) for name in group]
+    fields = [(name, data) for name, data in found if data is not None]
+    in_time = [data for _, data in fields if data.attrs.get("time_varying", True)]
+    vectors = [name for key in ("t1_fields", "t2_fields") for name in file.get(key, ())]
+    if len(in_time) == 1 and not vectors:
+        return in_time[0]
+    names = [name for name, _ in fields] + vectors
+    raise DataError(
+        f"{path}: found the fields {listed(names)}, expected one that changes with time; write it "
+        "into a file of its own"
+    )
+
+
+def coordinate(file: Any, names: tuple[str, ...], path: Path) -> Any:
+    """The first of these data sets that is there; None where none is.
+
+    Raises: see `member`.
+    """
+    return next((data for name in names if (data := member(file, name, path)) is not None), None)
 
 
 def member(file: Any, name: str, path: Path) -> Any:
@@ -193,18 +226,18 @@ def check_shape(
 
 
 def check_axes(file: Any, points: int, path: Path) -> None:
-    """Refuse a data set whose last axis is not the one of `x-coordinate`, where there is one.
+    """Refuse a data set whose last axis is not that of the points, where the file has them.
 
     Raises:
         DataError: it has another number of entries.
     """
-    x = file.get("x-coordinate")
-    if not isinstance(x, h5py.Dataset) or x.ndim != 1 or x.size in (points, points + 1):
+    x = next((x for name in POINTS if isinstance(x := file.get(name), h5py.Dataset)), None)
+    if x is None or x.ndim != 1 or x.size in (points, points + 1):
         return
     raise DataError(
-        f"{path}: x-coordinate has {x.size} entries, and the last axis of the data set {points} "
-        "points, expected as many: the axes are transposed, or the file is cut; convert it to "
-        "(trajectories, times, points)"
+        f"{path}: {x.name.lstrip('/')} has {x.size} entries, and the last axis of the data set "
+        f"{points} points, expected as many: the axes are transposed, or the file is cut; convert "
+        "it to (trajectories, times, points)"
     )
 
 

@@ -1,11 +1,12 @@
-"""Read trajectories from HDF5: PDEBench's layout and the earlier plan's, one file or shards.
+"""Read trajectories from HDF5: PDEBench's layout, the earlier plan's and The Well's.
 
     with TrajectoryFile(path, rows=(0, 1000), grid_points=1024) as file:
         u = file.read(0, 16)             # (16, T, X) float32
 
 A file holds one data set, `tensor` (PDEBench) or `data`, of shape (N, T, X) or (N, T, X, 1), with
 the equation's parameter in an attribute (ν in `Nu`, β in `beta`) and the saved times in
-`t-coordinate`, T or T + 1 of them: see `attributes.py`. A data set that is contiguous float32 is
+`t-coordinate`, T or T + 1 of them: see `attributes.py`. Of The Well it is the one field in the
+group `t0_fields`, with the times in `dimensions/time`. A data set that is contiguous float32 is
 read straight from its offset: h5py holds one lock for the whole process, `preadv` none.
 """
 
