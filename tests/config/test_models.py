@@ -81,6 +81,7 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
         ({"data.sources.val": [{"url": "https://a/b.h5"}]}, "val.0.url: found beside generate"),
         ({"data.sources.val": [{"url": "https://a/"}]}, "val.0.url: found 'https://a/', expected"),
         ({"data.sources.val": [{"url": "ftp://a/b"}]}, "expected https://host/path/of/a/file"),
+        ({"data.sources.val": [{"url": "hf://me/a.h5"}]}, "expected hf://datasets/OWNER/NAME/"),
         ({"data.sources.val": [{"url": "https://a/../b"}]}, "expected an address without .."),
         ({"data.sources.val": [{"url": "https://me:me@a/b"}]}, "val.0.url: holds credentials"),
         ({"data.sources.val": [{"url": "https://a/b?X-Amz-Signature=1"}]}, "holds credentials"),

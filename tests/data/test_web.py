@@ -88,6 +88,22 @@ def on_web(web, tiny_config, tmp_path):
     return make
 
 
+@pytest.mark.parametrize(("revision", "below"), [("", "main"), ("@v1", "v1")])
+def test_a_data_set_on_hugging_face_is_a_file_of_its_web_server(
+    on_web, web, tiny_data, tmp_path, monkeypatch, revision, below
+):
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    web.root = tmp_path / "hub"
+    there = web.root / "datasets" / "me" / "burgers" / "resolve" / below / "data"
+    there.mkdir(parents=True)
+    (there / "a.h5").hardlink_to(tiny_data / TINY_FILE.format("train"))
+    url = f"hf://datasets/me/burgers{revision}/data/a.h5"
+    config = on_web(data__sources={split: [{"url": url}] for split in SPLITS})
+    (staged,) = stage_train(config)
+    assert staged.uri == f"{web.url}/datasets/me/burgers/resolve/{below}/data/a.h5"
+    assert staged.sha256 == hash_file(there / "a.h5")
+
+
 def stage_train(config):
     with closing(open_store(config)) as store:
         return stage(config, "train", store)
