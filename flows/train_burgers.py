@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from tasks.cache import cache_task, follow_latent_cache
 from tasks.cancel import told_from_a_crash
@@ -30,7 +31,7 @@ from tasks.phases import (
 )
 from tasks.report import Pages, report_overhead
 from ups.background import Background
-from ups.config import SPLITS, Features, Problem, RunConfig, load_config
+from ups.config import PARAMETERS, SPLITS, Features, Problem, RunConfig, load_config
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
 from ups.latents.cached import look
@@ -54,6 +55,7 @@ logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log
 _Downloads = dict[ProblemSplit, PrefectFuture[Any]]
 _Entries = dict[str, PrefectFuture[Any]]
 
+Count = Annotated[int | None, Field(ge=1)]  # the form refuses others, with these words
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 
 
@@ -64,9 +66,9 @@ THREADS = 8  # a submitted task that waits occupies one, so there are some to sp
 )
 def train_burgers(
     config: str = "smoke",
-    latent_dim: int | None = None,
-    latent_tokens: int | None = None,
-    epochs: int | None = None,
+    latent_dim: Count = None,
+    latent_tokens: Count = None,
+    epochs: Count = None,
     seed: int | None = None,
     overrides: dict[str, Any] | None = None,
     features: Features | None = None,
@@ -87,13 +89,14 @@ def train_burgers(
         resume_from: A checkpoint of another run to go on from. None: start new.
     """
     load_libraries_beside()
-    changes = {
-        "latent.dim": latent_dim,
-        "latent.tokens": latent_tokens,
-        "stages.operator.epochs": epochs,
-        "training.seed": seed,
-        "features": features.model_dump() if features else None,
+    given = {
+        "latent_dim": latent_dim,
+        "latent_tokens": latent_tokens,
+        "epochs": epochs,
+        "seed": seed,
     }
+    changes = {PARAMETERS[name]: value for name, value in given.items()}
+    changes["features"] = features.model_dump() if features else None
     chosen = {key: value for key, value in changes.items() if value is not None}
     try:
         resolved = load_config(config, {**(overrides or {}), **chosen})
@@ -166,7 +169,7 @@ def _run_phases(
         assert latents is not None
         step = warm_up.result() if warm_up else None
         # A test split that is here and cannot be scored ends the run before it is trained for.
-        local = [problem.name for problem in config.data.problems if problem.sources is None]
+        local = [problem.name for problem in config.data.problems if problem.is_local]
         arrived = [
             w for w, future in downloads.items() if w[0] in local or future.wrapped_future.done()
         ]

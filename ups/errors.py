@@ -8,6 +8,7 @@ UpsError
 ├── ShapeError          an array has the wrong shape; a ValueError
 ├── InputError          an operator is asked for what it cannot predict; a ValueError
 ├── DataError           a data file is truncated, lacks its data set, or holds NaN
+│   └── WrongGrid       it is of another grid than the config
 ├── FetchError          a transfer failed in a way that can pass: the only error that is retried
 │   └── ChecksumMismatch
 ├── ObjectUnavailable   the object store says no: no such bucket or key, forbidden, no credentials
@@ -81,6 +82,23 @@ class InputError(UpsError, ValueError):
 
 class DataError(UpsError):
     """Raised when a data file, or what is said of it, cannot be what it should be."""
+
+
+class WrongGrid(DataError):
+    """A data set has another grid than the config. Args: what; its points; those of the config.
+
+    `also` is the end of the remedy: what else of the config has to change with the grid.
+    """
+
+    def __init__(self, what: str, points: int, expected: int, also: str = "") -> None:
+        super().__init__(what, points, expected, also)
+        self.what, self.points, self.expected, self.also = what, points, expected, also
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} has {self.points} grid points, expected {self.expected}; set "
+            f"data.grid_points to {self.points}{self.also}, or use data on that grid"
+        )
 
 
 class CannotStream(UpsError):

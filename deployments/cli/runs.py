@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from deployments.layout import Stack
 
 app = typer.Typer()
+
+OTHER_PARAMETERS = ("overrides", "features", "overwrite_cache", "resume_from")
 
 # What a run's log says again and again, and a bar shows: (what, unit, done and in all).
 COUNTED = (
@@ -47,13 +50,13 @@ def run(
     given = dict(map(key_value, param or []))
     if "config" in given:
         raise typer.BadParameter("give the config with --config, not with -p")
-    overrides = _overrides(given.get("overrides"))
+    overrides, changes = _overrides(given.get("overrides")), _changes(given)
     with errors_shown():
         from deployments import follow as runs
         from deployments.layout import Stack
         from ups.config import PROJECT_CONFIGS, find_config, load_config
 
-        resolved = load_config(config, overrides)
+        resolved = load_config(config, {**(overrides or {}), **changes})
         path = find_config(config)
         if path.parent != PROJECT_CONFIGS:  # the run has another working directory, and no variable
             config = str(path.resolve())
@@ -250,6 +253,30 @@ def _runs_dir_of(flow_run: dict[str, Any]) -> Path | None:
         return load_config(config, parameters.get("overrides")).runs_dir
     except ConfigError:
         return None
+
+
+def _changes(given: Mapping[str, str]) -> dict[str, Any]:
+    """What the flow's own parameters change of the config, by dotted keys.
+
+    Raises:
+        BadParameter: the flow has none of this name.
+    """
+    from ups.config import PARAMETERS
+
+    known = [*PARAMETERS, *OTHER_PARAMETERS]
+    if unknown := [name for name in given if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+        raise typer.BadParameter(f"{unknown[0]}: no parameter of the flow; {hint}")
+    changes = {}
+    for name in given.keys() & PARAMETERS.keys():
+        try:
+            value = json.loads(given[name])  # as `prefect deployment run` takes it
+        except ValueError:
+            value = given[name]
+        if value is not None:
+            changes[PARAMETERS[name]] = value
+    return changes
 
 
 def _overrides(text: str | None) -> dict[str, Any] | None:

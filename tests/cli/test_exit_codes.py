@@ -12,7 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments.cli.app import app
+from deployments.cli.runs import OTHER_PARAMETERS
 from deployments.layout import BIN_DIR, PROJECT_DIR
+from ups.config import PARAMETERS
 from ups.runs.stored import RunInfo
 
 CODES = ("0", "1", "2", "3", "124", "130", "143")
@@ -41,6 +43,10 @@ def invoke(*arguments):
         (["run", "-p", "epochs"], "found 'epochs', expected KEY=VALUE"),
         (["run", "-p", "config=smoke"], "give the config with --config"),
         (["run", "-p", "overrides=3"], "expected JSON"),
+        (
+            ["run", "-p", "latent_dmi=3"],
+            "latent_dmi: no parameter of the flow; did you mean latent_dim?",
+        ),
         (["run", "-p", 'overrides={"a.b": 1, "a.b": 2}'], "overrides: a.b: given twice"),
         (["run", "-p", "epochs=1", "-p", "epochs=2"], "epochs: given twice"),
     ],
@@ -73,6 +79,33 @@ def test_what_cannot_be_done_is_1_and_one_message(arguments, message):
     code, output = invoke(*arguments)
     assert (code, message in output) == (1, True), output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("latent_dim=abc", "smoke.yaml: latent.dim: found 'abc'; input should be a valid integer"),
+        ("latent_dim=-3", "smoke.yaml: latent.dim: found -3; input should be greater than 0"),
+        ("latent_tokens=24", "latent.tokens: found 24, expected a divisor of the 1024 points"),
+        ("epochs=2.5", "smoke.yaml: stages.operator.epochs: found 2.5; input should be a valid"),
+        ('overrides={"latent.dmi": 3}', "latent.dmi: unknown key; did you mean latent.dim?"),
+    ],
+)
+def test_a_parameter_of_the_flow_is_checked_before_anything_is_started(
+    parameter, message, monkeypatch
+):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    code, output = invoke("run", "-p", parameter)
+    assert (code, message in output) == (1, True), output
+
+
+def test_the_parameters_of_run_are_those_of_the_flow():
+    from flows.train_burgers import train_burgers
+
+    parameters = train_burgers.parameters.properties
+    assert list(parameters) == ["config", *PARAMETERS, *OTHER_PARAMETERS]
+    (count, _) = parameters["latent_dim"]["anyOf"]  # what the form and the server refuse others by
+    assert count == {"type": "integer", "minimum": 1}
 
 
 @pytest.fixture

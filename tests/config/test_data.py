@@ -76,14 +76,14 @@ def test_faults_of_several_problems_are_reported_at_once_with_their_keys():
         "data.task.3.equation",
         "data.task.3.sources.train.0.key",
     ]
-    assert any("did you mean sources?" in line for line in found)
+    assert any("did you mean data.task.1.sources?" in line for line in found)
     assert any("'burgers1d' or 'advection1d'" in line for line in found)
 
 
 @pytest.mark.parametrize(
     ("generate", "messages"),
     [
-        ({"beta": 0.4}, ["nu: missing, burgers1d is generated with it", "beta: found with"]),
+        ({"beta": 0.4}, ["nu: missing, the parameter of burgers1d", "beta: found with"]),
         ({}, ["nu: missing"]),
     ],
 )
@@ -95,6 +95,28 @@ def test_the_parameter_of_another_equation_is_no_substitute(generate, messages):
         assert len(found) == len(messages)
         for line, message in zip(found, messages, strict=True):
             assert line.startswith(key + message)
+
+
+def test_the_parameter_of_the_data_is_that_of_their_equation_and_of_what_is_generated():
+    alone = parse_config({"name": "x", "data": {"parameter": {"nu": 0.01}}})
+    (in_list,) = parse_config(
+        with_tasks({"name": "advection1d", "parameter": {"beta": 0.4}})
+    ).data.problems
+    assert (alone.data.problems[0].parameter_value, in_list.parameter_value) == (0.01, 0.4)
+    own = alone.by_problem()["burgers1d"]
+    assert own.problem.parameter_value == 0.01
+    assert parse_config(yaml.safe_load(dump_config(own)), "x").data.problems == own.data.problems
+    assert faults({"name": "x", "data": {"parameter": {"beta": 0.4}}}) == [
+        "data.parameter.nu: missing, the parameter of burgers1d",
+        "data.parameter.beta: found with burgers1d, whose parameter is nu",
+    ]
+    generate = {"nu": 0.02, "num_trajectories": COUNTS}
+    both = {"name": "burgers1d", "parameter": {"nu": 0.01}, "generate": generate}
+    assert faults(with_tasks(both)) == [
+        "data.task.0.parameter.nu: found 0.01, and 0.02 as generate.nu: leave parameter out"
+    ]
+    (line,) = faults(with_tasks("burgers1d", parameter={"nu": 0.01}))
+    assert line.startswith("data.parameter: found beside a list of tasks")
 
 
 @pytest.mark.parametrize(

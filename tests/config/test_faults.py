@@ -41,7 +41,7 @@ def test_faults_of_values_are_reported_together_and_what_only_follows_from_them_
         "training.batch_size",
     ]
     assert found["latnt"] == "unknown key; did you mean latent?"
-    assert found["latent.dimm"] == "unknown key; did you mean dim?"
+    assert found["latent.dimm"] == "unknown key; did you mean latent.dim?"
     assert found["training.batch_size"].startswith("found 'many'")
     assert "without a leading /" in found["data.sources.val.0.key"]
 
@@ -55,7 +55,17 @@ def test_a_split_that_is_not_named_is_found_beside_other_faults():
     found = faults({"data.sources": {"train": [{"key": "a.h5"}]}, "data.bukket": 1})
     assert found == {
         "data.sources": "found no val, test, expected all of train, val, test",
-        "data.bukket": "unknown key; did you mean bucket?",
+        "data.bukket": "unknown key; did you mean data.bucket?",
+    }
+
+
+def test_a_key_of_another_section_and_the_flows_name_of_one_are_told_apart():
+    found = faults({"lr": 1, "latent_dim": 64, "training.epochs": 3, "latent.x": 0})
+    assert found == {
+        "lr": "unknown key; did you mean stages.operator.optimizer.lr?",
+        "latent_dim": "unknown key; did you mean latent.dim?",
+        "training.epochs": "unknown key; did you mean stages.operator.epochs?",
+        "latent.x": "unknown key; known keys: dim, tokens",
     }
 
 

@@ -116,6 +116,41 @@ def test_whether_the_name_alone_tells_the_parameter_is_known(written):
     refused(written({}, name="Sols_Nu0.h5"), "ν in the file's name is 0.0, expected a number above")
 
 
+@pytest.mark.parametrize(
+    ("name", "attrs", "data_sets", "is_named"),
+    [
+        ("a.h5", {}, {}, True),
+        ("Sols_Nu2e-3.h5", {}, {}, True),
+        ("Sols_Nu0.1.h5", {"Nu": np.float32(0.002)}, {}, False),
+        ("a.h5", {}, {"params": np.full((N, 1), 0.002)}, False),
+    ],
+)
+def test_the_expected_parameter_is_taken_where_the_file_does_not_hold_it(
+    written, name, attrs, data_sets, is_named
+):
+    path = written(attrs, name=name, **data_sets)
+    with TrajectoryFile(path, expected_parameter=0.002) as file:
+        assert (file.parameter, file.is_named) == (pytest.approx(0.002, rel=1e-6), is_named)
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs", "data_sets", "where"),
+    [
+        ("a.h5", {"Nu": 0.02}, {}, "its attribute"),
+        ("a.h5", {}, {"params": np.full(N, 0.02)}, "the data set params"),
+        ("Sols_Nu0.02.h5", {}, {}, "the file's name"),
+    ],
+)
+def test_a_parameter_other_than_the_expected_one_is_refused(written, name, attrs, data_sets, where):
+    path = written(attrs, name=name, **data_sets)
+    wanted = rf"{name}: found ν = 0.02 by {where}, and 0.01 as parameter.nu in the config"
+    with pytest.raises(DataError, match=wanted):
+        TrajectoryFile(path, expected_parameter=0.01)
+    path = written({"Nu": 0.01, "rho": 1})
+    with pytest.raises(DataError, match="found the attribute 'rho' of ReacDiff"):
+        TrajectoryFile(path, expected_parameter=0.01)
+
+
 @pytest.mark.parametrize("times", [["a"] * T, np.full(T, np.nan), np.arange(T) * 0.0])
 def test_times_that_are_no_times_are_refused(written, times):
     refused(written({"Nu": 1}, times=times), "t-coordinate (holds object|is not evenly)")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from contextlib import ExitStack
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ups.data import lookup
-from ups.data.sources import check_unchanged, stage
+from ups.data.sources import check_unchanged, open_file, open_store, stage
 from ups.errors import DataError, Interrupted
 from ups.latents.build import ensure
 from ups.latents.encode import PatchEncoder
@@ -25,6 +26,18 @@ def local(tiny_data, tmp_path, tiny_config):
     root = tmp_path / "local"
     shutil.copytree(tiny_data, root)
     return lambda **overrides: tiny_config(data__root=str(root), **overrides), root
+
+
+@pytest.fixture
+def open_store_of():
+    with ExitStack() as opened:
+
+        def open_(config):
+            store = open_store(config)
+            opened.callback(store.close)
+            return store
+
+        yield open_
 
 
 def change_in_place(path):
@@ -53,6 +66,53 @@ def test_a_renamed_file_is_another_key_where_its_name_alone_tells_the_parameter(
     assert len({key(name, {"Nu": 0.02}) for name in (*names, "burgers1d_other")}) == 1
 
 
+def test_rows_of_a_local_file_are_sources_beside_objects_and_a_folder_is_none(
+    local, bucket_sources, store_env, open_store_of
+):
+    make, root = local
+    whole = {"path": str(root / "burgers1d_train.h5")}
+    sources = {
+        "train": [{**whole, "rows": [4, 12]}, {**whole, "rows": [12, 20]}, *bucket_sources["val"]],
+        "val": [{**whole, "rows": [0, 4]}],
+        "test": [whole],
+    }
+    config = make(data__sources=sources)
+    assert not config.data.is_local
+    for _ in range(2):  # the second time the object is here
+        first, second, third = stage(config, "train", open_store_of(config))
+        assert (first.rows, second.rows, third.rows) == ((4, 12), (12, 20), None)
+        assert first.path == second.path == root / "burgers1d_train.h5"
+        assert third.path.is_relative_to(root / "tiny")
+    with open_file(config, first.path, first.rows) as part, h5py.File(first.path) as file:
+        assert np.array_equal(part.read(0, 8), file["tensor"][4:12])
+    local_only = make(data__sources={**sources, "train": sources["train"][:2]})
+    assert local_only.data.is_local
+    for path, found in ((root, "found a folder"), (root / "no.h5", "no such file")):
+        bad = make(data__sources={**sources, "val": [{"path": str(path)}]})
+        with pytest.raises(
+            DataError, match=rf"sources\.val\.0\.path: {path}: {found}, expected an"
+        ):
+            stage(bad, "val", None)
+
+
+def test_a_parameter_of_the_config_is_part_of_the_key_only_where_the_files_do_not_hold_it(local):
+    make, root = local
+
+    def key(parameter):
+        config = make(data__parameter=parameter)
+        return compute_cache_hash(config, {s: stage(config, s, None) for s in ("train", "val")})
+
+    assert key(None) == key({"nu": 0.02})  # what the files hold
+    with pytest.raises(
+        DataError, match=r"_train\.h5: found ν = 0\.02 by its attribute, and 0\.03 as"
+    ):
+        key({"nu": 0.03})
+    for split in ("train", "val"):
+        with h5py.File(root / f"burgers1d_{split}.h5", "r+") as file:
+            del file.attrs["Nu"]
+    assert key({"nu": 0.02}) != key({"nu": 0.03})
+
+
 def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_when_staged(local):
     make, root = local
 
@@ -72,8 +132,12 @@ def test_test_files_that_do_not_go_together_or_are_of_another_grid_are_refused_w
     with pytest.raises(DataError, match=r"21 frames left by encoder\.t_stride 2 and .* 31: with"):
         stage(strided, "test", None)
     write("burgers1d_test_001.h5", 3, 41, 128)
-    with pytest.raises(DataError, match=r"test_001\.h5: .* has 128 grid points, expected 256"):
+    wanted = r"test_001\.h5: .* has 128 grid points, expected 256; set data.grid_points to 128, or"
+    with pytest.raises(DataError, match=wanted):
         stage(make(), "test", None)
+    wanted = r"to 128 and latent\.tokens to a divisor of 64, such as 64, 32 or 16, or use data on"
+    with pytest.raises(DataError, match=wanted):
+        stage(make(latent__tokens=128, encoder__x_stride=2), "test", None)
     write("burgers1d_test_001.h5", 3, 44, 256)  # as many after the time stride
     assert len(stage(make(), "test", None)) == 2
 

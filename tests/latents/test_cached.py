@@ -73,6 +73,16 @@ def test_an_entry_of_many_objects_is_found_without_a_request_for_each(
     assert found(config, store).keys == {"burgers1d": entry.config_hash}
 
 
+def test_local_files_beside_objects_do_not_keep_an_entry_from_being_found(
+    built, store, bucket_sources, tiny_data
+):
+    rows = {"path": str(tiny_data / TINY_FILE.format("train")), "rows": [0, 4]}
+    config, entry = built({**bucket_sources, "val": [rows]})
+    cached = found(config, store)
+    assert cached.keys == {"burgers1d": entry.config_hash}
+    assert [s.is_here for s in cached.sources["burgers1d"]["val"]] == [True]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_that_is_to_build_its_entry_anew_does_not_go_without_its_files(
     built, store, bucket_sources, overwrite
@@ -96,6 +106,19 @@ def test_files_whose_name_alone_tells_their_parameter_are_found_too(
     cached = found(config, store)
     assert cached.keys == {"burgers1d": entry.config_hash}
     assert cached.sources["burgers1d"]["train"][0].parameter == 0.01
+
+
+def test_a_parameter_of_the_config_finds_the_entry_unless_it_is_of_another(
+    built, store, bucket_sources, tmp_path, tiny_config
+):
+    config, entry = built(bucket_sources)  # whose files hold 0.02
+
+    def with_parameter(value):
+        of_files = {"data__root": str(tmp_path / "data"), "data__sources": bucket_sources}
+        return tiny_config(data__parameter={"nu": value}, **of_files)
+
+    assert found(with_parameter(0.02), store).keys == {"burgers1d": entry.config_hash}
+    assert not found(with_parameter(0.03), store).keys
 
 
 def test_an_object_that_changes_before_it_is_needed_again_ends_the_run(

@@ -5,7 +5,6 @@ Where nothing is offered, bash goes on with names of files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ def configs(incomplete: str) -> list[str]:
 
 def config_keys(incomplete: str) -> list[str]:
     """`latent.dim=` and the like, from the config's models."""
-    from ups.config import RunConfig
+    from ups.config import RunConfig, leaves
 
-    return _starting(incomplete, (f"{key}=" for key in _leaves(RunConfig)))
+    return _starting(incomplete, (f"{key}=" for key in leaves(RunConfig)))
 
 
 def equations(incomplete: str) -> list[str]:
@@ -88,14 +87,3 @@ def _folders(directory: Path) -> list[str]:
 
 def _starting(incomplete: str, names: Any) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
-
-
-def _leaves(model: Any, parents: str = "") -> Iterator[str]:
-    from ups.config import Model
-
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Model):
-            yield from _leaves(kind, f"{parents}{name}.")
-        else:
-            yield f"{parents}{name}"

@@ -1,8 +1,10 @@
 """What a run is made with: the models of the YAML, and the ways to read it."""
 
 from ups.config.data import SPLITS, Model, Problem, Source, Split
+from ups.config.faults import leaves
 from ups.config.loading import (
     CONFIG_DIR,
+    PARAMETERS,
     PROJECT_CONFIGS,
     dump_config,
     find_config,
@@ -25,6 +27,7 @@ __all__ = [
     "CONFIG_DIR",
     "FNO",
     "OPERATORS",
+    "PARAMETERS",
     "PROJECT_CONFIGS",
     "SPLITS",
     "Features",
@@ -44,6 +47,7 @@ __all__ = [
     "UNet",
     "dump_config",
     "find_config",
+    "leaves",
     "load_config",
     "parse_config",
     "read_yaml",

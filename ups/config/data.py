@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -24,6 +26,8 @@ from ups.equations import EQUATIONS, EquationName, in_order, named_after
 Split = Literal["train", "val", "test"]
 Positive = Annotated[int, Field(gt=0, le=10**12, strict=True)]  # far from what 64 bits hold
 
+SECRETS = ("signature", "token", "credential", "password", "key=", "sig=")  # in a URL's query
+HUGGING_FACE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/([^/].*)")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -39,19 +43,62 @@ class Model(BaseModel):
     )
 
 
-class Source(Model):
-    """An object in the store, and the rows (trajectories) of it that belong to the split."""
+def _web_address(url: str) -> str:
+    """Where a file of a data set on Hugging Face lies; any other address as it is."""
+    if not (found := HUGGING_FACE.fullmatch(url)):
+        return url
+    host = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return f"{host.rstrip('/')}/datasets/{found[1]}/resolve/{found[2] or 'main'}/{found[3]}"
 
-    key: str = Field(min_length=1)
+
+class Source(Model):
+    """An object in the store, a file of a web server or a local one, and its rows of the split."""
+
+    key: str | None = Field(None, min_length=1, description="of an object")
+    url: str | None = Field(None, description="of a file of a web server, in place of a key")
+    path: Path | None = Field(None, description="of a local file, in place of a key")
     bucket: str | None = Field(None, description="default: data.bucket")
-    rows: tuple[int, int] | None = Field(None, description="[first, end), default: all")
+    rows: tuple[int, int] | None = Field(
+        None, description="[first, end) of its trajectories, default: all"
+    )
 
     @field_validator("key")
     @classmethod
-    def _stays_below_the_root(cls, key: str) -> str:
-        if key.startswith("/") or ".." in key.split("/"):
-            raise ValueError(f"found {key!r}, expected a key without a leading / and without ..")
+    def _stays_below_the_root(cls, key: str | None) -> str | None:
+        if key is not None and (key.startswith("/") or ".." in key.split("/")):
+            raise ValueError(
+                f"found {key!r}, expected a key without a leading / and without ..; a local file "
+                "is given by path"
+            )
         return key
+
+    @field_validator("url")
+    @classmethod
+    def _names_a_file(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if url.startswith("hf:") and not HUGGING_FACE.fullmatch(url):
+            raise ValueError(f"found {url!r}, expected hf://datasets/OWNER/NAME/path/of/a/file")
+        parts = urlsplit(_web_address(url))
+        if parts.username is not None or any(word in parts.query.lower() for word in SECRETS):
+            raise ValueError("holds credentials, which would be logged: expected a public address")
+        is_file = parts.path.strip("/") and not parts.path.endswith("/")
+        if parts.scheme not in ("https", "http") or not parts.netloc or not is_file:
+            raise ValueError(f"found {url!r}, expected https://host/path/of/a/file, or hf://…")
+        if ".." in parts.path.split("/") or parts.fragment:
+            raise ValueError(f"found {url!r}, expected an address without .. and without #")
+        return url
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        given = [name for name in ("key", "url", "path") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("found neither key, url nor path, expected one of them")
+        if self.bucket is not None and "key" not in given:
+            given.append("bucket")
+        if len(given) > 1:
+            raise ValueError(f"found {' and '.join(given)}, expected one of them")
+        return self
 
     @field_validator("rows")
     @classmethod
@@ -77,11 +124,8 @@ def _with_parameters(model: type[M]) -> type[M]:
 
 
 @_with_parameters
-class Generate(Model):
-    """The data set to generate where the object store has none; times and grid are PDEBench's."""
-
-    num_trajectories: dict[Split, Positive]
-    seed: int = Field(0, ge=-(2**43), le=2**43)
+class Parameter(Model):
+    """The value of an equation's parameter."""
 
     def parameter_of(self, equation: EquationName) -> float | None:
         """The value of the parameter that the equation has."""
@@ -92,11 +136,18 @@ class Generate(Model):
         """Lines, each with its key: the equation's parameter is missing, or another's is there."""
         own = EQUATIONS[equation].parameter
         is_missing = self.parameter_of(equation) is None
-        faults = [f"{own}: missing, {equation} is generated with it"] if is_missing else []
+        faults = [f"{own}: missing, the parameter of {equation}"] if is_missing else []
         for key in (e.parameter for e in EQUATIONS.values() if e.parameter != own):
             if getattr(self, key) is not None:
                 faults.append(f"{key}: found with {equation}, whose parameter is {own}")
         return faults
+
+
+class Generate(Parameter):
+    """The data set to generate where the object store has none; times and grid are PDEBench's."""
+
+    num_trajectories: dict[Split, Positive]
+    seed: int = Field(0, ge=-(2**43), le=2**43)
 
 
 def _of_all_splits(sources: dict[Split, list[Source]]) -> dict[Split, list[Source]]:
@@ -119,6 +170,7 @@ class Problem(Model):
         None, description="default: the local files {root}/{name}_{split}.h5, or its shards"
     )
     generate: Generate | None = None
+    parameter: Parameter | None = Field(None, description="where the files do not hold it")
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +180,33 @@ class Problem(Model):
             equation = given.get("equation") or named_after(name)
             return {**given, "equation": equation} if equation else given
         return given
+
+    @property
+    def parameter_value(self) -> float | None:
+        """Of its equation, where the config has it."""
+        return None if self.parameter is None else self.parameter.parameter_of(self.equation)
+
+    def parameter_beside(self, stem: str) -> float | None:
+        """What the name of a file, else the config, says: the file may hold it as well."""
+        named = EQUATIONS[self.equation].value_in(stem)
+        return self.parameter_value if named is None else named
+
+    def two_values(self) -> list[str]:
+        """A line where data are generated with another value than they are said to have."""
+        key, value = EQUATIONS[self.equation].parameter, self.parameter_value
+        other = self.generate and self.generate.parameter_of(self.equation)
+        if value is None or other is None or value == other:
+            return []
+        return [f"{key}: found {value:g}, and {other:g} as generate.{key}: leave parameter out"]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it names no object of a store."""
+        return all(
+            source.path is not None
+            for of_split in (self.sources or {}).values()
+            for source in of_split
+        )
 
 
 class Data(Model):
@@ -148,22 +227,20 @@ class Data(Model):
         None, description="default: the local files {root}/{task}_{split}.h5, or its shards"
     )
     generate: Generate | None = None
+    parameter: Parameter | None = Field(None, description="where the files do not hold it")
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What `task` comes to, whether it names an equation or is a list."""
         if isinstance(self.task, tuple):
             return self.task
-        return (
-            Problem(
-                name=self.task, equation=self.task, sources=self.sources, generate=self.generate
-            ),
-        )
+        own = {"sources": self.sources, "generate": self.generate, "parameter": self.parameter}
+        return (Problem(name=self.task, equation=self.task, **own),)
 
     @property
     def is_local(self) -> bool:
         """Whether no problem names objects of a store."""
-        return all(problem.sources is None for problem in self.problems)
+        return all(problem.is_local for problem in self.problems)
 
     @property
     def equations(self) -> tuple[str, ...]:
@@ -176,6 +253,15 @@ class Data(Model):
 
     def _key(self, index: int) -> str:
         return f"data.task.{index}" if isinstance(self.task, tuple) else "data"
+
+    def place_of(self, source: Source) -> tuple[str, str]:
+        """Bucket and key, of an object; of a file of a web server `https://host` and the rest."""
+        if source.url is not None:
+            scheme, _, rest = _web_address(source.url).partition("://")
+            host, _, key = rest.partition("/")
+            return f"{scheme}://{host}", key
+        assert source.key is not None, "asked for the place of a local file"
+        return source.bucket or self.bucket, source.key
 
     def label(self, problem: Problem, split: str) -> str:
         """A split in messages and names: `train`, after its problem where there are more."""
@@ -199,7 +285,7 @@ class Data(Model):
             faults += [
                 f"data.{key}: found beside a list of tasks; each task has its own: move it to "
                 f"data.task.0.{key}, and give the other tasks theirs"
-                for key in ("sources", "generate")
+                for key in ("sources", "generate", "parameter")
                 if getattr(self, key) is not None
             ]
         faults += [
@@ -208,6 +294,18 @@ class Data(Model):
             if name in names[:i]
         ]
         for i, problem in enumerate(self.problems):
-            lines = problem.generate.faults(problem.equation) if problem.generate else []
-            faults += [f"{self._key(i)}.generate.{line}" for line in lines]
+            for key in ("generate", "parameter"):
+                if (given := getattr(problem, key)) is not None:
+                    lines = given.faults(problem.equation)
+                    faults += [f"{self._key(i)}.{key}.{line}" for line in lines]
+            faults += [f"{self._key(i)}.parameter.{line}" for line in problem.two_values()]
+            if problem.generate is not None:
+                faults += [
+                    f"{self._key(i)}.sources.{split}.{number}.{name}: found beside generate, which "
+                    "puts objects into the store: give a key, or leave generate out"
+                    for split, of_split in (problem.sources or {}).items()
+                    for number, source in enumerate(of_split)
+                    for name in ("url", "path")
+                    if getattr(source, name) is not None
+                ]
         return faults

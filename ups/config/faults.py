@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,7 @@ from ups.config.models import RunConfig
 from ups.config.operators import OPERATORS
 from ups.config.text import shortened
 
+MOST_NAMED = 3
 WORDS = ("literal_error", "string_type", "invalid_key")  # where a word is wanted
 
 
@@ -33,16 +35,35 @@ def _lines(fault: ErrorDetails) -> list[str]:
         lines = str(fault["ctx"]["error"]).splitlines()
         return [f"{key}: {line}" if key else line for line in lines]
     if kind == "extra_forbidden":
-        known = _keys_beside(location)
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return [f"{key}: unknown key; {hint}"]
+        return [f"{key}: unknown key; {_hint(location, '.'.join(map(str, named[:-1])))}"]
     if kind == "missing":
         return [f"{key}: missing, and it has no default"]
     found, expected = shortened(fault["input"]), fault["msg"][0].lower() + fault["msg"][1:]
     if isinstance(fault["input"], bool) and kind in WORDS:
         expected += ", and YAML reads on, off, yes and no as True and False: quote the word"
     return [f"{key}: found {found}; {expected}"]
+
+
+def _hint(location: list[int | str], section: str) -> str:
+    """What may have been meant: a key of the same section that is written alike, or another's."""
+    known, key, everywhere = _keys_beside(location), str(location[-1]), list(leaves(RunConfig))
+    meant = [whole for whole in everywhere if whole.replace(".", "_") == key]  # as the flow has it
+    if not meant and (close := difflib.get_close_matches(key, known, n=1)):
+        meant = [f"{section}.{close[0]}" if section else close[0]]
+    meant = meant or [whole for whole in everywhere if whole.rpartition(".")[2] == key]
+    if meant:
+        return f"did you mean {' or '.join(meant[:MOST_NAMED])}?"
+    return f"known keys: {', '.join(known)}"
+
+
+def leaves(model: type[BaseModel], section: str = "") -> Iterator[str]:
+    """The whole keys of a model's values: `latent.dim` and the like."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{section}{name}.")
+        else:
+            yield f"{section}{name}"
 
 
 def _keys_beside(location: list[int | str]) -> list[str]:

@@ -18,6 +18,12 @@ from ups.config.text import read_yaml, shortened
 from ups.errors import ConfigError, InvalidConfig
 
 PROJECT_CONFIGS = PROJECT_DIR / "deployments" / "configs"
+PARAMETERS = {  # of the flow, short for keys that are changed often
+    "latent_dim": "latent.dim",
+    "latent_tokens": "latent.tokens",
+    "epochs": "stages.operator.epochs",
+    "seed": "training.seed",
+}
 CONFIG_DIR = Path(os.environ.get("UPS_CONFIG_DIR") or PROJECT_CONFIGS).absolute()
 
 

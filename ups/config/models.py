@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from ups.config.data import Data, Model, Positive, Problem
 from ups.config.operators import LatentTransformer, Operator
+from ups.config.tokens import such_as
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -189,6 +190,11 @@ class RunConfig(Model):
         """P, grid points of a patch."""
         return self.encoded_points // self.latent.tokens
 
+    def tokens_for(self, points: int) -> str:
+        """The end of a message: numbers of tokens for so many points, near to latent.tokens."""
+        dim = 0 if self.encoder.kind == "identity" else self.latent.dim
+        return such_as(self.operator, points, self.latent.tokens, dim)
+
     @property
     def given_frames(self) -> int:
         """Frames, one operator step apart, that a rollout is given and that are not scored."""
@@ -201,7 +207,7 @@ class RunConfig(Model):
 
     def of_problem(self, problem: Problem) -> ProblemConfig:
         """The config of one of its problems."""
-        only = {"task": (problem,), "sources": None, "generate": None}
+        only = {"task": (problem,), "sources": None, "generate": None, "parameter": None}
         data = self.data.model_copy(update=only)
         return ProblemConfig.model_construct(**{**dict(self), "data": data})
 
@@ -227,6 +233,7 @@ class RunConfig(Model):
             faults.append(
                 f"latent.tokens: found {latent.tokens}, expected a divisor of the "
                 f"{self.encoded_points} points of an encoded frame"
+                f"{self.tokens_for(self.encoded_points)}"
             )
         elif encoder.kind == "identity" and latent.tokens * latent.dim != self.encoded_points:
             faults.append(

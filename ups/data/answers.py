@@ -13,6 +13,7 @@ from datetime import UTC
 from typing import Any
 
 from ups.data.s3errors import RESTORE_HINT, StoreRefuses
+from ups.data.web import is_web
 from ups.errors import FetchError, ObjectUnavailable
 
 Answer = Mapping[str, Any]
@@ -65,6 +66,11 @@ def version_of(answer: Answer, uri: str, endpoint: str) -> Version:
     if not is_page and str(version):
         return version
     found = f"with a web page ({content_type})" if is_page else "without ETag and Last-Modified"
+    if is_web(uri):
+        raise ObjectUnavailable(
+            f"{uri} answers {found}, expected a file; correct the url in data.sources: take that "
+            "of the download, not that of the page about it"
+        )
     raise StoreRefuses(
         uri,
         f"{endpoint} answers {found}: that is no S3 endpoint, or a login page stands before it; "

@@ -12,22 +12,59 @@ from typing import Any
 
 import numpy as np
 
-from ups.data.header import TIMES, member
-from ups.equations import EQUATIONS, Equation
+from ups.data.header import TIMES, coordinate, member
+from ups.equations import EQUATIONS, Equation, is_same_value
 from ups.errors import DataError
 
 log = logging.getLogger(__name__)
 
+_ATTRIBUTE, _NAME = "its attribute", "the file's name"
+
 FOREIGN = {"rho": "ReacDiff", "eta": "CFD", "zeta": "CFD"}  # PDEBench's parameters of others
 
 
-def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tuple[float, bool]:
-    """Its value, and whether the file's name alone tells it.
+def find_parameter(
+    file: Any, data: Any, path: Path, equation: Equation, expected: float | None = None
+) -> tuple[float, bool]:
+    """Its value, and whether the file does not hold it.
 
-    An attribute, `Nu` or `beta`, else a constant data set `params`, else the name.
+    An attribute, `Nu` or `beta`, else a constant data set `params` or one of The Well's `scalars`,
+    else the name, else what is expected.
 
     Raises:
-        DataError: there is none, it is no number above 0 or several, or of another equation.
+        DataError: there is none, it is no number above 0 or several, of another equation, or
+            another than is expected.
+    """
+    name, symbol, key = equation.attribute, equation.symbol, equation.parameter
+    found = _find(file, data, path, equation)
+    if expected is None:
+        if found is None:
+            raise DataError(
+                f"{path}: no attribute {name!r} on the file or on {data.name.lstrip('/')!r}, and "
+                f"no constant data set 'params'; add the attribute, or parameter: {{{key}: …}} to "
+                "data (or to its task) in the config: the model is conditioned on it"
+            )
+        value, where = found
+        if where != _ATTRIBUTE:
+            level = logging.WARNING if where == _NAME else logging.INFO
+            _say_once(level, f"{path}: no attribute {name}; {symbol} = {value:g} from {where}")
+        return value, where == _NAME
+    if found is None:
+        _say_once(logging.INFO, f"{path}: no {symbol} in it; {expected:g} from the config")
+        return expected, True
+    value, where = found
+    if not is_same_value(value, expected):
+        raise DataError(
+            f"{path}: found {symbol} = {value:g} by {where}, and {expected:g} as parameter.{key} "
+            "in the config, expected the same; correct the config, or the file"
+        )
+    return value, where == _NAME
+
+
+def _find(file: Any, data: Any, path: Path, equation: Equation) -> tuple[float, str] | None:
+    """The value that the file or its name tells, and what of them does.
+
+    Raises: see `find_parameter`.
     """
     name, symbol = equation.attribute, equation.symbol
     value = _attribute(file, data, name, path)
@@ -39,17 +76,14 @@ def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tupl
                 f"{equation.name} and no other; correct the equation of its task, or the file"
             )
     if value is not None:
-        return value, False
-    for key in ("params", name, name.lower()):
+        return value, _ATTRIBUTE
+    for key in ("params", name, name.lower(), f"scalars/{name}", f"scalars/{name.lower()}"):
         values = member(file, key, path)
         if values is None or values.dtype.kind not in "fiu" or not values.size:
             continue
         is_constant = len(np.unique(values[()])) == 1
         if is_constant or values.size == data.shape[0]:  # one of each trajectory is not supported
-            number = _positive(values[()], f"the data set {key!r}", path)
-            found = f"{symbol} = {number:g} from the data set {key}"
-            _say_once(logging.INFO, f"{path}: no attribute {name}; {found}")
-            return number, False
+            return _positive(values[()], f"the data set {key!r}", path), f"the data set {key}"
     if (named := equation.value_in(path.stem)) is not None:
         for other, its in FOREIGN.items():
             if re.search(rf"(?i)(?<![a-z]){other}\d", path.stem):
@@ -57,18 +91,12 @@ def find_parameter(file: Any, data: Any, path: Path, equation: Equation) -> tupl
                     f"{path}: its name is that of {its} data, for its {other}, expected data of "
                     f"{equation.name}; use those, or rename the file"
                 )
-        _positive(named, f"{symbol} in the file's name", path)
-        found = f"{symbol} = {named:g} from the file's name"
-        _say_once(logging.WARNING, f"{path}: no attribute {name}; {found}")
-        return named, True
-    raise DataError(
-        f"{path}: no attribute {name!r} on the file or on {data.name.lstrip('/')!r}, and no "
-        "constant data set 'params'; add the attribute, the model is conditioned on it"
-    )
+        return _positive(named, f"{symbol} in the file's name", path), _NAME
+    return None
 
 
 def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
-    """Time between frames: `t-coordinate`, else attribute `dt`, else PDEBench's span of 2.
+    """Time between frames: by the saved times, else attribute `dt`, else PDEBench's span of 2.
 
     Of a single frame there is none: NaN.
 
@@ -77,23 +105,24 @@ def find_dt(file: Any, data: Any, num_frames: int, path: Path) -> float:
     """
     if num_frames == 1:
         return math.nan
-    if (coordinate := member(file, TIMES, path)) is not None:
-        if coordinate.shape is None or coordinate.dtype.kind not in "fiu":
+    if (saved := coordinate(file, TIMES, path)) is not None:
+        name = saved.name.lstrip("/")
+        if saved.shape is None or saved.dtype.kind not in "fiu":
             raise DataError(
-                f"{path}: t-coordinate holds {coordinate.dtype}, expected {num_frames} or "
+                f"{path}: {name} holds {saved.dtype}, expected {num_frames} or "
                 f"{num_frames + 1} numbers; correct the file"
             )
-        t = np.ravel(coordinate[()]).astype(np.float64)
+        t = np.ravel(saved[()]).astype(np.float64)
         if len(t) not in (num_frames, num_frames + 1):
             raise DataError(
-                f"{path}: t-coordinate has {len(t)} entries, expected {num_frames} or "
+                f"{path}: {name} has {len(t)} entries, expected {num_frames} or "
                 f"{num_frames + 1}, the number of frames or one more; correct the file"
             )
         steps = np.diff(t[:num_frames])
         dt = float(steps.mean())
         if not (0 < dt < math.inf) or np.abs(steps - dt).max() > 0.01 * dt:
             raise DataError(
-                f"{path}: t-coordinate is not evenly spaced and increasing, as the operator's one "
+                f"{path}: {name} is not evenly spaced and increasing, as the operator's one "
                 "time step needs it; correct the file"
             )
         return float(f"{dt:.6g}")  # float32 times: 0.01, not 0.00999999978
@@ -128,7 +157,7 @@ def _attribute(file: Any, data: Any, name: str, path: Path) -> float | None:
         _positive(value, f"the attribute {key!r}", path)
         for key, value in _attributes(file, data, name)
     ]
-    if found and max(found) > min(found) * (1 + 1e-6):
+    if found and not is_same_value(min(found), max(found)):
         raise DataError(
             f"{path}: found {min(found):g} and {max(found):g} as the attribute {name!r} of file "
             "and data set, expected one value; correct the file"

@@ -59,7 +59,7 @@ class ComingObject:
                         f"{self.info.uri} has {self.info.num_bytes} or {size} bytes, by GET or HEAD"
                     )
             if first is not None and first.num_bytes > BLOCK_BYTES:
-                raise CannotStream(f"{store.endpoint} knows no ranges")
+                raise CannotStream(f"{store.endpoint_of(bucket)} knows no ranges")
             self._head = b"" if first is None else self._read_head(first)
         self.num_bytes = self.info.num_bytes
         self.sha256 = self.info.sha256 or _provisional(store.endpoint, self.info)
@@ -302,7 +302,10 @@ class _RemoteFile(io.RawIOBase):
             return content
 
         content = retrying(
-            get, uri=self._info.uri, endpoint=self._store.endpoint, retry=self._store.retry
+            get,
+            uri=self._info.uri,
+            endpoint=self._store.endpoint_of(self._info.bucket),
+            retry=self._store.retry,
         )
         for number in range(first, last):
             at = number * BLOCK_BYTES - start

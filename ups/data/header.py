@@ -18,10 +18,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ups.errors import DataError, UpsError
+from ups.errors import DataError, UpsError, WrongGrid
 
 DATA_KEYS = ("tensor", "data")
-TIMES = "t-coordinate"
+FIELDS = "t0_fields"  # the group of The Well's scalar fields
+TIMES = ("t-coordinate", "dimensions/time")  # PDEBench's name and The Well's
+POINTS = ("x-coordinate", "dimensions/x")
 PACKING = {"scale_factor": 1, "add_offset": 0}  # netCDF's names, and the values that change nothing
 NO_VALUE = ("_FillValue", "missing_value")  # netCDF's, too
 MOST_LISTED = 8
@@ -43,7 +45,8 @@ def open_hdf5(path: Path, content: BinaryIO | None = None) -> Any:
         try:
             return h5py.File(content, "r")
         except OSError as error:
-            raise DataError(f"{path}: h5py cannot open what is fetched for it: {error}") from error
+            size = content.seek(0, os.SEEK_END)
+            raise _not_opened(path, size, error, "signature not found" not in str(error)) from error
     if not path.is_file():
         raise DataError(f"{path}: no such file; stage or generate the data first")
     size = path.stat().st_size
@@ -53,13 +56,18 @@ def open_hdf5(path: Path, content: BinaryIO | None = None) -> Any:
         if error.errno is not None:  # what the system says; HDF5's own faults have no number
             reason = os.strerror(error.errno)
             raise DataError(f"{path} cannot be read: {reason}; {UNREADABLE}") from None
-        if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
-            raise truncated(path, size, int(cut[1])) from None
-        if h5py.is_hdf5(path):
-            raise DataError(f"{path}: HDF5, but h5py cannot open it: {error}") from error
-        raise DataError(
-            f"{path}: found {size} bytes that are not HDF5, expected an HDF5 file; {FETCH_AGAIN}"
-        ) from None
+        raise _not_opened(path, size, error, h5py.is_hdf5(path)) from error
+
+
+def _not_opened(path: Path, size: int, error: OSError, is_hdf5: bool) -> DataError:
+    """The error of a file that HDF5 does not open."""
+    if cut := re.search(r"truncated file.*stored_eof = (\d+)", str(error)):
+        return truncated(path, size, int(cut[1]))
+    if is_hdf5:
+        return DataError(f"{path}: HDF5, but h5py cannot open it: {error}")
+    return DataError(
+        f"{path}: found {size} bytes that are not HDF5, expected an HDF5 file; {FETCH_AGAIN}"
+    )
 
 
 def truncated(path: Path, found: int, expected: int) -> DataError:
@@ -79,7 +87,7 @@ def check_own_values(path: Path) -> None:
     """
     with open_hdf5(path) as file, damage_named(path):
         find_data(file, path)
-        member(file, TIMES, path)
+        coordinate(file, TIMES, path)
 
 
 @contextmanager
@@ -109,10 +117,41 @@ def find_data(file: Any, path: Path) -> Any:
     for key in DATA_KEYS:
         if (data := member(file, key, path)) is not None:
             return data
+    if isinstance(group := file.get(FIELDS), h5py.Group):
+        return _only_field(file, group, path)
     raise DataError(
         f"{path}: no data set {' or '.join(map(repr, DATA_KEYS))}, found {listed(list(file))}; "
         "rename the data set that holds the trajectories"
     )
+
+
+def _only_field(file: Any, group: Any, path: Path) -> Any:
+    """The field of a file of The Well.
+
+    Raises:
+        DataError: it has none, several, or more than one dimension of space.
+    """
+    if (num := file.attrs.get("n_spatial_dims", 1)) != 1:
+        raise DataError(f"{path}: found fields of {num} dimensions of space, expected 1")
+    found = [(name, member(file, f"{FIELDS}/{name}", path)) for name in group]
+    fields = [(name, data) for name, data in found if data is not None]
+    in_time = [data for _, data in fields if data.attrs.get("time_varying", True)]
+    vectors = [name for key in ("t1_fields", "t2_fields") for name in file.get(key, ())]
+    if len(in_time) == 1 and not vectors:
+        return in_time[0]
+    names = [name for name, _ in fields] + vectors
+    raise DataError(
+        f"{path}: found the fields {listed(names)}, expected one that changes with time; write it "
+        "into a file of its own"
+    )
+
+
+def coordinate(file: Any, names: tuple[str, ...], path: Path) -> Any:
+    """The first of these data sets that is there; None where none is.
+
+    Raises: see `member`.
+    """
+    return next((data for name in names if (data := member(file, name, path)) is not None), None)
 
 
 def member(file: Any, name: str, path: Path) -> Any:
@@ -184,26 +223,23 @@ def check_shape(
             f"expected at least 1 of at least {least_frames}; generate it again"
         )
     if grid_points is not None and points != grid_points:
-        raise DataError(
-            f"{path}: data set {name!r} has {points} grid points, expected {grid_points}; "
-            "set data.grid_points, or use data on that grid"
-        )
+        raise WrongGrid(f"{path}: data set {name!r}", points, grid_points)
     return num, num_frames, points
 
 
 def check_axes(file: Any, points: int, path: Path) -> None:
-    """Refuse a data set whose last axis is not the one of `x-coordinate`, where there is one.
+    """Refuse a data set whose last axis is not that of the points, where the file has them.
 
     Raises:
         DataError: it has another number of entries.
     """
-    x = file.get("x-coordinate")
-    if not isinstance(x, h5py.Dataset) or x.ndim != 1 or x.size in (points, points + 1):
+    x = next((x for name in POINTS if isinstance(x := file.get(name), h5py.Dataset)), None)
+    if x is None or x.ndim != 1 or x.size in (points, points + 1):
         return
     raise DataError(
-        f"{path}: x-coordinate has {x.size} entries, and the last axis of the data set {points} "
-        "points, expected as many: the axes are transposed, or the file is cut; convert it to "
-        "(trajectories, times, points)"
+        f"{path}: {x.name.lstrip('/')} has {x.size} entries, and the last axis of the data set "
+        f"{points} points, expected as many: the axes are transposed, or the file is cut; convert "
+        "it to (trajectories, times, points)"
     )
 
 

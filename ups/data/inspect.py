@@ -217,8 +217,8 @@ class _Look:
         self._found["shape"] = num, num_frames, points
         with self._noting():
             header.check_axes(self._file, points, self._path)
-            x = self._file.get("x-coordinate")
-            if getattr(x, "size", 0):
+            x = header.coordinate(self._file, header.POINTS, self._path)
+            if x is not None and x.ndim == 1 and x.size:
                 self._found["points"] = float(x[0]), float(x[-1])
         with self._noting():
             self._look_at_times(data, num_frames)
@@ -237,14 +237,14 @@ class _Look:
 
     def _look_at_times(self, data: Any, num_frames: int) -> None:
         self._found["dt"] = attributes.find_dt(self._file, data, num_frames, self._path)
-        times = header.member(self._file, header.TIMES, self._path)
+        times = header.coordinate(self._file, header.TIMES, self._path)
         if times is not None:
             t = np.ravel(times[()])
             self._found["times"] = float(t[0]), float(t[num_frames - 1])
         elif not any("dt" in holder.attrs for holder in (self._file, data)):
             self._notes.append(
-                f"no {header.TIMES} and no attribute dt: the times are taken for PDEBench's, from "
-                "0 to 2; add one of them if they are others"
+                f"no {header.TIMES[0]} and no attribute dt: the times are taken for PDEBench's, "
+                "from 0 to 2; add one of them if they are others"
             )
 
     def _look_at_parameter(self, data: Any) -> None:

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
+
+from ups.data.s3errors import answer
+from ups.errors import ObjectUnavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 PER_PAGE = 100  # of the objects, for each page of a thousand that is read to find them
+
+
+def missing(
+    client: S3Client,
+    call: Callable[[str, Callable[[], Any]], Any],
+    bucket: str,
+    key: str,
+    endpoint: str,
+) -> ObjectUnavailable:
+    """What a 404 means: it does not say whether the bucket or the key is missing; a listing does.
+
+    Args:
+        call: takes a URI and a call to make; tries again what can pass, explains what cannot.
+    """
+    uri, prefix = f"s3://{bucket}/{key}", key[: key.rfind("/") + 1]
+    try:
+        listing = call(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=5))
+    except ObjectUnavailable as error:
+        if answer(error.__cause__)[0] == "NoSuchBucket":
+            return error
+        found = "a bucket that may not be listed"
+    else:
+        found = ", ".join(entry["Key"] for entry in listing.get("Contents", [])) or "nothing"
+    return ObjectUnavailable(
+        f"{uri}: no such key at {endpoint}; found {found}. Upload it, or correct data.sources"
+    )
 
 
 def list_objects(client: S3Client, bucket: str, keys: Collection[str]) -> dict[str, Any]:

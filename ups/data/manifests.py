@@ -17,6 +17,7 @@ from ups.data.answers import version_of
 from ups.data.blocks import read_blocks
 from ups.data.manifest_notes import ManifestNotes
 from ups.data.s3errors import StoreRefuses, answer
+from ups.data.web import is_web, uri_of
 from ups.errors import DataError, ObjectUnavailable
 
 if TYPE_CHECKING:
@@ -33,14 +34,18 @@ class Manifests:
     """The manifests of a store; each is read once, whichever thread asks first.
 
     Args:
+        client_of: takes a bucket.
         call: takes a URI and a call to make; tries again what can pass, explains what cannot.
-        endpoint: of the store, for messages.
+        endpoint_of: a bucket, for messages.
     """
 
     def __init__(
-        self, client: S3Client, call: Callable[[str, Callable[[], Any]], Any], endpoint: str
+        self,
+        client_of: Callable[[str], S3Client],
+        call: Callable[[str, Callable[[], Any]], Any],
+        endpoint_of: Callable[[str], str],
     ) -> None:
-        self._client, self._call, self._endpoint = client, call, endpoint
+        self._client_of, self._call, self._endpoint_of = client_of, call, endpoint_of
         self._read: dict[tuple[str, str], Manifest] = {}
         self._lock = threading.Lock()
 
@@ -60,7 +65,7 @@ class Manifests:
             entry = self._read[bucket, manifest_key].get(name)
         if entry is None or "blocks" not in entry:
             return entry and {**entry, "blocks": None}
-        uri = f"s3://{bucket}/{manifest_key}"
+        uri = uri_of(bucket, manifest_key)
         try:
             blocks = read_blocks(entry)
         except (ValueError, KeyError, TypeError) as error:
@@ -82,7 +87,7 @@ class Manifests:
                 self._merge(bucket, manifest_key, own)
 
     def _merge(self, bucket: str, manifest_key: str, own: Manifest) -> None:
-        notes = ManifestNotes(self._client, self._call, bucket, manifest_key)
+        notes = ManifestNotes(self._client_of(bucket), self._call, bucket, manifest_key)
         notes.leave(own)
         seen, found = set[str](), notes.listed()
         while not seen or found - seen:  # somebody came while this one was written
@@ -92,9 +97,9 @@ class Manifests:
             in_order = {name: manifest[name] for name in sorted(manifest)}
             body = json.dumps(in_order).replace('}, "', '},\n "').encode()
             put = functools.partial(
-                self._client.put_object, Bucket=bucket, Key=manifest_key, Body=body
+                self._client_of(bucket).put_object, Bucket=bucket, Key=manifest_key, Body=body
             )
-            self._call(f"s3://{bucket}/{manifest_key}", put)
+            self._call(uri_of(bucket, manifest_key), put)
             seen |= {notes.own, *found}
             found = notes.listed()
         notes.remove_old()
@@ -102,13 +107,13 @@ class Manifests:
             self._read[bucket, manifest_key] = manifest
 
     def _fetch(self, bucket: str, manifest_key: str) -> Manifest:
-        uri = f"s3://{bucket}/{manifest_key}"
+        uri = uri_of(bucket, manifest_key)
 
         def get() -> bytes:
-            found = self._client.get_object(Bucket=bucket, Key=manifest_key)
+            found = self._client_of(bucket).get_object(Bucket=bucket, Key=manifest_key)
             body = found["Body"]
             try:
-                version_of(found, uri, self._endpoint)
+                version_of(found, uri, self._endpoint_of(bucket))
                 return body.read()
             finally:
                 body.close()
@@ -117,8 +122,12 @@ class Manifests:
             manifest = json.loads(self._call(uri, get))
             return {name: _checked(entry) for name, entry in manifest.items()}
         except StoreRefuses:
+            if is_web(bucket):  # a page in its place, as web servers send it
+                return {}
             raise
         except ObjectUnavailable as error:
+            if is_web(bucket):
+                return {}
             # Without the right to list, AWS answers 403 for a key that is not there.
             if answer(error.__cause__)[1] == 403:
                 logger.warning("%s may not be read; going on without SHA-256 to compare with", uri)
@@ -126,6 +135,8 @@ class Manifests:
                 raise
             return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if is_web(bucket):  # another's file of that name
+                return {}
             raise _no_manifest(uri, error) from error
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ups.background import Background
 from ups.data.answers import (
@@ -26,8 +26,8 @@ from ups.data.answers import (
     version_of,
 )
 from ups.data.blocks import Blocks, describe_file
-from ups.data.connect import connect
-from ups.data.listing import list_below, list_objects
+from ups.data.connect import NUM_CONNECTIONS, connect
+from ups.data.listing import list_below, list_objects, missing
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
     NoRanges,
@@ -40,11 +40,13 @@ from ups.data.s3errors import (
     transport_errors,
 )
 from ups.data.upload import Upload
+from ups.data.web import WebClient, host_of, is_web, uri_of
 from ups.errors import FetchError, ObjectUnavailable, UpsError
 from ups.progress import Progress
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class ObjectInfo:
 
     @property
     def uri(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
+        return uri_of(self.bucket, self.key)
 
     @property
     def etag(self) -> str:
@@ -103,8 +105,9 @@ class ObjectStore:
     def __init__(self, endpoint_url: str | None = None, *, retry: Retry | None = None) -> None:
         self.retry = retry or Retry()
         self._client = connect(endpoint_url)
+        self._web = WebClient(NUM_CONNECTIONS)
         self.endpoint = self._client.meta.endpoint_url
-        self._manifests = Manifests(self._client, self._call, self.endpoint)
+        self._manifests = Manifests(self._client_of, self._call, self.endpoint_of)
         self._buckets: set[str] = set()  # that are there
         self._refusals: dict[str, StoreRefuses] = {}
 
@@ -114,6 +117,15 @@ class ObjectStore:
 
     def close(self) -> None:
         self._client.close()
+        self._web.close()
+
+    def endpoint_of(self, bucket: str) -> str:
+        """Of the store, or the web server, that a bucket or an object's URI is of."""
+        return host_of(bucket) if is_web(bucket) else str(self.endpoint)
+
+    def _client_of(self, bucket: str) -> S3Client:
+        """Of the store, or what asks web servers in its way."""
+        return cast("S3Client", self._web) if is_web(bucket) else self._client
 
     def head(
         self, bucket: str, key: str, *, fresh: bool = False, retry: Retry | None = None
@@ -141,7 +153,7 @@ class ObjectStore:
 
         def get() -> Any:
             try:
-                return self._client.get_object(
+                return self._client_of(bucket).get_object(
                     Bucket=bucket, Key=key, Range=f"bytes=0-{num_bytes - 1}"
                 )
             except self._client.exceptions.ClientError as error:
@@ -168,7 +180,10 @@ class ObjectStore:
     def bytes_by_head(self, bucket: str, key: str) -> int | None:
         """The size that the answer to a HEAD says; None where it says none."""
         try:
-            return self._client.head_object(Bucket=bucket, Key=key).get("ContentLength") or None
+            return (
+                self._client_of(bucket).head_object(Bucket=bucket, Key=key).get("ContentLength")
+                or None
+            )
         except transport_errors():
             return None
 
@@ -179,10 +194,12 @@ class ObjectStore:
         # Asked for at the same time: one round trip instead of two.
         manifest = Background(lambda: self._manifests.entry(bucket, key, fresh), "read a manifest")
         try:
-            found = self._call(f"s3://{bucket}/{key}", ask, retry)
+            found = self._call(uri_of(bucket, key), ask, retry)
         except ObjectUnavailable as error:
-            if answer(error.__cause__)[1] == 404:
-                raise self._missing(bucket, key) from error.__cause__
+            if answer(error.__cause__)[1] == 404 and not is_web(bucket):
+                raise missing(
+                    self._client, self._call, bucket, key, self.endpoint
+                ) from error.__cause__
             raise
         try:
             return self._compared(bucket, key, found, manifest.result(), fresh), found
@@ -194,8 +211,8 @@ class ObjectStore:
     def _compared(
         self, bucket: str, key: str, found: Any, entry: dict[str, Any] | None, fresh: bool
     ) -> ObjectInfo:
-        uri = f"s3://{bucket}/{key}"
-        version = version_of(found, uri, self.endpoint)
+        uri = uri_of(bucket, key)
+        version = version_of(found, uri, self.endpoint_of(bucket))
         refuse_archived(found, uri)
         num_bytes = total_bytes(found)
         if num_bytes is None and "Body" in found:
@@ -204,8 +221,8 @@ class ObjectStore:
             num_bytes = entry["bytes"]
         if num_bytes is None:
             raise FetchError(
-                f"{uri}: {self.endpoint} tells its size neither by Content-Length nor by "
-                "Content-Range; put a manifest.json with its size and SHA-256 beside it"
+                f"{uri}: {self.endpoint_of(bucket)} tells its size neither by Content-Length nor "
+                "by Content-Range; put a manifest.json with its size and SHA-256 beside it"
             )
         if entry and entry["bytes"] != num_bytes and not fresh:
             entry = self._manifests.entry(bucket, key, fresh=True)
@@ -223,6 +240,8 @@ class ObjectStore:
         Of an archived object, of one whose SHA-256 is in no manifest, and of one that the manifest
         says another size of, it does not tell; nor of any where the store lists none.
         """
+        if is_web(bucket):  # which list nothing
+            return []
         faults: tuple[type[Exception], ...] = (UpsError, *transport_errors())
         try:
             entries = list_objects(self._client, bucket, keys)
@@ -251,7 +270,7 @@ class ObjectStore:
             ObjectUnavailable: forbidden or no credentials.
             FetchError: the store cannot be reached.
         """
-        uri = f"s3://{bucket}/{key}"
+        uri = uri_of(bucket, key)
         try:
             self._call(uri, lambda: self._ask_head(bucket, key))
         except ObjectUnavailable as error:
@@ -269,7 +288,7 @@ class ObjectStore:
         Raises:
             NoRanges: the store sends the whole object; only its end is then read from `start` on.
         """
-        found = self._client.get_object(
+        found = self._client_of(info.bucket).get_object(
             Bucket=info.bucket, Key=info.key, Range=f"bytes={start}-{end - 1}"
         )
         body = found["Body"]
@@ -282,7 +301,7 @@ class ObjectStore:
 
     def _skip_to(self, info: ObjectInfo, found: Answer, start: int, end: int) -> None:
         """Check that the body is the range that was asked for, or have it begin there."""
-        if not version_of(found, info.uri, self.endpoint).is_of(info.version):
+        if not version_of(found, info.uri, self.endpoint_of(info.bucket)).is_of(info.version):
             raise ObjectChanged(f"{info.uri}: the object changed while it was read")
         total = total_bytes(found)
         if total not in (None, info.num_bytes):
@@ -297,7 +316,7 @@ class ObjectStore:
                 f"asked for bytes {start}-{end - 1}, was offered {offered[0]}-{offered[1] - 1}"
             )
         if end != info.num_bytes:
-            raise NoRanges(f"{info.uri}: {self.endpoint} knows no ranges")
+            raise NoRanges(f"{info.uri}: {self.endpoint_of(info.bucket)} knows no ranges")
         while start:
             skipped = len(found["Body"].read(min(start, _SKIP_BYTES)))
             if not skipped:
@@ -345,19 +364,20 @@ class ObjectStore:
 
     def _ask_head(self, bucket: str, key: str) -> Any:
         try:
-            found = self._client.head_object(Bucket=bucket, Key=key)
+            found = self._client_of(bucket).head_object(Bucket=bucket, Key=key)
             if "ContentLength" in found:
                 return found
         except self._client.exceptions.ClientError as error:
             if answer(error)[1] not in _UNEXPLAINED:
                 raise
         # The answer to a GET says why it is refused, if it is, and the size.
-        first = self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+        first = self._client_of(bucket).get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
         first["Body"].close()
         return {name: value for name, value in first.items() if name != "Body"}
 
     def _call(self, uri: str, call: Callable[[], T], retry: Retry | None = None) -> T:
-        return retrying(call, uri=uri, endpoint=self.endpoint, retry=retry or self.retry)
+        endpoint = self.endpoint_of(uri)
+        return retrying(call, uri=uri, endpoint=endpoint, retry=retry or self.retry)
 
     def _ensure_bucket(self, bucket: str) -> None:
         if bucket in self._buckets:
@@ -378,21 +398,3 @@ class ObjectStore:
                     raise
                 self._client.head_bucket(Bucket=bucket)
         self._buckets.add(bucket)
-
-    def _missing(self, bucket: str, key: str) -> ObjectUnavailable:
-        """A 404 of `head` does not say whether the bucket or the key is missing; a listing does."""
-        uri, prefix = f"s3://{bucket}/{key}", key[: key.rfind("/") + 1]
-        try:
-            listing = self._call(
-                uri, lambda: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=5)
-            )
-        except ObjectUnavailable as error:
-            if answer(error.__cause__)[0] == "NoSuchBucket":
-                return error
-            found = "a bucket that may not be listed"
-        else:
-            found = ", ".join(entry["Key"] for entry in listing.get("Contents", [])) or "nothing"
-        return ObjectUnavailable(
-            f"{uri}: no such key at {self.endpoint}; found {found}. "
-            "Upload it, or correct data.sources"
-        )

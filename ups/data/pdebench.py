@@ -1,11 +1,12 @@
-"""Read trajectories from HDF5: PDEBench's layout and the earlier plan's, one file or shards.
+"""Read trajectories from HDF5: PDEBench's layout, the earlier plan's and The Well's.
 
     with TrajectoryFile(path, rows=(0, 1000), grid_points=1024) as file:
         u = file.read(0, 16)             # (16, T, X) float32
 
 A file holds one data set, `tensor` (PDEBench) or `data`, of shape (N, T, X) or (N, T, X, 1), with
 the equation's parameter in an attribute (ν in `Nu`, β in `beta`) and the saved times in
-`t-coordinate`, T or T + 1 of them: see `attributes.py`. A data set that is contiguous float32 is
+`t-coordinate`, T or T + 1 of them: see `attributes.py`. Of The Well it is the one field in the
+group `t0_fields`, with the times in `dimensions/time`. A data set that is contiguous float32 is
 read straight from its offset: h5py holds one lock for the whole process, `preadv` none.
 """
 
@@ -56,19 +57,23 @@ class TrajectoryFile:
         grid_points: what X must be.
         equation: that the trajectories are of.
         strides: of time and of space; of the frames every so many-th is read, of the points, too.
-        parameter: its value, which the file then need not tell.
+        parameter: its value, whatever the file tells.
+        expected_parameter: its value, which the file then need not tell, but must not deny.
         least_frames: what T must be at least.
         coming: the file, where it is only on its way to `path`: reading waits for the rows.
+        header_only: nothing is going to be read of it.
     Attributes:
         num_trajectories, num_frames, grid_points: N (of `rows`), T, X, as they are read.
         dt: time between the frames that are read.
         equation, parameter: what it is called, and its value, ν or β.
-        is_named: whether the file's name alone tells that value.
+        is_named: whether the file does not hold that value: its name tells it, or who opens it.
         num_bytes: of all of `rows`, as `read` returns them.
+        is_contiguous: whether its values lie in the file one after the other, as float32.
     Raises:
-        DataError: the file is missing, not HDF5, damaged, or lacks its data set or its parameter,
-            or these lie in other files; the data set has the wrong rank, type, grid or axes, or
-            was packed by a filter that is not there; `rows` are not all there, or not written.
+        DataError: the file is missing, not HDF5, damaged, lacks its data set or its parameter, or
+            has another than is expected, or these lie in other files; the data set has the wrong
+            rank, type, grid or axes, or was packed by a filter that is not there; `rows` are not
+            all there, or not written.
         CannotStream: a file that is on its way holds no contiguous float32.
     """
 
@@ -81,8 +86,10 @@ class TrajectoryFile:
         equation: EquationName = "burgers1d",
         strides: tuple[int, int] = (1, 1),
         parameter: float | None = None,
+        expected_parameter: float | None = None,
         least_frames: int = 2,
         coming: Coming | None = None,
+        header_only: bool = False,
     ) -> None:
         self.path, self.equation = Path(path), EQUATIONS[equation]
         self._t_stride, self._x_stride = strides
@@ -92,7 +99,9 @@ class TrajectoryFile:
         self._file = header.open_hdf5(self.path, coming.header() if coming else None)
         try:
             with header.damage_named(self.path):
-                self._read_header(rows, grid_points, parameter, least_frames)
+                self._read_header(rows, grid_points, parameter, expected_parameter, least_frames)
+                if not header_only:
+                    self._prepare()
         except BaseException:  # whoever called has no file yet to close
             self.close()
             raise
@@ -102,6 +111,7 @@ class TrajectoryFile:
         rows: tuple[int, int] | None,
         grid_points: int | None,
         parameter: float | None,
+        expected: float | None,
         least_frames: int,
     ) -> None:
         file, path = self._file, self.path
@@ -125,22 +135,28 @@ class TrajectoryFile:
         if parameter is not None:
             self.parameter, self.is_named = parameter, False
         else:
-            found = attributes.find_parameter(file, data, path, self.equation)
+            found = attributes.find_parameter(file, data, path, self.equation, expected)
             self.parameter, self.is_named = found
         self.dt = attributes.find_dt(file, data, saved_frames, path) * self._t_stride
         self._no_values, self._fill = header.no_values(data), header.fill_value(data)
         size = path.stat().st_size if self._coming is None else self._coming.num_bytes
         self._offset = header.find_offset(data, path, size)
+        self.is_contiguous = self._offset is not None
+
+    def _prepare(self) -> None:
+        """Be ready to read."""
+        file, data, path = self._file, self._data, self.path
         if self._offset is None and self._coming is not None:
             raise CannotStream(f"{path} is in chunks, or not float32")
-        header.check_written(data, (self._first, end), path)
+        rows = self._first, self._first + self.num_trajectories
+        header.check_written(data, rows, path)
         self._filters = header.missing_filters(data)
         if self._offset is not None:
             if self._coming is None:
                 self._fd = os.open(path, os.O_RDONLY)
             file.close()
         elif self._filters:
-            self.read_frames(0, saved_frames)  # a chunk may have been written without it
+            self.read_frames(0, self.num_frames)  # a chunk may have been written without it
 
     def read(self, lo: int, hi: int, out: Frames | None = None) -> Frames:
         """Trajectories [lo, hi), counted from the first of `rows`.

@@ -202,7 +202,7 @@ class RangedFetch:
                 retrying(
                     functools.partial(self._fetch, index, buffer),
                     uri=self.info.uri,
-                    endpoint=self.store.endpoint,
+                    endpoint=self.store.endpoint_of(self.info.bucket),
                     retry=self.store.retry,
                     halt=self.halt,
                     progressed=functools.partial(self.filled.__getitem__, index),

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ups.data.web import is_web
 from ups.errors import ChecksumMismatch, FetchError, Interrupted, ObjectUnavailable, UpsError
 
 logger = logging.getLogger(__name__)
@@ -234,6 +235,8 @@ def explain(error: Exception, uri: str, endpoint: str) -> UpsError | None:
             f"{describe(error)}; correct AWS_ENDPOINT_URL_S3 or data.endpoint_url, or set "
             "AWS_CA_BUNDLE to the certificates that are to be trusted",
         )
+    if is_web(uri) and any(fault in str(error) for fault in _TLS_FAULTS):
+        return StoreRefuses(uri, f"{describe(error)}; correct the url in data.sources")
     passing = boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
     if _is_bad_header(error) or (
         isinstance(error, boto.BotoCoreError) and not isinstance(error, passing)
@@ -249,6 +252,11 @@ def _explain_answer(error: Exception, uri: str, endpoint: str) -> UpsError | Non
     if status in (412, 416):
         return ObjectChanged(f"{uri}: the object changed while it was read")
     says, words = describe(error), _words(error)
+    if is_web(uri):
+        hint = (
+            "correct the url in data.sources" if status in (404, 410) else "expected a public file"
+        )
+        return ObjectUnavailable(f"{uri}: {endpoint} answers {says}; {hint}")
     if code in _REMEDIES:
         return StoreRefuses(uri, f"{endpoint} refuses access: {_REMEDIES[code]}")
     if "cap exceeded" in words.lower():

@@ -45,7 +45,7 @@ def seed(config: RunConfig, say: Say) -> list[str]:
         for problem in problems:
             for split in SPLITS:
                 source = only_source(config, problem, split)
-                if not store.exists(source.bucket or data.bucket, source.key):
+                if not store.exists(*data.place_of(source)):
                     missing.append((problem, split, source))
         for problem, split, source in missing:
             _generate(config, problem, split, source, store, say)
@@ -65,7 +65,7 @@ def _generate(
     assert settings is not None
     parameter = settings.parameter_of(problem.equation)
     assert parameter is not None, "a config is checked for it when it is loaded"
-    bucket, label = source.bucket or data.bucket, data.label(problem, split)
+    (bucket, key), label = data.place_of(source), data.label(problem, split)
     num = settings.num_trajectories[split]
     begin = reported = time.monotonic()
 
@@ -76,7 +76,7 @@ def _generate(
             say(reported - begin, f"{label}: {done} of {num} trajectories")
 
     with tempfile.TemporaryDirectory(prefix="ups-seed-") as folder:
-        path = Path(folder) / Path(source.key).name
+        path = Path(folder) / Path(key).name
         generate(
             path,
             num,
@@ -89,10 +89,10 @@ def _generate(
             progress=progress,
         )
         size_mb = path.stat().st_size / 1e6
-        store.upload(path, bucket, source.key)
+        store.upload(path, bucket, key)
     say(
         time.monotonic() - begin,
-        f"{label}: {num} trajectories generated, {size_mb:.0f} MB in {bucket}/{source.key}",
+        f"{label}: {num} trajectories generated, {size_mb:.0f} MB in {bucket}/{key}",
     )
 
 

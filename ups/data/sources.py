@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, cast
 
 from ups.background import at_once
 from ups.config import Model, ProblemConfig, RunConfig, Split
-from ups.equations import EQUATIONS
-from ups.errors import DataError
+from ups.data.frames import check_frames_alike
+from ups.data.web import below, uri_of
+from ups.errors import DataError, WrongGrid
 from ups.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class Wanted(Model):
 
     @property
     def uri(self) -> str:
-        return str(self.path) if self.bucket is None else f"s3://{self.bucket}/{self.key}"
+        if self.bucket is None or self.key is None:
+            return str(self.path)
+        return uri_of(self.bucket, self.key)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -53,7 +56,7 @@ class Staged(Model):
     """A source on disk whose content is known.
 
     Attributes:
-        parameter: of its equation, where the file's name alone tells it; else None.
+        parameter: of its equation, where the file does not hold it; else None.
         state: what `stat` said of the file when its SHA-256 was known: size, times and inode.
         is_here: False of one that is not on disk, because its latents are in the cache.
         fetch: names the fetch that brought its bytes, see `RangedFetch.token`; "" where unknown.
@@ -93,7 +96,7 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
     """The sources of a split: objects where the config names them, else files under the root.
 
     Raises:
-        DataError: the config names no objects, and there is no such file either.
+        DataError: a local file is not there: one that the config names, or where it names nothing.
     """
     root, data, problem = config.data_root, config.data, config.problem
     if problem.sources is None:
@@ -104,33 +107,64 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
             for path in find_files(root, problem.name, split)
         ]
     found = []
-    for source in problem.sources[split]:
-        bucket, key = source.bucket or data.bucket, source.key
-        place = {"bucket": bucket, "key": key, "path": root / bucket / key, "rows": source.rows}
-        found.append(Wanted(problem=problem.name, split=split, **place))
+    for number, source in enumerate(problem.sources[split]):
+        own = {"problem": problem.name, "split": split, "rows": source.rows}
+        if (path := source.path) is None:
+            bucket, key = data.place_of(source)
+            found.append(Wanted(bucket=bucket, key=key, path=root / below(bucket, key), **own))
+        elif path.is_file():
+            found.append(Wanted(bucket=None, key=None, path=path, **own))
+        else:
+            what = "found a folder" if path.is_dir() else "no such file"
+            raise DataError(
+                f"sources.{split}.{number}.path: {path.absolute()}: {what}, expected an HDF5 file; "
+                "correct it (what is relative is so to the folder that the run is started in)"
+            )
     return found
 
 
 def open_file(
-    config: ProblemConfig, path: Path, rows: tuple[int, int] | None, coming: Coming | None = None
+    config: ProblemConfig,
+    path: Path,
+    rows: tuple[int, int] | None,
+    coming: Coming | None = None,
+    *,
+    header_only: bool = False,
 ) -> TrajectoryFile:
     """A file of the problem of this config, or rows of it, as far as it is encoded.
 
     Args:
         coming: the file, where it is only on its way to `path`.
+        header_only: see `TrajectoryFile`.
     Raises:
         DataError: see `TrajectoryFile`.
     """
     from ups.data.pdebench import TrajectoryFile
 
-    return TrajectoryFile(
-        path,
-        rows,
-        grid_points=config.data.grid_points,
-        equation=config.problem.equation,
-        strides=(config.encoder.t_stride, config.encoder.x_stride),
-        coming=coming,
-    )
+    try:
+        return TrajectoryFile(
+            path,
+            rows,
+            grid_points=config.data.grid_points,
+            equation=config.problem.equation,
+            strides=(config.encoder.t_stride, config.encoder.x_stride),
+            expected_parameter=config.problem.parameter_value,
+            coming=coming,
+            header_only=header_only,
+        )
+    except WrongGrid as error:
+        also = _along_with_grid(config, error.points)
+        raise WrongGrid(error.what, error.points, error.expected, also) from None
+
+
+def _along_with_grid(config: RunConfig, points: int) -> str:
+    """What else has to change with data.grid_points, if anything has."""
+    stride, encoded = config.encoder.x_stride, points // config.encoder.x_stride
+    if points % stride:
+        return f" and encoder.x_stride to a divisor of it (it is {stride})"
+    if encoded % config.latent.tokens:
+        return f" and latent.tokens to a divisor of {encoded}{config.tokens_for(encoded)}"
+    return ""
 
 
 def open_files(config: ProblemConfig, sources: Sequence[Staged]) -> list[TrajectoryFile]:
@@ -164,7 +198,8 @@ def stage(
     Raises:
         ObjectUnavailable, FetchError, DiskFull, DataError, Interrupted: see `download`.
         DataError: a test file is not of the config's grid, or the files' frames differ; the values
-            of a file lie in others, which its SHA-256 does not tell of.
+            of a file lie in others, which its SHA-256 does not tell of; its parameter is not the
+            config's.
     """
     staged: list[Staged] = []
     frames: list[tuple[str, int]] = []
@@ -173,8 +208,8 @@ def stage(
     for source in sources:
         known = reused.get(source.uri)
         found = stage_one(config, source, store, stop=stop, progress=progress, known=known)
-        parameter, equation = None, EQUATIONS[config.problem.equation]
-        if split == "test" or equation.value_in(source.path.stem) is not None:
+        parameter = None
+        if split == "test" or config.problem.parameter_beside(source.path.stem) is not None:
             with open_file(config, source.path, source.rows) as file:
                 parameter = file.parameter if file.is_named else None
                 frames.append((source.uri, file.num_frames))
@@ -248,7 +283,7 @@ def _reused(
     stop: threading.Event | None,
 ) -> dict[str, Download]:
     """The objects that are on disk already, by their URIs; many are asked about at a time."""
-    objects = {source.uri: source for source in sources if source.path.exists()}
+    objects = {source.uri: source for source in sources if source.bucket and source.path.exists()}
     if store is None or not config.features.parallel_downloads or len(sources) < 2:
         return {}
     from ups.data.lookup import look_up
@@ -293,51 +328,6 @@ def fetch_missing(
                     f"{now.sha256[:12]}…, expected {before.sha256[:12]}…; run again"
                 )
     return found
-
-
-def check_frames(config: RunConfig, num_frames: int) -> None:
-    """Refuse trajectories without a single training pair, or a frame to score.
-
-    Raises:
-        DataError: a trajectory is too short.
-    """
-    training, history, given = config.training, config.operator.history, config.given_frames
-    steps = max(history + training.rollout_horizon, given + 1) - 1
-    needed = training.time_stride * steps + 1
-    if num_frames < needed:
-        more = f", operator.history {history}" if history > 1 else ""
-        more += f", evaluation.given_frames {given}" if given > history else ""
-        raise DataError(
-            f"trajectories have {num_frames} {_as_read(config)}; training.time_stride "
-            f"{training.time_stride} and rollout_horizon {training.rollout_horizon}{more} need "
-            f"{needed}: lower one of them"
-        )
-
-
-def check_frames_alike(config: RunConfig, frames: Sequence[tuple[str, int]]) -> None:
-    """Refuse files whose trajectories have, after the time stride, another number of frames.
-
-    Args:
-        frames: of each file, what it is called and the frames of a trajectory.
-    Raises:
-        DataError: they differ, or are too few for one training pair.
-    """
-    stride = config.training.time_stride
-    for name, found in frames:
-        first, expected = frames[0]
-        check_frames(config, found)
-        if -(-found // stride) != -(-expected // stride):
-            raise DataError(
-                f"trajectories of {first} have {expected} {_as_read(config)} and those of {name} "
-                f"{found}: with training.time_stride {stride} that is {-(-expected // stride)} and "
-                f"{-(-found // stride)}, expected the same number: use data saved alike"
-            )
-
-
-def _as_read(config: RunConfig) -> str:
-    """What the number of frames counts: those of the file, or those that are read of them."""
-    stride = config.encoder.t_stride
-    return "frames" if stride == 1 else f"frames left by encoder.t_stride {stride}"
 
 
 def is_untouched(source: Staged) -> bool:

@@ -14,6 +14,7 @@ from ups.data.objectstore import ObjectInfo, ObjectStore, Opened
 from ups.data.ranges import RANGE_BYTES, RangedFetch
 from ups.data.s3errors import ETagMismatch, NoRanges, ObjectChanged
 from ups.data.stamps import Stamp, beside, hash_file, read_stamp, save_stamp, write_stamp
+from ups.data.web import uri_of
 from ups.errors import ChecksumMismatch, FetchError
 from ups.files import exclusive_lock
 from ups.machine.cgroup import num_cores
@@ -131,7 +132,8 @@ class _Fetch:
                 return self._reused(sha256, info, started)
             if info is None:
                 raise FetchError(
-                    f"{self.dest} is damaged, and {self.store.endpoint} cannot be reached; "
+                    f"{self.dest} is damaged, and {self.store.endpoint_of(self.bucket)} cannot be "
+                    "reached; "
                     "run again when it can"
                 )
             return self._fetched(info, None, started)
@@ -234,7 +236,7 @@ class _Fetch:
 
     def _reused(self, sha256: str, info: ObjectInfo | None, started: float) -> Download:
         num_bytes, seconds = self.dest.stat().st_size, time.perf_counter() - started
-        size, uri = format_size(num_bytes), f"s3://{self.bucket}/{self.key}"
+        size, uri = format_size(num_bytes), uri_of(self.bucket, self.key)
         verified = info is None or info.is_verifiable
         how = "verified" if verified else "not verified but taken"
         logger.info("reused %s, %s, %s as %s in %.2f s", self.dest, size, how, uri, seconds)

@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 from ups.equations.advection import ADVECTION
 from ups.equations.burgers import BURGERS
-from ups.equations.equation import Equation
+from ups.equations.equation import Equation, is_same_value
 
-__all__ = ["EQUATIONS", "Equation", "EquationName", "in_order", "named_after"]
+__all__ = ["EQUATIONS", "Equation", "EquationName", "in_order", "is_same_value", "named_after"]
 
 EquationName = Literal["burgers1d", "advection1d"]
 EQUATIONS: dict[str, Equation] = {equation.name: equation for equation in (BURGERS, ADVECTION)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class Solve(Protocol):
         Returns:
             (N, T, X) float32.
         """
+
+
+def is_same_value(one: float, other: float) -> bool:
+    """Whether two values of a parameter are one, which may have been stored as float32."""
+    return math.isclose(one, other, rel_tol=1e-6)
 
 
 @dataclass(frozen=True, slots=True)

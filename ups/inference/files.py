@@ -212,8 +212,8 @@ def _axes(path: Path, saved_points: int, x_stride: int) -> tuple[NDArray[Any], f
     """The points that are predicted at, (X,) float32, and the first frame's time."""
     x, start = cell_centres(saved_points).float().numpy(), 0.0
     with header.open_hdf5(path) as file:
-        if (saved := header.member(file, "x-coordinate", path)) is not None:
+        if (saved := header.coordinate(file, header.POINTS, path)) is not None:
             x = np.ravel(saved[()]).astype(np.float32)[:saved_points]
-        if (saved := header.member(file, "t-coordinate", path)) is not None:
+        if (saved := header.coordinate(file, header.TIMES, path)) is not None:
             start = float(np.ravel(saved[()])[0])
     return x[::x_stride], start

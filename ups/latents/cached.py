@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from ups.background import at_once
 from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.lookup import look_up
-from ups.data.objectstore import ObjectInfo, ObjectStore
-from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, wanted
-from ups.equations import EQUATIONS
-from ups.errors import ObjectUnavailable
+from ups.data.objectstore import ObjectStore
+from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, stage_one, wanted
+from ups.equations import is_same_value
+from ups.errors import CacheError, ObjectUnavailable
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.scout import scout
 from ups.latents.scouted import Scouted
-from ups.latents.store import POINTER_NAME, valid_generation
+from ups.latents.store import POINTER_NAME, open_current
 from ups.progress import Show
 
 log = logging.getLogger(__name__)
@@ -80,10 +80,24 @@ def find_cached(config: RunConfig, store: ObjectStore, stop: threading.Event) ->
             continue
         for known in _as_known(own, sources, store, stop):
             key = compute_cache_hash(own, known)
-            if valid_generation(cache_dir, key):
+            if _is_valid(own, key):
                 found.sources[name], found.keys[name] = known, key
                 break
     return found
+
+
+def _is_valid(config: ProblemConfig, key: str) -> bool:
+    """Whether the entry can be read, and is not of another parameter than the config's.
+
+    The files that were read for it hold that other one: they are fetched, and refused for it.
+    """
+    try:
+        manifest = open_current(config.training.latent_cache_dir, key)
+    except CacheError:
+        return False
+    expected = config.problem.parameter_value
+    found = [value for file in manifest.files for value in file.parameters.values()]
+    return expected is None or all(is_same_value(value, expected) for value in found)
 
 
 def _as_known(
@@ -94,28 +108,32 @@ def _as_known(
 ) -> list[dict[str, list[Staged]]]:
     """The sources by what the store says, empty where it does not say their SHA-256.
 
-    Twice where their names hold a parameter: only the files tell whether they hold it, too.
+    Twice where their names or the config hold a parameter: only the files tell whether they hold
+    it, too.
     """
 
     each = [source for of_split in sources.values() for source in of_split]
-    listed = look_up(store, [source.place for source in each], stop)
+    listed = look_up(store, [source.place for source in each if source.bucket], stop)
 
-    def ask(source: Wanted) -> ObjectInfo:
-        return listed.get(source.place) or store.head(*source.place)
+    def ask(source: Wanted) -> Staged | None:
+        if source.bucket is None:
+            return stage_one(config, source, None, stop=stop)
+        info = listed.get(source.place) or store.head(*source.place)
+        if info.sha256 is None:
+            return None
+        return as_stored(source, info.sha256, info.num_bytes, is_here=source.path.exists())
 
     try:
-        infos = at_once(ask, each, MOST_ASKED, stop, "the object store")
+        answers = at_once(ask, each, MOST_ASKED, stop, "the object store")
     except ObjectUnavailable as error:  # the download of that object says it, with its split
         log.debug("not looked for in the cache: %s", error)
         return []
     unnamed: dict[str, list[Staged]] = {split: [] for split in sources}
     named: dict[str, list[Staged]] = {split: [] for split in sources}
-    equation = EQUATIONS[config.problem.equation]
-    for source, info in zip(each, infos, strict=True):
-        if info.sha256 is None:
+    for source, known in zip(each, answers, strict=True):
+        if known is None:
             return []
-        known = as_stored(source, info.sha256, info.num_bytes, is_here=source.path.exists())
         unnamed[source.split].append(known)
-        parameter = equation.value_in(source.path.stem)
+        parameter = config.problem.parameter_beside(source.path.stem)
         named[source.split].append(known.model_copy(update={"parameter": parameter}))
     return [unnamed] if named == unnamed else [unnamed, named]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ups.config import ProblemConfig, RunConfig, Split
+from ups.data.frames import check_frames_alike
 from ups.data.pdebench import Frames, TrajectoryFile, locate
-from ups.data.sources import check_frames_alike
 from ups.latents.encode import PatchEncoder
 from ups.latents.latent_file import LatentFile
 from ups.models.conditioning import conditioning

@@ -16,7 +16,7 @@ ENCODED_SPLITS: tuple[Split, ...] = ("train", "val")
 class SourceIdentity(Protocol):
     """Content and row range of a source; its path and bucket are not part of it.
 
-    Its parameter is, where neither the content nor the config tells it, but the file's name.
+    Its parameter is, where not the content tells it, but the file's name or `data.parameter`.
     """
 
     @property

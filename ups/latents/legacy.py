@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ups.config import ProblemConfig, RunConfig, Split
-from ups.data.sources import Staged, check_frames, open_files
+from ups.data.frames import check_frames
+from ups.data.sources import Staged, open_files
 from ups.errors import Interrupted
 from ups.files import require_free_space
 from ups.latents.build import CACHE_REMEDY, CacheEntry

@@ -18,20 +18,12 @@ import numpy as np
 from ups.background import Background, at_once
 from ups.config import SPLITS, ProblemConfig, RunConfig, Split
 from ups.data.coming import ComingObject
+from ups.data.frames import check_frames_alike
 from ups.data.letting_go import Backlog
 from ups.data.objectstore import ObjectStore
 from ups.data.pdebench import locate
 from ups.data.ranges import start_fetching
-from ups.data.sources import (
-    MOST_ASKED,
-    Staged,
-    Wanted,
-    as_stored,
-    check_frames_alike,
-    open_file,
-    stage_one,
-    wanted,
-)
+from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, open_file, stage_one, wanted
 from ups.data.transfer import Download
 from ups.errors import CacheDamaged, CannotStream
 from ups.latents import journal

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ups.config import Problem, RunConfig
-from ups.equations import EQUATIONS
 from ups.errors import CacheDamaged, CacheError
 from ups.latents import store
 from ups.latents.entries import Entry, entries
@@ -47,8 +46,8 @@ def finds_entries(config: RunConfig, sources: Sources) -> dict[str, bool | None]
 
 
 def _as_named(known: Known) -> Known:
-    """As if the file's name alone told the parameter: only a look into the file says whether."""
-    value = EQUATIONS[known.problem.equation].value_in(known.wanted.path.stem)
+    """As if the file did not hold its parameter: only a look into the file says whether."""
+    value = known.problem.parameter_beside(known.wanted.path.stem)
     return known if value is None else replace(known, parameter=value)
 
 

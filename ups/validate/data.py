@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from ups.config import SPLITS, RunConfig, Split
+from ups.data.frames import check_frames, check_frames_alike
 from ups.data.pdebench import TrajectoryFile
 from ups.data.seed import is_seeded_by_us
-from ups.data.sources import check_frames, check_frames_alike, open_file
+from ups.data.sources import open_file
 from ups.errors import DataError, UpsError
 from ups.units import format_size
 from ups.validate.check import Check, Checks
+from ups.validate.headers import header_name, look_into_headers
 from ups.validate.shared import compare_sources
 from ups.validate.sources import (
     Answers,
@@ -31,7 +34,7 @@ STORE = "object store"
 def validate_data(
     config: RunConfig, *, offline: bool = False, num_sampled: int = 32, timeout_s: float = 5.0
 ) -> tuple[list[Check], Sources]:
-    """Look at objects and files; nothing is downloaded.
+    """Look at objects, their headers, and files; no trajectory is downloaded.
 
     Args:
         offline: leave the object store alone.
@@ -39,12 +42,15 @@ def validate_data(
         timeout_s: for all answers of the store together.
     Returns: the checks, and what they have found out about the sources.
     """
-    checks = Checks("data")
+    checks, deadline = Checks("data"), time.monotonic() + timeout_s
     sources = find_sources(config, checks, to_seed=True)
     if not config.data.is_local:
         sources = _look_at_objects(config, sources, checks, offline, timeout_s)
     compare_sources(sources, checks)
     sources = [_look_into_file(config, known, checks, num_sampled) for known in sources]
+    if not offline:
+        left_s = max(0.0, deadline - time.monotonic())
+        sources = look_into_headers(config, sources, checks, left_s)
     for split in SPLITS:
         _compare_frames(config, split, select(sources, [split]), checks)
     return checks, sources
@@ -107,7 +113,7 @@ def _compare_frames(config: RunConfig, split: Split, sources: Sources, checks: C
     frames = [
         (known.wanted.uri, known.num_frames)
         for known in sources
-        if known.is_staged and known.wanted.path.is_file() and _name(known) not in faulty
+        if known.is_read and not faulty & {_name(known), header_name(known)}
     ]
     try:
         check_frames_alike(config, frames)
@@ -123,7 +129,7 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
     """Shape, grid, parameter, times and a sample of the values, where the file is staged."""
     path, rows, name = known.wanted.path, known.wanted.rows, _name(known)
     if not path.is_file():
-        checks.skip(name, f"{path} is not staged; its shape and values are known when it is")
+        checks.skip(name, f"{path} is not staged; its values are known when it is")
         return known
     if not known.is_staged:
         checks.skip(name, f"{path} is of another version of the object, and is fetched again")
@@ -131,7 +137,7 @@ def _look_into_file(config: RunConfig, known: Known, checks: Checks, num_sampled
     try:
         with open_file(config.of_problem(known.problem), path, rows) as file:
             shape = (file.num_trajectories, file.num_frames, file.grid_points)
-            known = replace(known, num_trajectories=shape[0], num_frames=shape[1])
+            known = replace(known, num_trajectories=shape[0], num_frames=shape[1], is_read=True)
             if file.is_named:
                 known = replace(known, parameter=file.parameter)
             check_frames(config, file.num_frames)

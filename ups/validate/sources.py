@@ -43,9 +43,10 @@ class Known:
         fetch_bytes: still to be transferred.
         sha256: of the whole; from the manifest or the stamp.
         num_trajectories: of the rows that belong to the split.
-        parameter: of the equation, where the staged file's name alone tells it.
+        parameter: of the equation, where the file does not hold it.
         is_exact: whether sizes are of what is there, not of what is going to be generated.
         has_blocks: whether its manifest has digests of its blocks.
+        is_read: whether shape and parameter are what file or header say.
     """
 
     problem: Problem
@@ -59,6 +60,7 @@ class Known:
     parameter: float | None = None
     is_exact: bool = True
     has_blocks: bool = False
+    is_read: bool = False
 
     @property
     def place(self) -> Place | None:
@@ -264,7 +266,8 @@ def ask_store(config: RunConfig, sources: Sources, timeout_s: float) -> Answers:
     for thread in threads:
         if not thread.is_done(max(0.0, deadline - time.monotonic())):
             # Not the same object: the thread may still write into that.
-            late = f"{store.endpoint} gave no answer in {timeout_s:g} s"
+            asked = dict.fromkeys(store.endpoint_of(bucket) for bucket, _ in places)
+            late = f"{' and '.join(asked)} gave no answer in {timeout_s:g} s"
             return Answers(unreachable=late)
         thread.result()
     store.close()
@@ -288,6 +291,7 @@ def _ask(store: ObjectStore, places: Sequence[Place], answers: Answers) -> None:
                 answers.denied = error.reason
             elif isinstance(error.__cause__, transport_errors()) and not status:
                 reason = describe(error.__cause__)
-                answers.unreachable = f"{store.endpoint} cannot be reached: {reason}"
+                endpoint = store.endpoint_of(place[0])
+                answers.unreachable = f"{endpoint} cannot be reached: {reason}"
             else:
                 answers.refused[place] = str(error)

@@ -99,13 +99,20 @@ def check(config: str, onstart: Onstart) -> list[Check]:
     loaded = load_config(config, {**onstart.parameters["overrides"], **data})
     objects = Checks("data")
     if loaded.data.is_local:
-        objects.skip("files", f"the config wants them in {loaded.data.root} of the machine")
+        objects.skip("files", f"the config wants {_local(loaded)} of the machine")
     elif not all(os.environ.get(key) for key in STORE_KEYS):
         objects.skip("objects", f"{' and '.join(STORE_KEYS)} are not set here")
     else:
         found, _ = validate_data(_without_generators(loaded))
         objects += [check for check in found if check.status != "skip"]
     return [*valid_config(find_config(config).name), *objects]
+
+
+def _local(config: RunConfig) -> str:
+    """The local files of a config."""
+    sources = [of for p in config.data.problems for of in (p.sources or {}).values()]
+    paths = {str(source.path): None for of_split in sources for source in of_split}
+    return ", ".join(paths) or f"them in {config.data.root}"
 
 
 def _without_generators(config: RunConfig) -> RunConfig:

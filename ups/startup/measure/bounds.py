@@ -57,7 +57,7 @@ def measure(config: RunConfig, folder: Path, cache: page_cache.PageCache) -> Rat
     assert sources is not None, "a benchmark's config names objects"
     source = sources["train"][0]
     with closing(ObjectStore(config.data.endpoint_url)) as store:
-        info = store.head(source.bucket or config.data.bucket, source.key)
+        info = store.head(*config.data.place_of(source))
         size = min(SAMPLE_BYTES, info.num_bytes)
         store_rate = _best(size, lambda: _fetch(store, info, size))
     folder.mkdir(parents=True, exist_ok=True)
