@@ -92,6 +92,14 @@ def test_inspect_writes_a_config_that_is_valid_and_trains(
     assert ups("inspect", place, "--config", "mine.yaml", "--force")[0] == 0
 
 
+def test_a_file_that_lacks_nu_trains_with_the_config_that_is_written(ups, bare, monkeypatch):
+    monkeypatch.chdir(bare.parent)
+    assert ups("inspect", bare.name, "--nu", "0.02", "--config", "mine.yaml")[0] == 0
+    short = ["--set", "stages.operator.epochs=1", "--set", "stages.operator.max_steps=4"]
+    trained = CliRunner().invoke(app, ["train", "mine.yaml", *short])
+    assert (trained.exit_code, "test rollout nRMSE" in trained.stdout) == (0, True), trained.output
+
+
 def test_no_config_is_written_for_what_cannot_be_trained_on(ups, bare, tmp_path):
     path = tmp_path / "mine.yaml"
     code, output, errors = ups("inspect", bare, "--config", path)
@@ -169,6 +177,8 @@ def test_the_examples_of_the_help_run_in_their_order(
         (["put", "s3://tiny/a/"], "error: found one place, expected files and s3://BUCKET/DIR/"),
         (["put", "a.h5", "b.h5"], "error: found b.h5, expected s3://BUCKET/KEY"),
         (["put", "nowhere.h5", "s3://tiny/a/"], "error: nowhere.h5: no such file or folder"),
+        (["put", "a.h5", "https://host/a.h5"], "error: found https://host/a.h5, expected s3://"),
+        (["get", "https://host/"], "error: found https://host/, expected https://HOST/PATH"),
         (["get", "a.h5"], "error: found a.h5, expected s3://BUCKET/KEY"),
         (["get", "s3://tiny/none.h5"], "error: s3://tiny/none.h5: no such key"),
         (["get", "s3://nowhere/a.h5"], "error: s3://nowhere/a.h5: no such bucket"),

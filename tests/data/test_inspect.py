@@ -89,7 +89,9 @@ def test_a_parameter_that_is_missing_is_given(write):
     assert "data.parameter: {nu: VALUE} in the config" in fault
     given = Given(equation="burgers1d", parameter=0.3)
     facts = inspect_file(path, given)
-    assert (facts.parameter, facts.faults) == (0.3, ())
+    assert (facts.parameter, facts.parameter_from, facts.faults) == (0.3, "as given", ())
+    (fault,) = inspect_file(write(), given).faults
+    assert "found ν = 0.05 by its attribute, and 0.3 as parameter.nu" in fault
 
 
 def test_what_is_no_file_of_trajectories_says_what_it_holds(write, tmp_path):

@@ -3,13 +3,11 @@
 import pytest
 import yaml
 
-from ups.config import Source, parse_config
+from ups.config import parse_config
 from ups.data.inspect import Facts
 from ups.errors import ConfigError, DataError
 from ups.machine import memory
 from ups.validate.draft import choose_tokens, draft
-
-takes_paths = pytest.mark.skipif("path" not in Source.model_fields, reason="sources are objects")
 
 
 def facts(name="a.h5", num=100, frames=201, points=1024, **changes):
@@ -102,10 +100,14 @@ def test_what_cannot_be_trained_on_together_is_refused():
         drafted(facts(), facts("b.h5", frames=101))
 
 
-@takes_paths
 def test_a_local_file_is_named_by_its_path_and_a_parameter_that_was_given_stands_in_the_config():
     config = drafted(facts(where="some/a.h5", parameter_from="as given"))
     (source,) = config.data.sources["train"]
     assert source.path.is_absolute()
     assert source.path.parts[-2:] == ("some", "a.h5")
     assert config.data.parameter.nu == 0.01
+
+
+def test_a_file_of_a_web_server_is_named_by_its_url():
+    config = drafted(facts(where="https://host/of/a.h5"))
+    assert {source.url for source in config.data.sources["train"]} == {"https://host/of/a.h5"}

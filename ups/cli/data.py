@@ -35,14 +35,16 @@ app = typer.Typer(
 
 PlaceArgument = Annotated[
     str,
-    typer.Argument(metavar="PLACE", help="A file, a folder, s3://BUCKET/KEY or s3://BUCKET/DIR/."),
+    typer.Argument(
+        metavar="PLACE", help="A file, a folder, a URL, s3://BUCKET/KEY or s3://BUCKET/DIR/."
+    ),
 ]
 NuOption = Annotated[float | None, typer.Option(help="ν of Burgers, where the file lacks it.")]
 BetaOption = Annotated[float | None, typer.Option(help="β of advection, where the file lacks it.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there already.")]
 
 
-@app.command(epilog="Example: ups data inspect burgers.h5")
+@app.command(epilog="Example: ups data inspect burgers.h5 --config mine.yaml --force")
 def inspect(
     place: PlaceArgument,
     nu: NuOption = None,
@@ -186,7 +188,7 @@ def put(
 @app.command(epilog="Example: ups data get s3://pdebench/mine/ data/mine")
 def get(
     place: Annotated[
-        str, typer.Argument(metavar="s3://BUCKET/KEY", help="An object, or a folder: s3://…/DIR/.")
+        str, typer.Argument(metavar="PLACE", help="s3://BUCKET/KEY, s3://BUCKET/DIR/, or a URL.")
     ],
     target: Annotated[
         Path, typer.Argument(metavar="[TO]", help="A folder, or the name of a single file.")
@@ -200,9 +202,9 @@ def get(
     """
     with errors_shown():
         from ups.data.put import get, plan_get
-        from ups.data.uri import parse_address
+        from ups.data.uri import parse_readable
 
-        source = parse_address(place)
+        source = parse_readable(place)
         with _store() as store, progress_shown() as show, stopping() as stop, quiet():
             plan = plan_get(store, source, target)
             told = show("downloaded", "MB", 1e6)
@@ -283,12 +285,12 @@ def _write_config(path: Path, found: list[Facts], *, err: bool) -> None:
 def _look(place: str, given: Given, num_sampled: int, *, hashed: bool) -> list[Facts]:
     """The facts of a file, or of all in a folder."""
     from ups.data.inspect import files_in, inspect_file, inspect_object, objects_in
-    from ups.data.uri import is_address, parse_address
+    from ups.data.uri import is_address, parse_readable
 
     if not is_address(place):
         look = partial(inspect_file, given=given, num_sampled=num_sampled, hashed=hashed)
         return _each(look, files_in(Path(place)))
-    address = parse_address(place)
+    address = parse_readable(place)
     with _store() as store:
         keys = [address.key]
         if address.is_folder:

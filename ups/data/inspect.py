@@ -257,11 +257,11 @@ class _Look:
                 f"{options} here, and as data.parameter in the config"
             )
         self._found["equation"] = equation.name
-        if self._given.parameter is not None:
-            self._found |= {"parameter": self._given.parameter, "parameter_from": "as given"}
-            return
+        given = self._given.parameter
         try:
-            value, is_named = attributes.find_parameter(self._file, data, self._path, equation)
+            value, is_beside = attributes.find_parameter(
+                self._file, data, self._path, equation, given
+            )
         except DataError as error:
             if "no attribute" not in str(error):
                 raise
@@ -270,7 +270,10 @@ class _Look:
                 f"{equation.attribute!r}, no data set 'params': give --{equation.parameter} VALUE "
                 f"here, and data.parameter: {{{equation.parameter}: VALUE}} in the config"
             ) from None
-        told = "by its name alone" if is_named else "by the file"
+        told = "by the file"
+        if is_beside:
+            is_named = equation.value_in(self._path.stem) is not None
+            told = "by its name alone" if is_named else "as given"
         self._found |= {"parameter": value, "parameter_from": told}
 
     def _equation(self, data: Any) -> Equation | None:

@@ -351,9 +351,7 @@ class ObjectStore:
             DataError: the file was changed meanwhile. Interrupted: `stop` was set.
         """
         self._call(f"s3://{bucket}/{key}", lambda: self._ensure_bucket(bucket))
-        upload = Upload(self._client, self._call, path, (bucket, key), progress)
-        upload.run(stop)
-        return upload.resumed_bytes
+        return Upload(self._client, self._call, path, (bucket, key), progress).run(stop)
 
     def record(self, bucket: str, entries: Mapping[str, dict[str, Any]]) -> None:
         """Set what the manifests say about objects, by their keys.

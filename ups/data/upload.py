@@ -37,11 +37,7 @@ Call = Callable[[str, Callable[[], Any]], Any]
 
 
 class Upload:
-    """One file on its way to one key; used once.
-
-    Attributes:
-        resumed_bytes: what the store had of it already.
-    """
+    """One file on its way to one key; used once."""
 
     def __init__(
         self,
@@ -57,10 +53,10 @@ class Upload:
         self._uri = f"s3://{place[0]}/{place[1]}"
         self._progress = progress
         self._lock, self._sent = threading.Lock(), 0
-        self.resumed_bytes = 0
+        self._resumed_bytes = 0
 
-    def run(self, stop: threading.Event | None = None) -> None:
-        """Send it.
+    def run(self, stop: threading.Event | None = None) -> int:
+        """Send it; returns the bytes that the store had of it already.
 
         Raises:
             DataError: the file was changed meanwhile.
@@ -78,6 +74,7 @@ class Upload:
         after = self._path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise DataError(f"{self._path} was changed while it was uploaded; upload it again")
+        return self._resumed_bytes
 
     def _send_whole(self) -> None:
         part = _Part(self._fd, 0, self._total)
@@ -149,7 +146,7 @@ class Upload:
             etag = str(sent["ETag"])
         else:
             with self._lock:
-                self.resumed_bytes += part.num_bytes
+                self._resumed_bytes += part.num_bytes
         self._note(part.num_bytes)
         return etag
 

@@ -1,9 +1,10 @@
-"""Addresses of objects, as people write them: `s3://bucket/key`, `s3://bucket/folder/`."""
+"""Addresses of objects, as people write them: `s3://bucket/key`, `s3://bucket/folder/`, a URL."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ups.data.web import is_web, uri_of
 from ups.errors import ConfigError
 
 SCHEME = "s3://"
@@ -11,7 +12,10 @@ SCHEME = "s3://"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An object, or a folder of them, where the key is empty or ends in a slash."""
+    """An object, or a folder of them, where the key is empty or ends in a slash.
+
+    The bucket of a file of a web server is `https://host`.
+    """
 
     bucket: str
     key: str
@@ -26,12 +30,27 @@ class Address:
         return self.key.rpartition("/")[2]
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.bucket}/{self.key}"
+        return uri_of(self.bucket, self.key)
 
 
 def is_address(text: str) -> bool:
     """Whether it names something elsewhere, and no local file."""
     return "://" in text
+
+
+def parse_readable(text: str) -> Address:
+    """An object, a folder of them, or a file of a web server.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not is_web(text):
+        return parse_address(text)
+    scheme, _, rest = text.partition("://")
+    host, _, key = rest.partition("/")
+    if not host or "@" in host or not key or key.endswith("/") or ".." in key.split("/"):
+        raise ConfigError(f"found {text}, expected {scheme}://HOST/PATH/OF/A/FILE")
+    return Address(f"{scheme}://{host}", key)
 
 
 def parse_address(text: str) -> Address:

@@ -18,6 +18,7 @@ import yaml
 from ups.config import SPLITS, RunConfig, Split, parse_config
 from ups.data.inspect import Facts
 from ups.data.uri import is_address, parse_address
+from ups.data.web import is_web
 from ups.equations import EQUATIONS
 from ups.errors import ConfigError, DataError
 from ups.machine.devices import has_gpu_node
@@ -128,6 +129,8 @@ def _data(found: Sequence[Facts], points: int) -> tuple[Tree, int]:
 def _place(facts: Facts) -> Tree:
     if not is_address(facts.where):
         return {"path": str(Path(facts.where).absolute())}
+    if is_web(facts.where):
+        return {"url": facts.where}
     address = parse_address(facts.where)
     return {"bucket": address.bucket, "key": address.key}
 
