@@ -63,6 +63,8 @@ def test_inspect_ends_with_1_where_something_is_missing_and_takes_it(ups, bare):
     [
         (["nowhere.h5"], "error: nowhere.h5: no such file"),
         (["ftp://host/a.h5"], "error: found ftp://host/a.h5, expected s3://BUCKET/KEY"),
+        (["hf://me/a.h5"], "error: PLACE: found 'hf://me/a.h5', expected hf://datasets/OWNER/"),
+        (["https://me:me@host/a.h5"], "error: PLACE: holds credentials, which would be logged"),
         (["s3:///a.h5"], "error: found s3:///a.h5, expected s3://BUCKET/KEY"),
         (["a.h5", "--nu", "0"], "error: --nu: found 0.0, expected a number above 0"),
         (["a.h5", "--nu", "1", "--beta", "1"], "error: found --nu and --beta, expected the"),
@@ -178,7 +180,10 @@ def test_the_examples_of_the_help_run_in_their_order(
         (["put", "a.h5", "b.h5"], "error: found b.h5, expected s3://BUCKET/KEY"),
         (["put", "nowhere.h5", "s3://tiny/a/"], "error: nowhere.h5: no such file or folder"),
         (["put", "a.h5", "https://host/a.h5"], "error: found https://host/a.h5, expected s3://"),
-        (["get", "https://host/"], "error: found https://host/, expected https://HOST/PATH"),
+        (
+            ["get", "https://host/"],
+            "error: PLACE: found 'https://host/', expected https://host/path",
+        ),
         (["get", "a.h5"], "error: found a.h5, expected s3://BUCKET/KEY"),
         (["get", "s3://tiny/none.h5"], "error: s3://tiny/none.h5: no such key"),
         (["get", "s3://nowhere/a.h5"], "error: s3://nowhere/a.h5: no such bucket"),

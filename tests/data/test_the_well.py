@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ups.data.header import check_own_values
+from ups.data.inspect import inspect_file
 from ups.data.pdebench import TrajectoryFile
 from ups.errors import DataError
 
@@ -64,6 +65,17 @@ def test_the_field_is_read_with_its_times_points_and_parameter(write, fields, ch
         assert (file.parameter, file.dt) == (pytest.approx(0.02), 0.1)
         assert not file.is_named
         np.testing.assert_array_equal(file.read(0, 3), fields[1:4])
+
+
+@pytest.mark.parametrize("change", [lambda file: None, without_attribute])
+def test_inspect_says_what_the_reader_takes_of_it(write, fields, change):
+    facts = inspect_file(write(change))
+    assert (facts.shape, facts.data_set, facts.streams) == ((N, T, X), "t0_fields/u", True)
+    assert (facts.times, facts.dt) == (pytest.approx((0, 0.4)), 0.1)
+    assert facts.points == pytest.approx((0, 1 - 1 / X))
+    assert (facts.equation, facts.parameter) == ("burgers1d", pytest.approx(0.02))
+    assert (facts.parameter_from, facts.sampled) == ("by the file", N)
+    assert (facts.largest, facts.faults, facts.notes) == (fields.max(), (), ())
 
 
 def with_another_field(file):

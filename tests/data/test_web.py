@@ -2,14 +2,17 @@
 
 import email.utils
 import http.server
+import json
 import re
 import threading
 from contextlib import closing
 
 import pytest
+from typer.testing import CliRunner
 
+from deployments.cli.app import app
 from tests.conftest import TINY_FILE
-from ups.config import SPLITS
+from ups.config import SPLITS, load_config
 from ups.data.sources import open_store, stage
 from ups.data.stamps import hash_file
 from ups.errors import ObjectUnavailable
@@ -88,20 +91,29 @@ def on_web(web, tiny_config, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("revision", "below"), [("", "main"), ("@v1", "v1")])
-def test_a_data_set_on_hugging_face_is_a_file_of_its_web_server(
-    on_web, web, tiny_data, tmp_path, monkeypatch, revision, below
-):
+@pytest.fixture
+def hub(web, tiny_data, tmp_path, monkeypatch):
+    """`hub(below)`: a file of a data set on Hugging Face, as the web server has it."""
     monkeypatch.setenv("HF_ENDPOINT", web.url)
-    web.root = tmp_path / "hub"
-    there = web.root / "datasets" / "me" / "burgers" / "resolve" / below / "data"
-    there.mkdir(parents=True)
-    (there / "a.h5").hardlink_to(tiny_data / TINY_FILE.format("train"))
+
+    def make(below):
+        web.root = tmp_path / "hub"
+        there = web.root / "datasets" / "me" / "burgers" / "resolve" / below / "data"
+        there.mkdir(parents=True)
+        (there / "a.h5").hardlink_to(tiny_data / TINY_FILE.format("train"))
+        return there / "a.h5"
+
+    return make
+
+
+@pytest.mark.parametrize(("revision", "below"), [("", "main"), ("@v1", "v1")])
+def test_a_data_set_on_hugging_face_is_a_file_of_its_web_server(on_web, web, hub, revision, below):
+    file = hub(below)
     url = f"hf://datasets/me/burgers{revision}/data/a.h5"
     config = on_web(data__sources={split: [{"url": url}] for split in SPLITS})
     (staged,) = stage_train(config)
     assert staged.uri == f"{web.url}/datasets/me/burgers/resolve/{below}/data/a.h5"
-    assert staged.sha256 == hash_file(there / "a.h5")
+    assert staged.sha256 == hash_file(file)
 
 
 def stage_train(config):
@@ -182,3 +194,34 @@ def test_validate_reads_headers_of_the_web_too(on_web, web):
     assert all(known.is_read and known.num_frames == 41 for known in sources)
     (text,) = (c.text for c in checks if c.name == "val header")
     assert text.startswith(f"{web.url}/burgers1d_val.h5: (5, 41, 256), ν 0.02")
+
+
+def ups_data(*arguments):
+    done = CliRunner().invoke(app, ["data", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.usefixtures("store_env")
+@pytest.mark.parametrize("below", ["", "moved/"])
+def test_inspect_reads_ranges_its_config_names_the_url_and_get_fetches_it(
+    web, tiny_data, tmp_path, below
+):
+    url, config = f"{web.url}/{below}{TINY_FILE.format('train')}", tmp_path / "mine.yaml"
+    (facts,) = json.loads(ups_data("inspect", f"{url}?download=1", "--json", "--config", config))
+    assert (facts["where"], facts["name"]) == (f"{url}?download=1", TINY_FILE.format("train"))
+    assert (facts["shape"], facts["streams"]) == ([20, 41, 256], True)
+    assert facts["digest"] == "no manifest has it, its ETag is no MD5"
+    assert all(asked for method, path, asked in web.asked if method == "GET" and ".h5" in path)
+    for of_split in load_config(config).data.sources.values():
+        assert [source.url for source in of_split] == [f"{url}?download=1"]
+    ups_data("get", f"{url}?download=1", tmp_path)
+    assert (tmp_path / facts["name"]).stat().st_size == facts["num_bytes"]
+
+
+@pytest.mark.usefixtures("store_env")
+def test_inspect_and_get_take_data_sets_on_hugging_face(hub, tmp_path):
+    file, url = hub("main"), "hf://datasets/me/burgers/data/a.h5"
+    assert "20 trajectories × 41 frames × 256 points" in ups_data("inspect", url)
+    assert "downloaded, not verified" in ups_data("get", url, tmp_path)
+    assert hash_file(tmp_path / "a.h5") == hash_file(file)

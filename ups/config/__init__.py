@@ -22,6 +22,7 @@ from ups.config.operators import (
     UNet,
 )
 from ups.config.text import read_yaml, shortened
+from ups.config.urls import WEB_SCHEMES, web_place
 
 __all__ = [
     "CONFIG_DIR",
@@ -45,6 +46,7 @@ __all__ = [
     "Split",
     "Training",
     "UNet",
+    "WEB_SCHEMES",
     "dump_config",
     "find_config",
     "leaves",
@@ -52,4 +54,5 @@ __all__ = [
     "parse_config",
     "read_yaml",
     "shortened",
+    "web_place",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -21,13 +19,12 @@ from pydantic import (
     model_validator,
 )
 
+from ups.config.urls import web_place
 from ups.equations import EQUATIONS, EquationName, in_order, named_after
 
 Split = Literal["train", "val", "test"]
 Positive = Annotated[int, Field(gt=0, le=10**12, strict=True)]  # far from what 64 bits hold
 
-SECRETS = ("signature", "token", "credential", "password", "key=", "sig=")  # in a URL's query
-HUGGING_FACE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/([^/].*)")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -41,14 +38,6 @@ class Model(BaseModel):
         validate_by_alias=True,
         serialize_by_alias=True,
     )
-
-
-def _web_address(url: str) -> str:
-    """Where a file of a data set on Hugging Face lies; any other address as it is."""
-    if not (found := HUGGING_FACE.fullmatch(url)):
-        return url
-    host = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    return f"{host.rstrip('/')}/datasets/{found[1]}/resolve/{found[2] or 'main'}/{found[3]}"
 
 
 class Source(Model):
@@ -75,18 +64,8 @@ class Source(Model):
     @field_validator("url")
     @classmethod
     def _names_a_file(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        if url.startswith("hf:") and not HUGGING_FACE.fullmatch(url):
-            raise ValueError(f"found {url!r}, expected hf://datasets/OWNER/NAME/path/of/a/file")
-        parts = urlsplit(_web_address(url))
-        if parts.username is not None or any(word in parts.query.lower() for word in SECRETS):
-            raise ValueError("holds credentials, which would be logged: expected a public address")
-        is_file = parts.path.strip("/") and not parts.path.endswith("/")
-        if parts.scheme not in ("https", "http") or not parts.netloc or not is_file:
-            raise ValueError(f"found {url!r}, expected https://host/path/of/a/file, or hf://…")
-        if ".." in parts.path.split("/") or parts.fragment:
-            raise ValueError(f"found {url!r}, expected an address without .. and without #")
+        if url is not None:
+            web_place(url)
         return url
 
     @model_validator(mode="after")
@@ -257,9 +236,7 @@ class Data(Model):
     def place_of(self, source: Source) -> tuple[str, str]:
         """Bucket and key, of an object; of a file of a web server `https://host` and the rest."""
         if source.url is not None:
-            scheme, _, rest = _web_address(source.url).partition("://")
-            host, _, key = rest.partition("/")
-            return f"{scheme}://{host}", key
+            return web_place(source.url)
         assert source.key is not None, "asked for the place of a local file"
         return source.bucket or self.bucket, source.key
 

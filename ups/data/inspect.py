@@ -17,6 +17,7 @@ from ups.config import Model
 from ups.data import attributes, header
 from ups.data.pdebench import SUFFIXES
 from ups.data.stamps import hash_file, read_stamp
+from ups.data.web import is_web
 from ups.equations import EQUATIONS, Equation, EquationName
 from ups.errors import DataError
 
@@ -112,7 +113,7 @@ def inspect_object(
     """
     from ups.data.coming import ComingObject
 
-    path = Path(key)
+    path = Path(key.partition("?")[0] if is_web(bucket) else key)
     coming = ComingObject(store, bucket, key, path)
     with header.open_hdf5(path, coming.header()) as file:
         looked = _Look(file, path, coming.num_bytes, given or Given(), num_sampled).facts()
@@ -124,7 +125,8 @@ def inspect_object(
         )
     if info.sha256 is None:
         own = f"MD5 {info.md5} by its ETag" if info.md5 else "its ETag is no MD5"
-        digest = f"no manifest has it, {own}; `ups data put` makes a manifest"
+        digest = f"no manifest has it, {own}"
+        digest += "" if is_web(bucket) else "; `ups data put` makes a manifest"
     about = {"where": info.uri, "name": path.name, "num_bytes": info.num_bytes}
     return Facts(**about, sha256=info.sha256, digest=digest, **looked)
 

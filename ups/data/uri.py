@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ups.config import WEB_SCHEMES, web_place
 from ups.data.web import is_web, uri_of
 from ups.errors import ConfigError
 
@@ -27,7 +28,8 @@ class Address:
     @property
     def name(self) -> str:
         """What the object is called in its folder."""
-        return self.key.rpartition("/")[2]
+        key = self.key.partition("?")[0] if is_web(self.bucket) else self.key
+        return key.rpartition("/")[2]
 
     def __str__(self) -> str:
         return uri_of(self.bucket, self.key)
@@ -44,13 +46,12 @@ def parse_readable(text: str) -> Address:
     Raises:
         ConfigError: it is something else.
     """
-    if not is_web(text):
+    if not text.startswith(WEB_SCHEMES):
         return parse_address(text)
-    scheme, _, rest = text.partition("://")
-    host, _, key = rest.partition("/")
-    if not host or "@" in host or not key or key.endswith("/") or ".." in key.split("/"):
-        raise ConfigError(f"found {text}, expected {scheme}://HOST/PATH/OF/A/FILE")
-    return Address(f"{scheme}://{host}", key)
+    try:
+        return Address(*web_place(text))
+    except ValueError as error:
+        raise ConfigError(f"PLACE: {error}") from None
 
 
 def parse_address(text: str) -> Address:
