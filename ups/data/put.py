@@ -16,7 +16,7 @@ from ups.config import Model
 from ups.data.blocks import describe_file
 from ups.data.manifest_notes import FOLDER as NOTES
 from ups.data.objectstore import ObjectInfo, ObjectStore
-from ups.data.s3errors import answer
+from ups.data.s3errors import StoreRefuses, answer
 from ups.data.stamps import hash_file, read_stamp
 from ups.data.transfer import Download, download
 from ups.data.uri import Address
@@ -147,6 +147,8 @@ def _existing(store: ObjectStore, bucket: str, plan: Plan) -> dict[str, ObjectIn
     try:
         listed = store.below(bucket, _common_folder(keys))
         keys = [key for key in keys if key in listed]
+    except StoreRefuses:
+        raise
     except ObjectUnavailable as error:
         _, status = answer(error.__cause__)
         if status == 404:  # there is no such bucket
