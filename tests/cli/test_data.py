@@ -180,10 +180,8 @@ def test_the_examples_of_the_help_run_in_their_order(
         (["put", "a.h5", "b.h5"], "error: found b.h5, expected s3://BUCKET/KEY"),
         (["put", "nowhere.h5", "s3://tiny/a/"], "error: nowhere.h5: no such file or folder"),
         (["put", "a.h5", "https://host/a.h5"], "error: found https://host/a.h5, expected s3://"),
-        (
-            ["get", "https://host/"],
-            "error: PLACE: found 'https://host/', expected https://host/path",
-        ),
+        (["get", "https://host/"], "error: PLACE: found 'https://host/', expected https://host"),
+        (["get", "hf://models/a/b"], "error: PLACE: found 'hf://models/a/b', expected hf://data"),
         (["get", "a.h5"], "error: found a.h5, expected s3://BUCKET/KEY"),
         (["get", "s3://tiny/none.h5"], "error: s3://tiny/none.h5: no such key"),
         (["get", "s3://nowhere/a.h5"], "error: s3://nowhere/a.h5: no such bucket"),
