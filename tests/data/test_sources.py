@@ -90,7 +90,7 @@ def test_rows_of_a_local_file_are_sources_beside_objects_and_a_folder_is_none(
     for path, found in ((root, "found a folder"), (root / "no.h5", "no such file")):
         bad = make(data__sources={**sources, "val": [{"path": str(path)}]})
         with pytest.raises(
-            DataError, match=rf"sources\.val\.0\.path: {path}: {found}, expected an"
+            DataError, match=rf"val\.0\.path of burgers1d: {path}: {found}, expected an"
         ):
             stage(bad, "val", None)
 

@@ -117,8 +117,9 @@ def wanted(config: ProblemConfig, split: Split) -> list[Wanted]:
         else:
             what = "found a folder" if path.is_dir() else "no such file"
             raise DataError(
-                f"sources.{split}.{number}.path: {path.absolute()}: {what}, expected an HDF5 file; "
-                "correct it (what is relative is so to the folder that the run is started in)"
+                f"sources.{split}.{number}.path of {problem.name}: {path.absolute()}: {what}, "
+                "expected an HDF5 file; correct it (what is relative is so to the folder that the "
+                "run is started in)"
             )
     return found
 
