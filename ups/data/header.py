@@ -41,6 +41,10 @@ def open_hdf5(path: Path, content: BinaryIO | None = None) -> Any:
         try:
             return h5py.File(content, "r")
         except OSError as error:
+            if "signature not found" in str(error):
+                raise DataError(
+                    f"{path}: what is fetched for it is not HDF5, expected an HDF5 file"
+                ) from None
             raise DataError(f"{path}: h5py cannot open what is fetched for it: {error}") from error
     if not path.is_file():
         raise DataError(f"{path}: no such file; stage or generate the data first")
