@@ -37,6 +37,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.runner._cancellation_manager import CancellationManager
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
@@ -52,6 +53,21 @@ CANCELLING = "prefect.flow-run.Cancelling"
 RECONNECT_S = (0.5, 1, 2, 5)
 SECOND_LOOK_S = 0.1
 LOOK_AHEAD_S = 30.0
+
+
+def cancel_only_what_is_cancelling() -> None:
+    """Have Prefect's worker look at a run's state before it ends the run for an event.
+
+    Whoever begins to listen hears the events of the last minute again: a retry that follows a
+    cancel within it was ended by that cancel.
+    """
+
+    async def cancel_by_id(self: CancellationManager, flow_run_id: UUID) -> None:
+        flow_run = await self._client.read_flow_run(flow_run_id)
+        if flow_run.state is not None and flow_run.state.is_cancelling():
+            await self.cancel(flow_run)
+
+    CancellationManager.cancel_by_id = cancel_by_id  # type: ignore[method-assign]
 
 
 class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its registry of types
@@ -231,6 +247,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     bound_spinning(os.environ)  # which the kept process and the runs inherit
     share_tls_contexts()
     keep_environment_of_settings()
+    cancel_only_what_is_cancelling()
 
     async def run() -> None:
         task = asyncio.current_task()

@@ -30,6 +30,15 @@ def takes(path, call):
     inspect.signature(resolve_name(path)).bind(*words[: len(words) - len(keywords)], **keywords)
 
 
+def cancellation_manager():
+    from prefect.runner._cancellation_manager import CancellationManager
+
+    parts = dict.fromkeys(("process_manager", "hook_runner", "state_proposer", "event_emitter"))
+    assert CancellationManager(**parts, client="client")._client == "client"
+    takes(f"{CancellationManager.__module__}:CancellationManager.cancel_by_id", "self id")
+    takes(f"{CancellationManager.__module__}:CancellationManager.cancel", "self flow_run")
+
+
 def process_worker():
     from prefect.workers.process import ProcessWorker
 
@@ -162,6 +171,7 @@ def litdata_client():
 
 CHECKS = {
     block_type_slug: "_block_type_slug",
+    cancellation_manager: "_client prefect.runner._cancellation_manager",
     cli_of_deploy: "prefect.cli.deploy._core",
     deployment_client: "prefect.client.orchestration._deployments.client",
     dispatch_mode: "_schema torch.utils._python_dispatch torch.utils._pytree",

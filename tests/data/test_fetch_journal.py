@@ -37,3 +37,20 @@ def test_bytes_that_were_let_go_are_not_there_and_those_that_come_again_once_the
     reading = FetchJournal(tmp_path / "x.journal", INFO)
     assert (reading.read(partial), reading.gone) == (there, gone)
     assert reading.token == writing.token
+
+
+def test_after_a_power_cut_nothing_counts_as_arrived_of_what_was_let_go_in_part(
+    tmp_path, monkeypatch
+):
+    partial = tmp_path / "x.part"
+    partial.write_bytes(bytes(1000))
+    writing = FetchJournal(tmp_path / "x.journal", INFO)
+    for lets_go in (False, True):  # the line of a hole may be lost, and the hole be there
+        writing.lets_go = lets_go
+        writing.write([(0, 300)])
+        there = FetchJournal(tmp_path / "x.journal", INFO).read(partial)
+        assert there == [(0, 300)]
+        with monkeypatch.context() as patched:
+            patched.setattr("ups.data.fetch_journal.boot_id", lambda: "another")
+            there = FetchJournal(tmp_path / "x.journal", INFO).read(partial)
+        assert there == ([] if lets_go else [(0, 300)])

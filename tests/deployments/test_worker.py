@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import State
+from prefect.runner._cancellation_manager import CancellationManager
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from deployments.worker import Waker, Worker
+from deployments.worker import Waker, Worker, cancel_only_what_is_cancelling
 
 
 class CountingWorker:
@@ -101,3 +102,22 @@ def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carr
     # Prefect would report another code once more, by when a retry may have begun.
     assert asyncio.run(worker.run(run, None)).status_code == 0
     assert made == ([(run.id, "Cancelled")] if kind == "CANCELLING" else [])
+
+
+@pytest.mark.parametrize("kind", ["RUNNING", "CANCELLING"])
+def test_an_event_that_is_told_again_cancels_no_retry(monkeypatch, kind):
+    run, cancelled = SimpleNamespace(id=uuid4(), state=State(type=kind)), []
+
+    async def read_flow_run(_):
+        return run
+
+    async def cancel(_, flow_run):
+        cancelled.append(flow_run)
+
+    monkeypatch.setattr(CancellationManager, "cancel", cancel)
+    monkeypatch.setattr(CancellationManager, "cancel_by_id", CancellationManager.cancel_by_id)
+    cancel_only_what_is_cancelling()
+    parts = dict.fromkeys(("process_manager", "hook_runner", "state_proposer", "event_emitter"))
+    manager = CancellationManager(**parts, client=SimpleNamespace(read_flow_run=read_flow_run))
+    asyncio.run(manager.cancel_by_id(run.id))
+    assert cancelled == ([run] if kind == "CANCELLING" else [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from contextlib import closing
 
 import h5py
@@ -92,6 +91,10 @@ def room_of(path):
     return path.stat().st_blocks * 512
 
 
+def room_of_parts(tmp_path):
+    return sum(map(room_of, (tmp_path / "data").rglob("*.part")))
+
+
 def latents(stream):
     return [getattr(stream.latents, name).z_NTKD.clone() for name in ("train", "val")]
 
@@ -139,7 +142,8 @@ def cut_short(passing, streaming, proxy, tmp_path):
         proxy.faults.on_range = stall
         config, _ = passing(sources)
         wait_until(lambda: num_encoded(tmp_path) >= 4)
-        time.sleep(0.1)
+        batch_bytes = config.training.encode_batch_size * ROW_BYTES
+        wait_until(lambda: room_of_parts(tmp_path) < num_encoded(tmp_path) * batch_bytes / 2)
         streaming.close()
         gate.set()
         proxy.faults.on_range = lambda _: None
@@ -160,7 +164,7 @@ def test_the_disk_holds_few_bytes_at_a_time_and_the_latents_are_those_of_kept_fi
     sources, taken = uploaded(in_one), []
 
     def look(_):
-        taken.append(sum(map(room_of, (tmp_path / "data").rglob("*.part"))))
+        taken.append(room_of_parts(tmp_path))
 
     proxy.faults.on_range = look
     config, stream = passing(sources)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 
 import pytest
 import torch
 
+from tests.data.objects import QUICK
 from tests.latents.test_stream import finished, locks
 from tests.live import wait_until
 from ups.config import SPLITS
 from ups.data.objectstore import ObjectStore
 from ups.data.stamps import read_stamp
+from ups.errors import Interrupted
 from ups.latents import journal, store
+from ups.latents.scout import scout
 from ups.pipeline.phases import build_caches, load_latents, stage_splits
 from ups.progress import logged
 
@@ -131,3 +135,22 @@ def test_where_the_entry_is_there_under_its_key_that_is_taken(streaming, few, tm
     assert again.reused
     assert again.generation == first.generation
     assert_alike(config, stream, tmp_path)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_lies_aside_is_handed_out_only_where_it_is_read_as_it_comes(
+    tiny_config, few, proxy, store_env, tmp_path, caplog, keep
+):
+    proxy.faults.edit = in_parts
+    caplog.set_level("INFO", "ups")
+    given = {"data__root": str(tmp_path / "data"), "features__stream": "on", **few}
+    config = tiny_config(**given, data__endpoint_url=proxy.url, data__keep_sources=keep)
+    client = ObjectStore(proxy.url, retry=QUICK)
+    scouted = scout(config, client, threading.Event(), logged)
+    with closing(client), closing(scouted), ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(scouted.finished, "burgers1d", "train")
+        wait_until(lambda: "downloaded s3" in caplog.text)
+        assert wait([waiting], 0.3).not_done
+        scouted.give_up()
+        with pytest.raises(Interrupted, match="all has to be there first"):
+            waiting.result(10)

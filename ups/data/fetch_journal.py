@@ -28,18 +28,21 @@ class FetchJournal:
     Attributes:
         token: names the bytes that have arrived; an earlier download's, once its journal is read.
         gone: start → length of what has arrived, and was let go.
+        lets_go: whether anything is let go.
     """
 
     def __init__(self, path: Path, info: ObjectInfo) -> None:
         self._path, self._info = path, info
         self.token = secrets.token_hex(8)
         self.gone: dict[int, int] = {}
+        self.lets_go = False
 
     def read(self, partial: Path) -> list[Interval]:
         """What is there of an interrupted download of the same object, in the order of the file.
 
         What the journal names may not have reached the disk before a reboot, so it is then used
-        only if there is a SHA-256 to tell.
+        only if there is a SHA-256 to tell, and nothing was let go: the line of that may be lost,
+        and the hole be there.
 
         Args:
             partial: the file that it has written.
@@ -49,6 +52,7 @@ class FetchJournal:
             first, *rest = self._path.read_text().splitlines()
             head = json.loads(first)
             range_bytes = int(head.pop("range_bytes", 1))  # before, a line named a range of these
+            let_go = bool(head.pop("lets_go", False))
             whole = partial.stat().st_size == total
             arrived, gone = _read_lines(rest)
             is_same = self._info.version.is_noted(head["etag"])
@@ -56,7 +60,7 @@ class FetchJournal:
             return []
         head.setdefault("token", self.token)
         expected = self.head() | {"etag": head["etag"], "token": head["token"]}
-        if self._info.sha256 is not None:
+        if self._info.sha256 is not None and not let_go:
             expected["boot_id"] = head.get("boot_id")
         if not (whole and is_same) or head != expected or range_bytes < 1:
             return []
@@ -92,6 +96,7 @@ class FetchJournal:
             "num_bytes": self._info.num_bytes,
             "boot_id": boot_id(),
             "token": self.token,
+            **({"lets_go": True} if self.lets_go else {}),
         }
 
 

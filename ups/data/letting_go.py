@@ -119,6 +119,11 @@ class LettingGo:
         """From the start of the first to the end of the last block of [start, end)."""
         return start - start % self._size, min(-(-end // self._size) * self._size, self.total)
 
+    def came(self, num_bytes: int) -> None:
+        """So many bytes are on the disk, or with a negative number gone: of those that go early."""
+        if self._has_digests:
+            self.backlog.take(num_bytes)
+
     def matched(self, index: int) -> None:
         """The block is known to be right."""
         self._less(range(index, index + 1))

@@ -34,6 +34,7 @@ class PassingFetch(RangedFetch):
     ) -> None:
         passes = letting_go is not None
         super().__init__(store, info, dest, num_threads, RANGE_BYTES, wants=wants, by_blocks=passes)
+        self.journal.lets_go = passes
         self._letting_go, self._makes_holes = letting_go, True
         self._skipped: dict[int, int] = {}  # start → length of blocks that are let go already
         if letting_go is not None:
@@ -76,16 +77,17 @@ class PassingFetch(RangedFetch):
         else:
             self.file.require_room(self._letting_go.most_bytes, self.info.uri)
             self.file.open(whole=False)
+            self._letting_go.came(self.num_arrived - sum(self._skipped.values()))
 
     def _note(self, index: int, filled: int, num_new: int) -> None:
         super()._note(index, filled, num_new)
         if self._letting_go is not None:
-            self._letting_go.backlog.take(num_new)
+            self._letting_go.came(num_new)
 
     def _free(self, start: int, length: int) -> None:
         """Give bytes back to the disk. It is noted first: no hole may be taken for them."""
         assert self._letting_go is not None, "it is what calls this"
-        self._letting_go.backlog.take(-length)
+        self._letting_go.came(-length)
         with self.changed:
             if self.halt.is_set() or not self._makes_holes:  # the files may be closed
                 return
@@ -102,6 +104,7 @@ class PassingFetch(RangedFetch):
             gone = {at: n for at, n in self._skipped.items() if start <= at < end}
             if not gone or self.check is None:
                 return []
+            self.raise_if_over(None)  # the files may be closed
             self.file.append(self.journal_fd, line(start, end - start, AGAIN))
             for at in gone:
                 del self.journal.gone[at], self._skipped[at]

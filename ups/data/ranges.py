@@ -145,7 +145,7 @@ class RangedFetch:
         last = bisect.bisect_left(self.starts, end)
         with self.changed:
             while any(self.filled[i] < self.length(i) for i in range(first, last)):
-                self._raise_if_over(None)
+                self.raise_if_over(None)
                 self.changed.wait(_WATCH_S)
 
     def _open_file(self) -> None:
@@ -308,7 +308,7 @@ class RangedFetch:
         """
         try:
             for index in check.left_over:
-                self._raise_if_over(stop)
+                self.raise_if_over(stop)
                 report(self.num_arrived)
                 check.check_left_over(fd, index)
         except ChecksumMismatch as error:
@@ -317,7 +317,7 @@ class RangedFetch:
         # A thread notes bytes after it has compared them; whoever waits for them needs the note.
         while check.num_left or self.num_arrived < self.info.num_bytes:
             with self.changed:
-                self._raise_if_over(stop)
+                self.raise_if_over(stop)
                 self.changed.wait(_WATCH_S)
             report(self.num_arrived)
         assert self.info.sha256 is not None, "blocks stand in a manifest, with a SHA-256"
@@ -333,7 +333,7 @@ class RangedFetch:
             position = 0
             while position < self.length(index):
                 with self.changed:
-                    self._raise_if_over(stop)
+                    self.raise_if_over(stop)
                     if self.filled[index] == position:
                         self.changed.wait(_WATCH_S)
                     ready = min(self.filled[index], position + _HASH_CHUNK_BYTES)
@@ -348,7 +348,7 @@ class RangedFetch:
         self.md5 = md5.hexdigest() if has_md5 else None
         return digest.hexdigest()
 
-    def _raise_if_over(self, stop: threading.Event | None) -> None:
+    def raise_if_over(self, stop: threading.Event | None) -> None:
         if self._error is not None:
             raise self._error
         if self.halt.is_set() or (stop is not None and stop.is_set()):

@@ -30,7 +30,8 @@ class DiskCacheDataset:
 
     The first row that is wanted of a chunk has all of it read and compared with its checksum: so
     nothing is trained on that was not, and the first step waits for the chunks of its batch alone.
-    What is wanted is read from the disk, all rows of a batch at once, and nothing beside it.
+    What is wanted is read from the disk, all rows of a batch at once: of each from its first frame
+    to its last, with those between that a time stride leaves out.
 
     Args:
         files: as the manifests describe them; open until `close`, whatever becomes of their names.
@@ -190,13 +191,19 @@ class MappedCacheDataset(DiskCacheDataset):
     ) -> None:
         super().__init__(files, condition_NC, time_stride, "cpu")
         self._maps, self._frames_MKD = [], []
-        for which, (handle, (_, file)) in enumerate(zip(self._handles, files, strict=True)):
-            self._check_length(which)
-            mapped = mmap.mmap(handle, file.data_offset + file.num_bytes, access=mmap.ACCESS_READ)
-            mapped.madvise(mmap.MADV_RANDOM)
-            self._maps.append(mapped)
-            values = np.frombuffer(mapped, self._dtype, math.prod(file.shape), file.data_offset)
-            self._frames_MKD.append(values.reshape(-1, *file.shape[2:]))
+        try:
+            for which, (handle, (_, file)) in enumerate(zip(self._handles, files, strict=True)):
+                self._check_length(which)
+                mapped = mmap.mmap(
+                    handle, file.data_offset + file.num_bytes, access=mmap.ACCESS_READ
+                )
+                mapped.madvise(mmap.MADV_RANDOM)
+                self._maps.append(mapped)
+                values = np.frombuffer(mapped, self._dtype, math.prod(file.shape), file.data_offset)
+                self._frames_MKD.append(values.reshape(-1, *file.shape[2:]))
+        except BaseException:  # nobody has it yet who could close it
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give up the map, and close the files."""

@@ -25,7 +25,7 @@ from ups.data.pdebench import locate
 from ups.data.ranges import start_fetching
 from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, open_file, stage_one, wanted
 from ups.data.transfer import Download
-from ups.errors import CacheDamaged, CannotStream
+from ups.errors import CacheDamaged, CannotStream, Interrupted
 from ups.latents import journal
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.order import fit_rows
@@ -52,7 +52,7 @@ class Scouted:
 
     def __init__(self, config: RunConfig, stop: threading.Event) -> None:
         self.config, self._stop = config, stop
-        self.is_given_up = False
+        self.is_given_up, self._is_decided = False, threading.Event()
         self.by_problem = config.by_problem()
         self.sources: dict[Split, list[Source]] = {split: [] for split in SPLITS}
         self.keys: dict[str, str] = {}
@@ -284,7 +284,8 @@ class Scouted:
             progress: called now and then with the bytes that are there, and all.
         Raises:
             ChecksumMismatch: one is not what its manifest says.
-            FetchError, Interrupted, …: see `ComingObject.verdict`.
+            FetchError, …: see `ComingObject.verdict`.
+            Interrupted: that, or they were left to downloads after all.
         """
         sources = self.of_problem(name, split)
         coming = {id(source.coming): source.coming for source in sources if source.coming}
@@ -294,6 +295,10 @@ class Scouted:
                 progress(sum(found.num_arrived for found in coming.values()), total)
             verdict.result()
         progress(total, total)
+        if any(found.is_held or found.lets_go for found in coming.values()):
+            self._is_decided.wait()  # only what is read as it comes stays aside
+            if self.is_given_up:
+                raise Interrupted("all has to be there first: it is fetched before it is read")
         return [self._finished(source) for source in sources]
 
     def _finished(self, source: Source) -> Staged:
@@ -314,6 +319,10 @@ class Scouted:
         source = next(s for of in self.sources.values() for s in of if s.coming is coming)
         return self.config.data.label(source.problem.problem, source.staged.split)
 
+    def keep_on(self) -> None:
+        """They are read as they come: nobody gives up any more."""
+        self._is_decided.set()
+
     def give_up(self) -> None:
         """Leave the rest to downloads, which go on from what has arrived."""
         self.is_given_up = True
@@ -329,6 +338,7 @@ class Scouted:
 
         Nobody reads the files any more.
         """
+        self._is_decided.set()
         self.halt()
         for of_split in self.sources.values():
             for source in of_split:

@@ -62,6 +62,7 @@ def stream_latents(
     except BaseException:  # a stop, too
         stream.close()
         raise
+    scouted.keep_on()
     return stream
 
 
@@ -340,7 +341,7 @@ class Stream:
         cache_dir = build.config.training.latent_cache_dir
         entry = store.entry_dir(cache_dir, key)
         log.info("the cache entry is %s: all of its sources have been hashed", key)
-        with exclusive_lock(entry / store.LOCK_NAME, self._stop):
+        with exclusive_lock(entry / store.LOCK_NAME, self._is_over):
             if store.valid_generation(cache_dir, key):
                 build.drop()
                 seconds = time.monotonic() - self._started
