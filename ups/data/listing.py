@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from ups.data.manifest_notes import FOLDER
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
@@ -27,6 +29,14 @@ def list_objects(client: S3Client, bucket: str, keys: Collection[str]) -> dict[s
         if len(found) == len(keys):
             break
     return found
+
+
+def list_some(client: S3Client, bucket: str, prefix: str) -> list[str]:
+    """Some keys and folders that begin so, without the notes of manifests."""
+    found = client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=6)
+    folders = [entry["Prefix"] for entry in found.get("CommonPrefixes", ())]
+    keys = [entry["Key"] for entry in found.get("Contents", ())]
+    return [name for name in (*keys, *folders) if not name.endswith(f"manifest.json{FOLDER}")]
 
 
 def list_below(client: S3Client, bucket: str, prefix: str) -> dict[str, int]:

@@ -27,7 +27,7 @@ from ups.data.answers import (
 )
 from ups.data.blocks import Blocks, describe_file
 from ups.data.connect import connect
-from ups.data.listing import list_below, list_objects
+from ups.data.listing import list_below, list_objects, list_some
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
     NoRanges,
@@ -383,15 +383,13 @@ class ObjectStore:
         """A 404 of `head` does not say whether the bucket or the key is missing; a listing does."""
         uri, prefix = f"s3://{bucket}/{key}", key[: key.rfind("/") + 1]
         try:
-            listing = self._call(
-                uri, lambda: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=5)
-            )
+            listing = self._call(uri, lambda: list_some(self._client, bucket, prefix))
         except ObjectUnavailable as error:
             if answer(error.__cause__)[0] == "NoSuchBucket":
                 return error
             found = "a bucket that may not be listed"
         else:
-            found = ", ".join(entry["Key"] for entry in listing.get("Contents", [])) or "nothing"
+            found = ", ".join(listing) or "nothing"
         return ObjectUnavailable(
             f"{uri}: no such key at {self.endpoint}; found {found}. "
             "Upload it, or correct data.sources"
