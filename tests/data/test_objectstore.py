@@ -81,8 +81,9 @@ def test_an_object_that_is_not_what_its_manifest_says_is_not_fetched(
 
 
 def test_a_missing_key_is_named_with_what_is_there_and_told_from_a_missing_bucket(store, key, dest):
-    with pytest.raises(ObjectUnavailable, match=r"no such key at http.*; found .*/x\.h5"):
+    with pytest.raises(ObjectUnavailable, match=r"no such key at http.*; found .*/x\.h5") as info:
         download(store, BUCKET, key.replace("x.h5", "y.h5"), dest)
+    assert "manifest.json.d" not in str(info.value)  # the notes beside the manifest
     missing_bucket = r"s3://nowhere/x.h5: no such bucket .*data\.bucket"
     with pytest.raises(ObjectUnavailable, match=missing_bucket):
         download(store, "nowhere", "x.h5", dest)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from ups.data.manifest_notes import FOLDER
 from ups.data.s3errors import answer
 from ups.errors import ObjectUnavailable
 
@@ -30,13 +31,13 @@ def missing(
     """
     uri, prefix = f"s3://{bucket}/{key}", key[: key.rfind("/") + 1]
     try:
-        listing = call(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=5))
+        listing = call(uri, lambda: list_some(client, bucket, prefix))
     except ObjectUnavailable as error:
         if answer(error.__cause__)[0] == "NoSuchBucket":
             return error
         found = "a bucket that may not be listed"
     else:
-        found = ", ".join(entry["Key"] for entry in listing.get("Contents", [])) or "nothing"
+        found = ", ".join(listing) or "nothing"
     return ObjectUnavailable(
         f"{uri}: no such key at {endpoint}; found {found}. Upload it, or correct data.sources"
     )
@@ -56,6 +57,14 @@ def list_objects(client: S3Client, bucket: str, keys: Collection[str]) -> dict[s
         if len(found) == len(keys):
             break
     return found
+
+
+def list_some(client: S3Client, bucket: str, prefix: str) -> list[str]:
+    """Some keys and folders that begin so, without the notes of manifests."""
+    found = client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=6)
+    folders = [entry["Prefix"] for entry in found.get("CommonPrefixes", ())]
+    keys = [entry["Key"] for entry in found.get("Contents", ())]
+    return [name for name in (*keys, *folders) if not name.endswith(f"manifest.json{FOLDER}")]
 
 
 def list_below(client: S3Client, bucket: str, prefix: str) -> dict[str, int]:
