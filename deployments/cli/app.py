@@ -6,10 +6,12 @@ Whatever is slow to import is imported in the command that needs it: `ups --help
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
 from deployments.cli import runs, stack
+from ups import __version__
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
 from ups.machine.openmp import bound_spinning
@@ -27,8 +29,19 @@ app.add_typer(runs.app)
 app.add_typer(ups_app)
 
 
+def _show_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        typer.echo(f"ups-train {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _before_any_command() -> None:
+def _before_any_command(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
     bound_spinning(os.environ)  # before a command imports torch
 
 
