@@ -14,6 +14,7 @@ from deployments.cli import runs, stack
 from ups import __version__
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
+from ups.cli.help import show_examples_first
 from ups.machine.openmp import bound_spinning
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(stack.app)
 app.add_typer(runs.app)
 app.add_typer(ups_app)
+show_examples_first(app)
 
 
 def _show_version(is_asked_for: bool) -> None:

@@ -63,7 +63,10 @@ def up(
     s3_port: S3Port = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start what is not running yet: Prefect server, object store, worker, deployments."""
+    """Start Prefect server, object store and worker, and deploy.
+
+    What runs already is left alone.
+    """
     with errors_shown():
         from deployments.layout import Stack
 
@@ -78,7 +81,7 @@ def up(
 
 @app.command(epilog="Example: ups down")
 def down(as_json: JsonOption = False) -> None:
-    """Stop what `up` and `run` started on this machine, and nothing else."""
+    """Stop what `up` and `run` started, and nothing else."""
     with errors_shown():
         from deployments import stack as parts
         from deployments.layout import Stack
@@ -93,7 +96,7 @@ def down(as_json: JsonOption = False) -> None:
 
 @app.command(epilog="Example: ups status --json")
 def status(as_json: JsonOption = False) -> None:
-    """Say which parts of the stack are running, and where."""
+    """Say which parts of the stack run, and where."""
     with errors_shown():
         from deployments.layout import Stack
         from deployments.stack import PARTS

@@ -43,8 +43,9 @@ def validate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check config, data, cache, memory, disk, device and checkpoint; estimate the startup.
+    """Check a config, its data and this machine before a run.
 
+    Config, data, cache, memory, disk, device and checkpoint; and an estimate of the startup.
     Nothing is downloaded. Exit code 0: valid, perhaps with warnings; 1: faults.
     """
     from ups.cli.validate import show_validation
@@ -69,7 +70,10 @@ def train(
     run_id: RunIdOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train and score the operator in this process: download, cache, load, train, evaluate."""
+    """Train and score the operator here, without Prefect.
+
+    A whole run in this process: download, cache, load, train, evaluate.
+    """
     with errors_shown():
         load_libraries_beside()
         with collector_at_rest():

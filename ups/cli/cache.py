@@ -46,7 +46,10 @@ def build(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stage train and val, and encode them into the cache unless that is done already."""
+    """Stage train and val, and encode them into the cache.
+
+    What is there already is left as it is, unless --overwrite says otherwise.
+    """
     given = {
         "training.device": device,
         "training.encode_batch_size": batch_size,

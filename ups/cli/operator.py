@@ -44,10 +44,10 @@ def predict(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict how the trajectories of a file go on, and compare with what it has of that.
+    """Predict how the trajectories of a file go on.
 
-    The output begins with the given frames; its times are those of the file, one operator step
-    apart.
+    What the file has of that is compared. The output begins with the given frames; its times are
+    those of the file, one operator step apart.
     """
     with errors_shown():
         from ups.inference.files import predict_file
@@ -90,7 +90,10 @@ def score(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a checkpoint on the test split of a config, with the model that the checkpoint has."""
+    """Score a checkpoint on the test split of a config.
+
+    The model is the one that the checkpoint has.
+    """
     with errors_shown():
         from ups.config import load_config
         from ups.data.sources import open_store
@@ -123,7 +126,10 @@ def export(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export weights as safetensors, a card as JSON, and one step as a program of torch.export."""
+    """Export weights, a card, and one step as a program.
+
+    As safetensors, as JSON, and as a program of torch.export.
+    """
     with errors_shown():
         from ups.inference.export import export
         from ups.inference.operator import load

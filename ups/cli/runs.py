@@ -56,7 +56,7 @@ def list_runs(
 
 @app.command(epilog="Example: ups runs show 136f --json")
 def show(run: RunArgument, folder: RunsDirOption = RUNS_DIR, as_json: JsonOption = False) -> None:
-    """Show a run: how it ended, where its startup went, what it scored, what it ran on."""
+    """Show one run: its end, startup, scores and machine."""
     with errors_shown():
         from ups.runs.index import find_run, read_run
 
@@ -85,7 +85,10 @@ def compare(
     folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs: config, startup by phase, and test nRMSE."""
+    """Show what differs between two runs.
+
+    Config, startup by phase, and test nRMSE.
+    """
     with errors_shown():
         from ups.runs.compare import compare
         from ups.runs.index import find_run
@@ -117,9 +120,10 @@ def prune(
     folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove folders of runs by number and age, checkpoints included; never one that goes on.
+    """Remove folders of runs by number and age.
 
-    Without a limit nothing goes, and the size of all is said: runs are kept until you say so.
+    Their checkpoints go, too; a run that goes on stays. Without a limit nothing goes, and the size
+    of all is said: runs are kept until you say so.
     """
     with errors_shown():
         from ups.runs.index import find_runs
