@@ -15,6 +15,7 @@ from ups import __version__
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
 from ups.cli.help import show_examples_first
+from ups.cli.places import say_other_clone
 from ups.machine.openmp import bound_spinning
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ def _before_any_command(
         typer.Option("--version", help="Say the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
+    say_other_clone()
     bound_spinning(os.environ)  # before a command imports torch
 
 

@@ -87,11 +87,12 @@ def down(as_json: JsonOption = False) -> None:
         from deployments.layout import Stack
 
         say = PartLines(as_json)
-        stopped = parts.down(Stack.find(), say)
+        stack = Stack.find()
+        stopped = parts.down(stack, say)
         if as_json:
             print_json(say.rows)
         elif not stopped:
-            typer.echo("nothing was running")
+            typer.echo(f"nothing was running in {stack.folder}")
 
 
 @app.command(epilog="Example: ups status --json")

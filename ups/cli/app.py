@@ -12,6 +12,7 @@ import typer
 from ups.cli import cache, operator, runs, vast
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import ConfigArgument, JsonOption, RunIdOption, SetOption, parse_settings
+from ups.cli.places import load_config_here
 from ups.machine.torch_import import collector_at_rest, load_libraries_beside
 from ups.progress import progress_shown
 
@@ -77,11 +78,10 @@ def train(
     with errors_shown():
         load_libraries_beside()
         with collector_at_rest():
-            from ups.config import load_config
             from ups.pipeline.local_run import LocalRun
 
-        run = LocalRun(load_config(config, parse_settings(settings)), run_id, resume)
-        typer.echo(f"run folder {run.run_dir}", err=as_json)
+        run = LocalRun(load_config_here(config, parse_settings(settings)), run_id, resume)
+        typer.echo(f"run folder {run.run_dir.absolute()}", err=as_json)
         command = shlex.join(["ups", *sys.argv[1:]])
         with progress_shown() as show:
             metrics = run.run(show, command)

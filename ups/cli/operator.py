@@ -9,6 +9,7 @@ import typer
 
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import ConfigArgument, JsonOption, SetOption, parse_settings
+from ups.cli.places import load_config_here
 from ups.progress import progress_shown
 
 app = typer.Typer()
@@ -95,14 +96,13 @@ def score(
     The model is the one that the checkpoint has.
     """
     with errors_shown():
-        from ups.config import load_config
         from ups.data.sources import open_store
         from ups.inference.operator import load
         from ups.inference.score import config_to_score, score
         from ups.pipeline.phases import stage_splits
 
         operator = load(checkpoint, device)
-        scored = config_to_score(operator, load_config(config, parse_settings(settings)))
+        scored = config_to_score(operator, load_config_here(config, parse_settings(settings)))
         with progress_shown() as show:
             staged = stage_splits(scored, ["test"], open_store(scored), show)
             test = {name: splits["test"] for name, splits in staged.items()}

@@ -17,6 +17,7 @@ from ups.cli.options import (
     RunsDirOption,
     checked,
 )
+from ups.cli.places import elsewhere
 from ups.units import format_size, format_time, parse_age
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ def list_runs(
             print_json([run.model_dump(mode="json") for run in shown])
             return
         if not shown:
-            typer.echo(f"no runs in {folder}")
+            typer.echo(f"no runs in {folder.absolute()}{elsewhere(RUNS_DIR, folder)}")
             return
         short = short_ids(folder, [run.id for run in shown])
         print_table(_rows(shown, short), right=("TTFS", "nRMSE", "epochs"))
         if len(found) > limit:
             typer.echo(f"… and older ones, which --limit {2 * limit} shows")
+        typer.echo(f"in {folder.absolute()}")
 
 
 @app.command(epilog="Example: ups runs show 136f --json")

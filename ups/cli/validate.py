@@ -15,7 +15,8 @@ import typer
 from ups.cli.checks import count_in_words, print_checks
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import parse_settings
-from ups.config import find_config, load_config
+from ups.cli.places import load_config_here
+from ups.config import find_config
 from ups.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _report(config: str, settings: Mapping[str, Any], **options: Any) -> Report:
 
     try:
         path = find_config(config)
-        loaded = load_config(path, settings)
+        loaded = load_config_here(path, settings)
     except ConfigError as error:
         return run.invalid_config(config, error)
     return run.validate(loaded, path.name, **options)
