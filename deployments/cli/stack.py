@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.cli.clean import say_what_stays
 from ups.cli.console import FAILED, INTERRUPTED, errors_shown, print_json, print_table
 from ups.cli.options import JsonOption
 
@@ -91,8 +92,10 @@ def down(as_json: JsonOption = False) -> None:
         stopped = parts.down(stack, say)
         if as_json:
             print_json(say.rows)
-        elif not stopped:
+            return
+        if not stopped:
             typer.echo(f"nothing was running in {stack.folder}")
+        say_what_stays(stack)
 
 
 @app.command(epilog="Example: ups status --json")
