@@ -81,5 +81,5 @@ lock:  ## resolve the dependencies anew, for every platform, CUDA builds include
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 \
 	  --no-annotate --no-header -q --upgrade -o speed/requirements.txt speed/requirements.in
 
-clean: down  ## remove what this project made, never what you made; runs only after a question, or ARGS=--all
+clean: down  ## remove what this project made, never what you made; ARGS=--all: runs, too
 	@if test -x $(BIN)/ups; then $(BIN)/ups clean $(ARGS); else echo "nothing is removed without it: \`make install\` first"; fi

@@ -185,7 +185,8 @@ def _follow(
     if as_json:
         return
     if found is None:
-        typer.echo(f"no breakdown.json of this run in {runs_dir or 'its folder'}", err=True)
+        where = PROJECT_DIR / runs_dir if runs_dir else "its folder"
+        typer.echo(f"no breakdown.json of this run in {where}", err=True)
     else:
         show_breakdown(found)
     _say_url(stack, run_id, as_error=False)

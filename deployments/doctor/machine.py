@@ -30,11 +30,10 @@ PARTS_OF_PORTS = {"prefect_port": "prefect-server", "s3_port": "object-store"}
 def examine_disk(stack: Stack) -> list[Finding]:
     """Room, and the right to write, where the project keeps what it makes."""
     findings = Findings("disk")
-    folders = {
-        "stack": stack.folder,
-        "data, cache": PROJECT_DIR / "data",
-        "runs": PROJECT_DIR / "runs",
-    }
+    root = PROJECT_DIR if is_clone() else Path.cwd()
+    folders = {"data, cache": root / "data", "runs": root / "runs"}
+    if is_clone():
+        folders = {"stack": stack.folder, **folders}
     if elsewhere := os.environ.get("PDEBENCH_ROOT"):
         folders["PDEBENCH_ROOT"] = Path(elsewhere).absolute()
     for name, folder in folders.items():
@@ -139,7 +138,8 @@ def examine_versions() -> list[Finding]:
     elif different:
         findings.warn("packages", f"not as locked: {'; '.join(different)}", "`make install`")
     else:
-        findings.ok("packages", f"all {len(needed)} that are needed, as constraints.txt says")
+        as_locked = ", as constraints.txt says" if is_clone() else ""
+        findings.ok("packages", f"all {len(needed)} that are needed{as_locked}")
     prefect = shutil.which("prefect")
     if prefect is None:
         activate = f"`source {BIN_DIR / 'activate'}`"

@@ -295,3 +295,10 @@ def test_a_machine_without_a_gpu_is_no_fault(monkeypatch):
     assert [one.status for one in machine.examine_gpu()] == ["skip"]
     monkeypatch.setattr(machine, "has_gpu_node", lambda: True)
     assert [one.status for one in machine.examine_gpu()] == ["fault"]
+
+
+def test_without_a_clone_it_says_what_wants_one(stack, monkeypatch):
+    monkeypatch.setattr(machine, "is_clone", lambda: False)
+    clone = of(machine.examine_versions(), "versions")["clone"]
+    assert (clone.status, clone.remedy) == ("skip", "`git clone`")
+    assert "stack" not in of(machine.examine_disk(stack), "disk")
