@@ -84,7 +84,8 @@ def _own_server(stack: Stack, headers: dict[str, str], findings: Findings) -> Se
     fault, pools = _ask(client)
     if not fault:
         by = f"pid {process.pid}" if process else "not started by `ups up`"
-        findings.ok("this machine's", f"{stack.ui_url} answers ({by}){_version(client)}")
+        findings.ok("this machine's", f"{stack.ui_url} answers ({by})")
+        _compare_versions(client, findings)
         return Server(stack.api_url, True, client, pools)
     client.close()
     others = [part for part in PARTS if stack.processes.running(part)]
@@ -113,7 +114,8 @@ def _other_server(
         client.close()
         findings.fault("this shell's", f"{url}: {fault[0]}", fault[1])
         return None
-    findings.ok("this shell's", f"{url} answers{_version(client)}")
+    findings.ok("this shell's", f"{url} answers")
+    _compare_versions(client, findings)
     if own is not None:
         findings.warn(
             "two servers",
@@ -148,14 +150,18 @@ def _ask(client: httpx.Client) -> tuple[tuple[str, str] | None, dict[str, dict[s
         return (what, "the address ends with /api: correct PREFECT_API_URL"), {}
 
 
-def _version(client: httpx.Client) -> str:
-    """Of the server, where it says it, beside the one that is installed if they differ."""
+def _compare_versions(client: httpx.Client, findings: Findings) -> None:
+    """Prefect's on the server, where it says it, and here."""
     try:
-        found = client.get("/admin/version").raise_for_status().json()
+        found = str(client.get("/admin/version").raise_for_status().json())
     except (httpx.HTTPError, ValueError):  # Prefect Cloud does not say
-        return ""
-    here = versions().get("prefect")
-    return f", Prefect {found}" + ("" if found == here else f", and {here} here")
+        return
+    here = versions().get("prefect", "none")
+    if found.split(".")[:2] == here.split(".")[:2]:
+        findings.ok("its Prefect", found)
+    else:
+        remedy = "have both be the same: `make install` here, or that version there"
+        findings.warn("its Prefect", f"{found}, and {here} is installed here", remedy)
 
 
 def _examine_pools(server: Server, findings: Findings) -> None:

@@ -17,6 +17,7 @@ from deployments.layout import Stack
 from deployments.stack import PARTS, POOLS, deployment_names
 from tests.live import free_ports
 from ups.machine import gpu
+from ups.machine.host import versions
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,17 @@ def test_a_server_that_is_of_no_use_is_a_fault_with_the_next_move(answer, what, 
     assert pools == {}
     assert what in fault[0]
     assert remedy in fault[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [(versions()["prefect"], "ok"), ("2.19.1", "warn"), (None, None)]
+)
+def test_a_server_of_another_version_is_said(version, status):
+    answer = httpx.Response(404) if version is None else httpx.Response(200, json=version)
+    findings = Findings("server")
+    client = httpx.Client(base_url="http://x", transport=httpx.MockTransport(lambda _: answer))
+    server._compare_versions(client, findings)
+    assert [one.status for one in findings] == ([] if status is None else [status])
 
 
 def test_a_named_server_that_does_not_answer_is_a_fault(stack, monkeypatch):
