@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ups.config import Model
+from ups.data.s3errors import redacted
 from ups.validate.check import Status
 
 Group = Literal[
@@ -42,8 +43,8 @@ class Findings(list[Finding]):
         self.group = group
 
     def add(self, name: str, status: Status, what: str, remedy: str = "") -> None:
-        """Take down a finding; text of several lines is made one."""
-        lines = [" ".join(text.split()) for text in (what, remedy)]
+        """Take down a finding; text of several lines is made one, and no login is shown."""
+        lines = [redacted(" ".join(text.split())) for text in (what, remedy)]
         self.append(
             Finding(group=self.group, name=name, status=status, what=lines[0], remedy=lines[1])
         )

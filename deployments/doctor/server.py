@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
 from deployments import prefect_api as api
 from deployments.doctor.findings import Finding, Findings
@@ -41,7 +42,7 @@ def examine_servers(stack: Stack) -> tuple[list[Finding], bool]:
         What was found; whether a server answers at the stack's address.
     """
     server, pool, worker = Findings("server"), Findings("pool"), Findings("worker")
-    named, headers = _named_server()
+    named, headers = _named_server(server)
     own = _own_server(stack, headers if named in (None, stack.api_url) else {}, server)
     if named is None and own is not None:
         server.warn(
@@ -66,11 +67,17 @@ def examine_servers(stack: Stack) -> tuple[list[Finding], bool]:
     return [*server, *pool, *worker], own is not None
 
 
-def _named_server() -> tuple[str | None, dict[str, str]]:
+def _named_server(findings: Findings) -> tuple[str | None, dict[str, str]]:
     """What Prefect's own settings say: variables, `prefect.toml` of this folder, the profile."""
-    from prefect.settings import get_current_settings
+    try:
+        from prefect.settings import get_current_settings
 
-    settings = get_current_settings().api
+        settings = get_current_settings().api
+    except ValidationError as error:  # whose text would show the values
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        remedy = "correct the variable PREFECT_…, prefect.toml, or the profile that sets it"
+        findings.fault("settings", f"Prefect refuses {error.title}: {'; '.join(faults)}", remedy)
+        return None, {}
     login = {"PREFECT_API_AUTH_STRING": settings.auth_string, "PREFECT_API_KEY": settings.key}
     env = {name: value.get_secret_value() for name, value in login.items() if value is not None}
     return settings.url, api.authorization(env)

@@ -88,7 +88,7 @@ def _examine_named_store(
     try:
         client = _within(lambda: connect(None)[0], "the object store")
     except UpsError as error:
-        credentials.fault("this shell's", str(error), "correct it, and ask again")
+        credentials.fault("this shell's", str(error), "")  # it says the remedy itself
         return
     endpoint = client.meta.endpoint_url
     if endpoint == stack.s3_url and not stack.processes.running("object-store"):
@@ -115,7 +115,8 @@ def _examine_named_store(
             store.skip("this shell's", what, "`ups doctor --bucket NAME` looks into one")
             credentials.ok("this shell's", where)
             return
-        store.fault("this shell's", str(error), f"the keys are those {where}")
+        remedy = f"look at AWS_ENDPOINT_URL_S3, and at the keys {where}"
+        store.fault("this shell's", str(error), remedy)
         return
     store.ok("this shell's", f"{endpoint} answers; {listed}")
     credentials.ok("this shell's", f"{where}, taken by {endpoint}")

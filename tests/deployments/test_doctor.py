@@ -1,5 +1,6 @@
 """What `ups doctor` says; `test_runs` has it look at a stack that runs."""
 
+import functools
 import json
 import os
 import subprocess
@@ -8,11 +9,13 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from packaging.requirements import Requirement
+from prefect.settings.models.api import APISettings
 from typer.testing import CliRunner
 
 from deployments.cli.app import app
 from deployments.doctor import machine, server, store
 from deployments.doctor.findings import Findings
+from deployments.doctor.server import _named_server as named_server
 from deployments.layout import Stack
 from deployments.stack import PARTS, POOLS, deployment_names
 from tests.live import free_ports
@@ -28,7 +31,7 @@ def bare(tmp_path, monkeypatch):
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("UPS_STACK_DIR", str(tmp_path / ".stack"))
-    monkeypatch.setattr(server, "_named_server", lambda: (None, {}))
+    monkeypatch.setattr(server, "_named_server", lambda _: (None, {}))
 
 
 @pytest.fixture
@@ -159,14 +162,24 @@ def test_a_server_of_another_version_is_said(version, status):
     assert [one.status for one in findings] == ([] if status is None else [status])
 
 
+def test_settings_that_prefect_refuses_are_a_fault_without_their_values(monkeypatch):
+    refused = functools.partial(APISettings.model_validate, {"request_timeout": "secret"})
+    monkeypatch.setattr("prefect.settings.get_current_settings", refused)
+    findings = Findings("server")
+    assert named_server(findings) == (None, {})
+    assert "request_timeout: Input should be a valid number" in findings[0].what
+    assert (findings[0].status, "secret" in findings[0].text) == ("fault", False)
+
+
 def test_a_named_server_that_does_not_answer_is_a_fault(stack, monkeypatch):
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}/api"
-    monkeypatch.setattr(server, "_named_server", lambda: (url, {}))
+    url = f"http://me:secret@127.0.0.1:{port}/api"
+    monkeypatch.setattr(server, "_named_server", lambda _: (url, {}))
     found, answers = server.examine_servers(stack)
     own, named = of(found, "server")["this machine's"], of(found, "server")["this shell's"]
     assert (own.status, named.status, answers) == ("skip", "fault", False)
-    assert url in named.what
+    assert f"http://…@127.0.0.1:{port}/api" in named.what
+    assert "secret" not in str(found)
 
 
 @pytest.fixture
