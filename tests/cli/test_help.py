@@ -17,7 +17,7 @@ def test_no_summary_of_a_command_is_cut(commands):
     for group in groups:
         shown = lines_of_help(group)
         listed = [line for line in shown[shown.index("Commands:") + 1 :] if line]
-        assert len(listed) > 3
+        assert listed
         assert [line for line in listed if line.endswith("...")] == []
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 from packaging.requirements import Requirement
 from prefect.settings.models.api import APISettings
 from typer.testing import CliRunner
@@ -239,6 +240,29 @@ def test_the_store_of_the_shell_is_asked_with_the_keys_of_the_shell(stack, s3, m
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         half = of(store.examine_stores(stack, None), "credentials")["this shell's"]
         assert (half.status, half.remedy) == ("fault", "set AWS_SECRET_ACCESS_KEY")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "of_keys"),
+    [("AccessDenied", "skip", "ok"), ("SignatureDoesNotMatch", "fault", None)],
+)
+def test_keys_for_one_bucket_are_no_fault_and_wrong_ones_are(
+    code, status, of_keys, stack, monkeypatch
+):
+    def list_buckets():
+        answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        raise ClientError(answer, "ListBuckets")
+
+    meta = SimpleNamespace(endpoint_url="https://s3.example")
+    client = SimpleNamespace(meta=meta, list_buckets=list_buckets)
+    monkeypatch.setattr(store, "connect", lambda _: (client, None))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    found = store.examine_stores(stack, None)
+    assert of(found, "store")["this shell's"].status == status
+    keys = of(found, "credentials").get("this shell's")
+    assert (keys and keys.status) == of_keys
+    assert ("--bucket" in of(found, "store")["this shell's"].remedy) == (status == "skip")
 
 
 def test_a_store_that_is_not_there_is_a_fault(stack, monkeypatch):
