@@ -73,10 +73,11 @@ def train(
     with errors_shown():
         load_libraries_beside()
         with collector_at_rest():
-            from ups.config import load_config
+            from ups.config import load_changed
             from ups.pipeline.local_run import LocalRun
 
-        run = LocalRun(load_config(config, parse_settings(settings)), run_id, resume)
+        loaded, changed = load_changed(config, parse_settings(settings))
+        run = LocalRun(loaded, run_id, resume, changed)
         typer.echo(f"run folder {run.run_dir}", err=as_json)
         command = shlex.join(["ups", *sys.argv[1:]])
         with progress_shown() as show:

@@ -153,7 +153,7 @@ def _rows(found: Iterable[RunSummary], short: dict[str, str]) -> list[dict[str, 
     return [
         {
             "id": short[run.id],
-            "config": run.name,
+            "run": run.title,
             "started": format_time(run.started_at),
             "state": run.state,
             "TTFS": _seconds(run.ttfs_s),
@@ -186,7 +186,7 @@ def _show(files: RunFiles) -> None:
     cause = cause if run.state in ("failed", "stopped") else None  # not an earlier attempt's
     attempt = f", attempt {info.attempt}" if info and info.attempt > 1 else ""
     facts = {
-        "run": f"{run.id}, {run.name}",
+        "run": f"{run.id}, {run.title}",
         "folder": str(run.folder),
         "started": format_time(run.started_at) + attempt,
         "state": f"{run.state}: {cause}" if cause else run.state,
@@ -217,7 +217,7 @@ def _print_facts(facts: Mapping[str, str]) -> None:
 def _show_comparison(found: RunComparison) -> None:
     for label, run in (("before", found.before), ("after", found.after)):
         started, commit = format_time(run.started_at), run.commit or "unknown"
-        typer.echo(f"{label:<7} {run.id}  {run.name}, {started}, {run.state}, commit {commit}")
+        typer.echo(f"{label:<7} {run.id}  {run.title}, {started}, {run.state}, commit {commit}")
     if found.config:
         changed = [
             {"key": key, "before": _value(a), "after": _value(b)}

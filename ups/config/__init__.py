@@ -1,5 +1,6 @@
 """What a run is made with: the models of the YAML, and the ways to read it."""
 
+from ups.config.changes import flatten, load_changed, run_title, short_key
 from ups.config.data import SPLITS, Model, Problem, Source, Split
 from ups.config.loading import (
     CONFIG_DIR,
@@ -44,8 +45,12 @@ __all__ = [
     "UNet",
     "dump_config",
     "find_config",
+    "flatten",
+    "load_changed",
     "load_config",
     "parse_config",
     "read_yaml",
+    "run_title",
+    "short_key",
     "shortened",
 ]

@@ -7,11 +7,11 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ups.background import Background
 from ups.config import SPLITS, RunConfig
@@ -50,12 +50,19 @@ BOUNDS = {
 class LocalRun:
     """A run of this process; what starts it is the start of the process."""
 
-    def __init__(self, config: RunConfig, run_id: str | None, resume: Path | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str | None,
+        resume: Path | None,
+        changed: Mapping[str, Any] | None = None,
+    ) -> None:
         """Check that it can be made here, and open its folder.
 
         Args:
             run_id: of an interrupted run to go on with; None: a new one.
             resume: a checkpoint of another run to go on from.
+            changed: what of the config is not as in its file, dotted key → value.
         Raises:
             ValidationFailed: the run would fail here; a line for each fault.
         """
@@ -72,7 +79,7 @@ class LocalRun:
             self.run_dir = found
             return
         self.run_dir = open_run_dir(self.config, run_id or secrets.token_hex(4))
-        self._state = RunState(self.config, self.run_dir)
+        self._state = RunState(self.config, self.run_dir, changed=changed or {})
         self._metrics: dict[str, float] = {}
 
     def run(self, show: Show, command: str | None = None) -> dict[str, float]:

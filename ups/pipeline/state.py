@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ups.config import Problem, RunConfig, Split
+from ups.config import Problem, RunConfig, Split, run_title
 from ups.data.sources import Staged
 from ups.errors import refusals_explained
 from ups.machine.gpu import GpuWatch
@@ -45,6 +45,7 @@ class RunState:
 
     Attributes:
         flow_run_id: None of a run without Prefect.
+        changed: of the config, dotted key → value.
         provision: before the trigger, on a machine rented for this run.
         staged: the files of a split of a problem.
         config_hashes, entries: by the names of the problems.
@@ -54,6 +55,7 @@ class RunState:
     config: RunConfig
     run_dir: Path
     flow_run_id: UUID | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
     gpu: GpuWatch = field(default_factory=GpuWatch)
     provision: Sequence[Span] = ()
     staged: dict[ProblemSplit, Sequence[Staged]] = field(default_factory=dict)
@@ -65,6 +67,11 @@ class RunState:
     steps: Steps | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person calls it by."""
+        return run_title(self.config.name, self.changed)
 
     @property
     def config_hash(self) -> str | None:
@@ -112,7 +119,13 @@ def running(
         command, deployment: for the run's record.
     """
     flow_run_id = None if run.flow_run_id is None else str(run.flow_run_id)
-    record = recorded(run.run_dir, command=command, deployment=deployment, flow_run_id=flow_run_id)
+    record = recorded(
+        run.run_dir,
+        command=command,
+        deployment=deployment,
+        flow_run_id=flow_run_id,
+        changed=run.changed,
+    )
     with record, tracked(run.config, run.run_dir) as trackers:
         try:
             with run.gpu, refusals_explained():
