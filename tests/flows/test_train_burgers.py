@@ -119,6 +119,7 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder_and_no_secret_anywh
         "run.json",
         "run.log",
         "scores.json",
+        "trace.json",
     }
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "completed"

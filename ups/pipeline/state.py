@@ -16,6 +16,7 @@ from ups.errors import refusals_explained
 from ups.machine.gpu import GpuWatch
 from ups.runs.breakdown import Span
 from ups.runs.record import recorded
+from ups.trace import Trace
 from ups.tracking import Trackers, tracked
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class RunState:
         flow_run_id: None of a run without Prefect.
         changed: of the config, dotted key → value.
         provision: before the trigger, on a machine rented for this run.
+        trace: what its threads did.
         staged: the files of a split of a problem.
         config_hashes, entries: by the names of the problems.
         result: of the training; while it goes on, what it had come to after the first epoch.
@@ -57,6 +59,7 @@ class RunState:
     flow_run_id: UUID | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
     gpu: GpuWatch = field(default_factory=GpuWatch)
+    trace: Trace = field(default_factory=Trace)
     provision: Sequence[Span] = ()
     staged: dict[ProblemSplit, Sequence[Staged]] = field(default_factory=dict)
     config_hashes: dict[str, str] = field(default_factory=dict)
@@ -126,7 +129,7 @@ def running(
         flow_run_id=flow_run_id,
         changed=run.changed,
     )
-    with record, tracked(run.config, run.run_dir) as trackers:
+    with run.trace.opened(), record, tracked(run.config, run.run_dir) as trackers:
         try:
             with run.gpu, refusals_explained():
                 yield trackers
