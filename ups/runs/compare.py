@@ -58,7 +58,7 @@ def compare(before: Path, after: Path) -> RunComparison:
     first, second = a.summary(), b.summary()
     flat_a, flat_b = dict(flatten(a.config)), dict(flatten(b.config))
     keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
-    seconds_a, seconds_b = _startup_s(a, first.ttfs_s), _startup_s(b, second.ttfs_s)
+    seconds_a, seconds_b = startup_s(a, first.ttfs_s), startup_s(b, second.ttfs_s)
     problems_a, problems_b = a.nrmse_of_problems(), b.nrmse_of_problems()
     phases = [p for p in (TTFS, *STARTUP_PHASES, "unaccounted") if p in seconds_a or p in seconds_b]
     return RunComparison(
@@ -82,6 +82,6 @@ def compare(before: Path, after: Path) -> RunComparison:
     )
 
 
-def _startup_s(files: RunFiles, ttfs_s: float | None) -> dict[str, float]:
+def startup_s(files: RunFiles, ttfs_s: float | None) -> dict[str, float]:
     phases = files.breakdown.phase_seconds if files.breakdown else {}
     return phases if ttfs_s is None else {TTFS: ttfs_s, **phases}
