@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from deployments.cli import runs, stack
+from deployments.cli import runs, stack, sweep
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
 from ups.machine.openmp import bound_spinning
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(stack.app)
 app.add_typer(runs.app)
+app.add_typer(sweep.app)
 app.add_typer(ups_app)
 
 

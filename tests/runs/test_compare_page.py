@@ -177,3 +177,13 @@ def test_ticks_are_round_and_within_the_scale(values, ticks, is_log):
     assert scale.ticks() == pytest.approx(ticks)
     assert scale.is_log == is_log
     assert all(0 <= scale(tick) <= 100 for tick in ticks)
+
+
+def test_runs_are_called_by_what_differs_among_them(three, tmp_path):
+    titles = [f"smoke latent.dim={d} seed={s}" for d, s in ((16, 0), (48, 0), (48, 1))]
+    assert side_by_side(three).titles() == titles
+    assert side_by_side(three[:2]).titles() == ["smoke latent.dim=16", "smoke latent.dim=48"]
+    write_run(tmp_path / "again", 7, 16, 0)
+    (again,) = find_runs(tmp_path / "again")
+    same = side_by_side([three[0], read_run(again.folder)])
+    assert same.titles() == ["smoke latent.dim=16 seed=0 …run0", "smoke latent.dim=16 seed=0 …run7"]

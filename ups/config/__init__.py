@@ -1,6 +1,6 @@
 """What a run is made with: the models of the YAML, and the ways to read it."""
 
-from ups.config.changes import flatten, load_changed, run_title, short_key
+from ups.config.changes import MOST_NAMED, flatten, load_changed, run_title, short_key
 from ups.config.data import SPLITS, Model, Problem, Source, Split
 from ups.config.loading import (
     CONFIG_DIR,
@@ -25,6 +25,7 @@ from ups.config.text import read_yaml, shortened
 __all__ = [
     "CONFIG_DIR",
     "FNO",
+    "MOST_NAMED",
     "OPERATORS",
     "PROJECT_CONFIGS",
     "SPLITS",

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ups.config import run_title
+from ups.config import MOST_NAMED
 from ups.files import write_atomically
 from ups.runs import svg
 from ups.runs.breakdown import STARTUP_PHASES
@@ -95,11 +95,11 @@ def _runs(found: SideBySide) -> str:
         name: min((v for v in values if v is not None), default=None)
         for name, values in (("val", found.best_val), ("test", found.nrmse))
     }
-    for i, run in enumerate(found.runs):
+    for i, (run, title) in enumerate(zip(found.runs, found.titles(), strict=True)):
         val, test = found.best_val[i], found.nrmse[i]
         rows.append(
             [
-                _cell(_key(i) + escape(run.title)),
+                _cell(_key(i) + escape(title)),
                 _cell(escape(run.id[-8:])),
                 _cell(format_time(run.started_at)),
                 _cell(run.state),
@@ -118,33 +118,28 @@ def _config(found: SideBySide) -> str:
     """Rows are whatever there is more of: keys, or runs; nothing where the runs' names say it."""
     if not found.config:
         return "<p>The configs are the same.</p>"
-    if all(run.title == run_title(run.name, _own(found, i)) for i, run in enumerate(found.runs)):
-        return ""
+    if len(found.config) <= MOST_NAMED:
+        return ""  # the names say it
     if len(found.config) > len(found.runs):
-        keys = [_key(i) + escape(run.title) for i, run in enumerate(found.runs)]
+        keys = [_key(i) + escape(title) for i, title in enumerate(found.titles())]
         rows = [
             [_cell(f"<code>{escape(key)}</code>"), *(_cell(_value(v)) for v in values)]
             for key, values in found.config.items()
         ]
         return _table(("key", *keys), rows, is_html=True)
     rows = [
-        [_cell(_key(i) + escape(run.title)), *(_cell(_value(v[i])) for v in found.config.values())]
-        for i, run in enumerate(found.runs)
+        [_cell(_key(i) + escape(title)), *(_cell(_value(v[i])) for v in found.config.values())]
+        for i, title in enumerate(found.titles())
     ]
     return _table(("run", *found.config), rows)
-
-
-def _own(found: SideBySide, run: int) -> dict[str, Any]:
-    """What differs, as one run has it."""
-    return {key: values[run] for key, values in found.config.items()}
 
 
 def _scores(found: SideBySide) -> str:
     """Dots in a row for each setting: the spread over seeds beside what the setting does."""
     groups = found.groups()
     dots = [
-        svg.Dot(i, run.title, groups[i], value)
-        for i, (run, value) in enumerate(zip(found.runs, found.nrmse, strict=True))
+        svg.Dot(i, title, groups[i], value)
+        for i, (title, value) in enumerate(zip(found.titles(), found.nrmse, strict=True))
         if value is not None
     ]
     if len(dots) < 2:
@@ -160,10 +155,10 @@ def _problems(found: SideBySide) -> str:
         return ""
     rows = [
         [
-            _cell(_key(i) + escape(run.title)),
+            _cell(_key(i) + escape(title)),
             *(_number(values[i], ".4f") for values in found.problems.values()),
         ]
-        for i, run in enumerate(found.runs)
+        for i, title in enumerate(found.titles())
     ]
     return _table(("run", *found.problems), rows, numbers=tuple(found.problems))
 
@@ -174,10 +169,10 @@ def _curves(files: Sequence[RunFiles], found: SideBySide) -> str:
         ("val nRMSE, full rollout", VAL, "epoch", _epochs),
         ("val nRMSE over time", VAL, "seconds since training began", _seconds),
     )
-    cards = []
+    cards, titles = [], found.titles()
     for title, name, x_name, x_of in charts:
         lines = [
-            svg.Line(i, found.runs[i].title, x_of(each.epochs), _values(each.epochs, name))
+            svg.Line(i, titles[i], x_of(each.epochs), _values(each.epochs, name))
             for i, each in enumerate(files)
             if each.epochs
         ]
@@ -185,7 +180,7 @@ def _curves(files: Sequence[RunFiles], found: SideBySide) -> str:
             chart = svg.line_chart(lines, x_name, whole=x_of is _epochs)
             cards.append(f'<div class="card"><h3>{escape(title)}</h3>{chart}</div>')
     legend = "".join(
-        f"<span>{_key(i)}{escape(run.title)}</span>" for i, run in enumerate(found.runs)
+        f"<span>{_key(i)}{escape(title)}</span>" for i, title in enumerate(found.titles())
     )
     return (
         f'<p class="legend">{legend}</p><div class="grid">{"".join(cards)}</div>' if cards else ""
@@ -214,7 +209,7 @@ def _startup(files: Sequence[RunFiles], found: SideBySide) -> str:
     present = {span.phase for _, of in known for span in of.spans}
     phases = [phase for phase in STARTUP_PHASES if phase in present]
     end = 1.02 * max(of.until_s for _, of in known)
-    cards = []
+    cards, titles = [], found.titles()
     for i, of in known:
         bars = [
             svg.Bar(
@@ -227,11 +222,11 @@ def _startup(files: Sequence[RunFiles], found: SideBySide) -> str:
         ]
         chart = svg.phase_chart(bars, phases, of.phase_seconds, of.until_s, end)
         ended = "no first step" if of.ttfs_s is None else f"{of.ttfs_s:.2f} s"
-        head = f"<h3>{_key(i)}{escape(found.runs[i].title)}: {ended}</h3>"
+        head = f"<h3>{_key(i)}{escape(titles[i])}: {ended}</h3>"
         cards.append(f'<div class="card">{head}{chart}</div>')
     rows = [
-        [_cell(_key(i) + escape(run.title)), *(_number(v[i], ".2f") for v in seconds)]
-        for i, run in enumerate(found.runs)
+        [_cell(_key(i) + escape(title)), *(_number(v[i], ".2f") for v in seconds)]
+        for i, title in enumerate(found.titles())
         if (seconds := list(found.startup.values()))
     ]
     table = _table(("run", *found.startup), rows, numbers=tuple(found.startup))

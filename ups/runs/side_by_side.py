@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ups.config import Model, flatten
+from ups.config import MOST_NAMED, Model, flatten, run_title
 from ups.runs.breakdown import STARTUP_PHASES
 from ups.runs.compare import TTFS, Figure, startup_s
 from ups.runs.index import RunFiles, RunSummary
@@ -33,6 +33,18 @@ class SideBySide(Model):
     best_val: tuple[Figure, ...]
     nrmse: tuple[Figure, ...]
     problems: dict[str, tuple[Figure, ...]] = Field(alias="tasks")
+
+    def titles(self) -> list[str]:
+        """What each run is called beside the others: by what differs, where that is short."""
+        differs = {key: values for key, values in self.config.items() if key != "name"}
+        named = [run.title for run in self.runs]
+        if differs and len(differs) <= MOST_NAMED:
+            own = [{key: v[i] for key, v in differs.items()} for i in range(len(self.runs))]
+            named = [run_title(run.name, of) for run, of in zip(self.runs, own, strict=True)]
+        return [
+            f"{name} …{run.id[-4:]}" if named.count(name) > 1 else name
+            for name, run in zip(named, self.runs, strict=True)
+        ]
 
     def groups(self) -> list[str]:
         """Of each run what it is called by where the seed does not count."""
