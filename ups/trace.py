@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MOST_STRETCHES = 100_000  # what comes after them is left out: it is some 20 MB then
+MOST_STRETCHES = 50_000  # what comes after them is left out: it is some 10 MB then
 MOST_STEPS = 20_000
 
 
