@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.cache import cache_task, follow_latent_cache
@@ -30,7 +31,7 @@ from tasks.phases import (
 )
 from tasks.report import Pages, report_overhead
 from ups.background import Background
-from ups.config import SPLITS, Features, Problem, RunConfig, load_config
+from ups.config import SPLITS, Features, Problem, RunConfig, load_changed, run_title
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
 from ups.latents.cached import look
@@ -57,13 +58,32 @@ _Entries = dict[str, PrefectFuture[Any]]
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 
 
+DEFAULT = "smoke"
+# The parameters of the flow that have a place in the config.
+PARAMETERS = {
+    "latent_dim": "latent.dim",
+    "latent_tokens": "latent.tokens",
+    "epochs": "stages.operator.epochs",
+    "seed": "training.seed",
+}
+
+
+def _name_at_start() -> str:
+    """By the parameters alone: the config is not read yet."""
+    given = flow_run.parameters
+    typed = {key: given.get(name) for name, key in PARAMETERS.items()}
+    chosen = {key: value for key, value in typed.items() if value is not None}
+    config = Path(given.get("config", DEFAULT)).stem
+    return run_title(config, {**(given.get("overrides") or {}), **chosen})
+
+
 @flow(
     name="train-burgers",
-    flow_run_name="{config}",
+    flow_run_name=_name_at_start,
     task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
 )
 def train_burgers(
-    config: str = "smoke",
+    config: str = DEFAULT,
     latent_dim: int | None = None,
     latent_tokens: int | None = None,
     epochs: int | None = None,
@@ -87,16 +107,11 @@ def train_burgers(
         resume_from: A checkpoint of another run to go on from. None: start new.
     """
     load_libraries_beside()
-    changes = {
-        "latent.dim": latent_dim,
-        "latent.tokens": latent_tokens,
-        "stages.operator.epochs": epochs,
-        "training.seed": seed,
-        "features": features.model_dump() if features else None,
-    }
+    changes = dict(zip(PARAMETERS.values(), (latent_dim, latent_tokens, epochs, seed), strict=True))
+    changes["features"] = features.model_dump() if features else None
     chosen = {key: value for key, value in changes.items() if value is not None}
     try:
-        resolved = load_config(config, {**(overrides or {}), **chosen})
+        resolved, changed = load_changed(config, {**(overrides or {}), **chosen})
     except ConfigError as error:  # then not even the run's folder is known
         validate_config(error)
         raise
@@ -107,7 +122,8 @@ def train_burgers(
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    run = RunState(resolved, open_run_dir(resolved, run_id), flow_run_id=run_id)
+    run_dir = open_run_dir(resolved, run_id)
+    run = RunState(resolved, run_dir, flow_run_id=run_id, changed=changed)
     run.provision = claim(run.run_dir)
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
@@ -303,7 +319,7 @@ def _report(run: RunState, pages: Pages) -> None:
     """Publish the breakdown, and name the run after its cache entries, where the list shows it."""
     report_overhead(pages)
     if run.config_hash is not None:
-        name = f"{run.config.name} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
+        name = f"{run.title} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
         with get_client(sync_client=True) as client:
             client.update_flow_run(run.flow_run_id, name=name)
 

@@ -14,6 +14,7 @@ import yaml
 from deployments import layout
 from deployments.cli.app import app
 from deployments.stack import POOLS
+from deployments.sweep import parse_axes, points
 from flows.benchmark_startup import benchmark_startup
 from flows.train_burgers import train_burgers
 from ups.cli.options import parse_settings
@@ -102,7 +103,9 @@ def check_parameters(given: list[str]) -> None:
 
 def check_ups(command: str, parsed: dict[str, object]) -> None:
     """What an `ups` command is given exists: a config, parameters of its flow, scenarios."""
-    if parsed.get("config"):
+    if command == "sweep":
+        points(parsed["config"], parse_axes(parsed["settings"]))
+    elif parsed.get("config"):
         load_config(parsed["config"], parse_settings(parsed.get("settings")))
     if command == "run":
         check_parameters(parsed["param"] or [])

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import clean, doctor, runs, stack
+from deployments.cli import clean, doctor, runs, stack, sweep
 from ups import __version__
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
@@ -30,6 +30,7 @@ app.add_typer(stack.app)
 app.add_typer(doctor.app)
 app.add_typer(clean.app)
 app.add_typer(runs.app)
+app.add_typer(sweep.app)
 app.add_typer(ups_app)
 show_examples_first(app)
 

@@ -55,12 +55,10 @@ def run(
     with errors_shown():
         from deployments import follow as runs
         from deployments.layout import Stack
-        from ups.config import PROJECT_CONFIGS, find_config, load_config
+        from ups.config import load_config
 
         resolved = load_config(config, overrides)
-        path = find_config(config)
-        if path.parent != PROJECT_CONFIGS:  # the run has another working directory, and no variable
-            config = str(path.resolve())
+        config = runs.as_parameter(config)
         stack = Stack.find(host, prefect_port, s3_port)
         bring_up(stack, PartLines(as_json), data_of=(config, overrides, resolved))
         run_id = runs.trigger(stack, runs.TRAIN, [f"config={config}", *(param or [])])

@@ -330,6 +330,19 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live):
     assert not list((live.folder / "elsewhere").rglob("*.h5"))
 
 
+def test_ctrl_c_of_a_sweep_cancels_what_waits_and_leaves_what_runs(live):
+    words = ("--set", "training.seed=0,1,2", "--set", "stages.operator.epochs=100000")
+    only = {"flow_runs": {"tags": {"all_": ["swept"]}}, "sort": "START_TIME_ASC"}
+    with live.start("sweep", str(live.config), *words, "--tag", "swept") as sweep:
+        live.wait(lambda: "RUNNING" in str(live.ask("POST", "/flow_runs/filter", only)))
+        sweep.send_signal(signal.SIGINT)
+        _, errors = sweep.communicate()
+    assert (sweep.returncode, "cancelled what had not begun: 2 of 3" in errors) == (130, True)
+    runs = {run["state_type"]: run for run in live.ask("POST", "/flow_runs/filter", only)}
+    assert runs.keys() == {"RUNNING", "CANCELLED"}
+    assert cancel(live, runs["RUNNING"]["id"]) < CANCEL_S
+
+
 def test_a_run_made_long_before_its_start_overwrites_what_was_built_since(live):
     in_an_hour = time.time() + 3600
     given = {"config": str(live.config), "overwrite_cache": True, "epochs": 1}

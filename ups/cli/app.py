@@ -78,9 +78,12 @@ def train(
     with errors_shown():
         load_libraries_beside()
         with collector_at_rest():
+            from ups.config import load_changed
             from ups.pipeline.local_run import LocalRun
 
-        run = LocalRun(load_config_here(config, parse_settings(settings)), run_id, resume)
+        given = parse_settings(settings)
+        _, changed = load_changed(config, given)
+        run = LocalRun(load_config_here(config, given), run_id, resume, changed)
         typer.echo(f"run folder {run.run_dir.absolute()}", err=as_json)
         command = shlex.join(["ups", *sys.argv[1:]])
         with progress_shown() as show:

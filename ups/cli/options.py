@@ -125,11 +125,11 @@ RunsDirOption = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(metavar="ID", help=RUN_HELP, autocompletion=completion.runs)
 ]
-OtherRunArgument = Annotated[
-    str,
+OtherRunsArgument = Annotated[
+    list[str],
     typer.Argument(
-        metavar="OTHER",
-        help="The run to compare it with, likewise.",
+        metavar="OTHER…",
+        help="The runs to compare it with, likewise.",
         autocompletion=completion.runs,
     ),
 ]

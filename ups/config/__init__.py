@@ -1,5 +1,6 @@
 """What a run is made with: the models of the YAML, and the ways to read it."""
 
+from ups.config.changes import MOST_NAMED, flatten, load_changed, run_title, short_key
 from ups.config.data import SPLITS, Model, Problem, Source, Split
 from ups.config.loading import (
     CONFIG_DIR,
@@ -24,6 +25,7 @@ from ups.config.text import read_yaml, shortened
 __all__ = [
     "CONFIG_DIR",
     "FNO",
+    "MOST_NAMED",
     "OPERATORS",
     "PROJECT_CONFIGS",
     "SPLITS",
@@ -44,8 +46,12 @@ __all__ = [
     "UNet",
     "dump_config",
     "find_config",
+    "flatten",
+    "load_changed",
     "load_config",
     "parse_config",
     "read_yaml",
+    "run_title",
+    "short_key",
     "shortened",
 ]
