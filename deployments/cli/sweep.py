@@ -71,7 +71,10 @@ def sweep(
     s3_port: S3Port = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Train with every combination of values through the deployment; Ctrl-C cancels what waits."""
+    """Train with every combination of values.
+
+    Through the deployment; Ctrl-C cancels what waits.
+    """
     with errors_shown():
         from deployments import sweep as sweeps
         from deployments.follow import RunTimeout, as_parameter
