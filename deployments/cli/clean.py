@@ -44,7 +44,7 @@ def clean(
         for path, num_bytes, why in found.others:
             typer.echo(f"stays    {_shown(path)}  {format_size(num_bytes)}, {why}")
         results = sum(one.num_bytes for one in found.results)
-        what = f"{len(found.results)} runs and benchmarks, {format_size(results)}"
+        what = f"runs and benchmarks, {format_size(results)}"
         if found.results and not everything and not dry_run and _can_ask():
             everything = typer.confirm(f"remove {what}, which nothing makes again?", default=False)
         if found.results and not everything:
@@ -86,7 +86,8 @@ def _say_gone(gone: list[Leftover], did: str) -> None:
             )
         folders[name] = folders.get(name, 0) + one.num_bytes
     for name, num_bytes in folders.items():
-        typer.echo(f"{did} {name}  {format_size(num_bytes)}")
+        if num_bytes:  # neither empty files nor links
+            typer.echo(f"{did} {name}  {format_size(num_bytes)}")
     total = format_size(sum(folders.values()))
     typer.echo(f"{did} {total} in {PROJECT_DIR}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def examine_servers(stack: Stack) -> tuple[list[Finding], bool]:
         other = _other_server(named, headers, stack if own else None, server)
     found = [one for one in (own, other) if one is not None]
     for one in found:
-        with one.client:
+        with contextlib.closing(one.client):
             try:
                 _examine_pools(one, pool)
                 _examine_workers(one, stack, worker)

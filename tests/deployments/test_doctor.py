@@ -130,6 +130,20 @@ def test_pools_are_looked_at_that_deployments_go_to():
     assert (foreign.status, foreign.remedy) == ("warn", "`prefect deploy --all`")
 
 
+def test_a_server_that_answers_is_looked_at_with_its_pools_and_workers(stack, running, monkeypatch):
+    running("prefect-server", "worker", "object-store")
+    workers = [{"name": "ups-local", "status": "ONLINE"}]
+    answering = api([pool(name) for name in POOLS], deployments(), workers)
+    monkeypatch.setattr(server.httpx, "Client", lambda **_: answering)
+    found, answers = server.examine_servers(stack)
+    assert answers
+    assert {one.status for one in found} == {"ok", "warn", "skip"}
+    in_no_folder = of(found, "server")["this shell"]  # has no prefect.toml
+    assert f"export PREFECT_API_URL={stack.api_url}" in in_no_folder.remedy
+    assert of(found, "worker")["local"].what == "ups-local online"
+    assert answering.is_closed
+
+
 @pytest.mark.parametrize(
     ("answer", "what", "remedy"),
     [

@@ -80,7 +80,7 @@ def ups(*arguments, **options):
 
 def test_all_that_the_project_made_goes_and_its_folders_too(project):
     before = files(project)
-    assert "would go .venv" in ups("clean", "--dry-run")
+    assert "would go .stack" in ups("clean", "--dry-run")
     assert files(project) == before
     output = ups("clean")
     assert files(project) == ["prefect.yaml", "ups/__init__.py"]
@@ -148,7 +148,7 @@ def test_a_link_is_removed_and_not_what_it_leads_to(project, tmp_path):
 
 def test_runs_and_benchmarks_stay_unless_they_are_asked_for(project, results, monkeypatch):
     output = ups("clean")
-    assert "2 runs and benchmarks" in output
+    assert "stays    runs and benchmarks, " in output
     assert "make clean ARGS=--all" in output
     assert list(project.glob("runs/*-136fabcd"))
     monkeypatch.setattr(clean, "_can_ask", lambda: True)
