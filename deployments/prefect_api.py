@@ -135,10 +135,13 @@ def crash_run(client: httpx.Client, run_id: str, message: str) -> None:
 
 
 def cancel_run(client: httpx.Client, run_id: str, message: str) -> bool:
-    """Cancel a run that has not begun; whether the server agreed, for it may begin meanwhile."""
-    state = {"type": "CANCELLED", "name": "Cancelled", "message": message}
+    """Cancel a run; whether the server agreed.
+
+    One that has not begun is cancelled at once: the server sees to that, for it may just begin.
+    """
+    state = {"type": "CANCELLING", "name": "Cancelling", "message": message}
     answer = _json(client.post(f"/flow_runs/{run_id}/set_state", json={"state": state}))
-    return bool(answer["status"] == "ACCEPT")
+    return (answer["state"] or {}).get("type") in ("CANCELLED", "CANCELLING")
 
 
 def _end_run(client: httpx.Client, run_id: str, name: str, message: str) -> None:

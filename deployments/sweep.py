@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -24,9 +25,12 @@ from ups.errors import ConfigError
 from ups.runs.folder import find_run_dir
 
 MOST_RUNS = 100
+BUSY_S = 30.0
+INTERRUPTED = "its sweep was interrupted"
 WAITING = "SCHEDULED"  # the type of the states before a process is started for a run
 SHOWN = ("RUNNING", *TERMINAL)
 TAG = "sweep-{name}-{stamp}"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,13 @@ def trigger(
     """
     try:
         with _client(stack) as client:
-            deployment = api.find_deployment(client, TRAIN)
+            deployment = _patiently(lambda: api.find_deployment(client, TRAIN))
             if deployment is None:
                 raise StackError(f"no deployment {TRAIN}: `ups up` registers it")
             for point in wanted:
                 overrides = dict(point.overrides)
-                run_id = api.create_run(
+                create = functools.partial(
+                    api.create_run,
                     client,
                     deployment,
                     {"config": config, "overrides": overrides},
@@ -139,7 +144,7 @@ def trigger(
                     name=point.title,
                     tags=[tag],
                 )
-                made.append(SweptRun(point, run_id))
+                made.append(SweptRun(point, _patiently(create)))
     except httpx.HTTPError as error:
         with contextlib.suppress(httpx.HTTPError):
             cancel_waiting(stack, tag, made)
@@ -192,10 +197,11 @@ def cancel_waiting(stack: Stack, tag: str, runs: Sequence[SweptRun]) -> int:
     num = 0
     with _client(stack) as client:
         # The last first: whoever gets the slot of the deployment meanwhile is the first of them.
-        for run in reversed(api.read_tagged(client, tag)):
+        for run in reversed(_patiently(lambda: api.read_tagged(client, tag))):
             if run["state"]["type"] == WAITING:
-                num += api.cancel_run(client, run["id"], "its sweep was interrupted")
-        _update(client, tag, runs)
+                cancel = functools.partial(api.cancel_run, client, run["id"], INTERRUPTED)
+                num += _patiently(cancel)
+        _patiently(lambda: _update(client, tag, runs))
     return num
 
 
@@ -213,6 +219,20 @@ def _update(client: httpx.Client, tag: str, runs: Sequence[SweptRun]) -> list[Sw
         if is_news:
             changed.append(run)
     return changed
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Ask again while the server does not answer, or is busy: with SQLite it often is, a 503."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return call()
+        except httpx.HTTPError as error:
+            answer = error.response if isinstance(error, httpx.HTTPStatusError) else None
+            is_refused = answer is not None and answer.is_client_error
+            if is_refused or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_S)
 
 
 def _client(stack: Stack) -> httpx.Client:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 NOTHING = "–"
 SEED = "training.seed"
+STARTUP = "TTFS less queue"
 
 
 def _parse(settings: list[str]) -> dict[str, list[Any]]:
@@ -105,7 +106,9 @@ def sweep(
         except SystemExit:  # SIGTERM
             _stop(stack, tag, runs)
             raise
-        _show(runs, axes, tag, as_json)
+        # What all have in common needs no column, unless there is nothing else.
+        swept = {key: values for key, values in axes.items() if len(values) > 1} or axes
+        _show(runs, swept, tag, as_json)
         if code := code or _exit_code(runs):
             raise typer.Exit(code)
 
@@ -164,7 +167,7 @@ def _show(runs: Sequence[SweptRun], axes: dict[str, list[Any]], tag: str, as_jso
             }
         )
         return
-    print_table(_rows(runs, files, axes), right=("TTFS", "test nRMSE"))
+    print_table(_rows(runs, files, axes), right=(STARTUP, "test nRMSE"))
     if settings := _settings(runs, files, axes):
         print_table(settings, right=("runs", "median", "lowest", "highest"), title="Test nRMSE")
     if page:
@@ -178,12 +181,15 @@ def _rows(
     for run in runs:
         found = files[run.id].summary() if run.id in files else None
         ttfs_s, nrmse = (found.ttfs_s, found.nrmse_rollout) if found else (None, None)
+        breakdown = files[run.id].breakdown if run.id in files else None
+        if ttfs_s is not None and breakdown is not None:  # it waited there for the others
+            ttfs_s -= breakdown.phase_seconds.get("queue", 0.0)
         rows.append(
             {
                 "id": run.id[-8:],
                 **{key: json.dumps(run.point.overrides[key]) for key in axes},
                 "state": run.state_name,
-                "TTFS": NOTHING if ttfs_s is None else f"{ttfs_s:.2f} s",
+                STARTUP: NOTHING if ttfs_s is None else f"{ttfs_s:.2f} s",
                 "test nRMSE": NOTHING if nrmse is None else f"{nrmse:.4f}",
             }
         )
@@ -225,6 +231,5 @@ def _write_page(
     if not files:
         return None
     page = PROJECT_DIR / runs[0].point.config.runs_dir / f"{tag}.html"
-    title = f"{tag}: {', '.join(key for key, values in axes.items() if len(values) > 1)}"
-    write_page(page, list(files.values()), title.rstrip(": "))
+    write_page(page, list(files.values()), f"{tag}: {', '.join(axes)}")
     return page

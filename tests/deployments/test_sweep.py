@@ -43,10 +43,10 @@ class Server:
             found = [run for n, run in self.runs.items() if self.bodies[n]["tags"] == [tag]]
             return httpx.Response(200, json=found)
         (number,) = re.findall(r"^/api/flow_runs/(.+)/set_state$", path)
+        assert body["state"]["type"] == "CANCELLING"  # else one that just begins would go on
         is_waiting = self.runs[number]["state"]["type"] == "SCHEDULED"
-        if is_waiting:
-            self.runs[number]["state"] = body["state"]
-        return httpx.Response(200, json={"status": "ACCEPT" if is_waiting else "REJECT"})
+        self.runs[number]["state"] = state("CANCELLED") if is_waiting else body["state"]
+        return httpx.Response(200, json={"status": "REJECT", "state": self.runs[number]["state"]})
 
     def states(self):
         return [run["state"]["type"] for run in self.runs.values()]
@@ -196,6 +196,27 @@ def test_ctrl_c_while_runs_are_made_leaves_none_waiting(swept, monkeypatch):
     code, output, errors = swept("--set", "latent.dim=4,8,16")
     assert code == 130, output + errors
     assert swept.server.states() == ["CANCELLED", "CANCELLED"]
+
+
+def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(swept, monkeypatch):
+    create, asked = sweep.api.create_run, []
+    request = httpx.Request("POST", "http://test/api")
+
+    def busy(*arguments, **options):
+        asked.append(options["name"])
+        if len(asked) in (1, 2, 4):
+            answer = httpx.Response(422 if refuses else 503, request=request)
+            raise httpx.HTTPStatusError("no", request=request, response=answer)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(sweep.api, "create_run", busy)
+    refuses = False
+    code, output, errors = swept("--set", "latent.dim=4,8")
+    assert (code, len(asked), len(swept.server.runs)) == (0, 5, 2), output + errors
+    refuses = True
+    asked.clear()
+    code, _, errors = swept("--set", "latent.dim=16,32")
+    assert (code, len(asked), "could not be made" in errors) == (1, 1, True), errors
 
 
 def test_a_run_that_fails_does_not_end_the_sweep_and_its_reason_is_said(swept):

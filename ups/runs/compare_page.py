@@ -21,7 +21,7 @@ from ups.runs.metrics import LOSS, VAL
 from ups.runs.side_by_side import SideBySide, side_by_side
 from ups.units import format_time
 
-NOTHING = "–"
+NOTHING, QUEUE = "–", "queue"
 MOST_CHARS = 60  # of a value of a config in a table
 # Told apart with every kind of colour vision, in this order. Runs of one setting share a colour.
 LIGHT = ("#2a78d6", "#eb6834", "#1baf7a", "#b98900", "#e87ba4", "#008300", "#4a3aa7", "#e34948")
@@ -207,21 +207,23 @@ def _startup(files: Sequence[RunFiles], found: SideBySide) -> str:
     if not known:
         return ""
     present = {span.phase for _, of in known for span in of.spans}
-    phases = [phase for phase in STARTUP_PHASES if phase in present]
-    end = 1.02 * max(of.until_s for _, of in known)
+    phases = [phase for phase in STARTUP_PHASES if phase in present and phase != QUEUE]
+    queued_s = {i: of.phase_seconds.get(QUEUE, 0.0) for i, of in known}
+    end = 1.02 * max(of.until_s - queued_s[i] for i, of in known)
     cards, titles = [], found.titles()
     for i, of in known:
+        begun = of.triggered_at + queued_s[i]
         bars = [
             svg.Bar(
-                *(span.phase, span.name),
-                *(span.start - of.triggered_at, span.end - of.triggered_at),
+                *(span.phase, span.name, span.start - begun, span.end - begun),
                 COLOURS.get(span.phase, "#888888"),
             )
             for span in of.spans
             if span.phase in phases
         ]
-        chart = svg.phase_chart(bars, phases, of.phase_seconds, of.until_s, end)
-        ended = "no first step" if of.ttfs_s is None else f"{of.ttfs_s:.2f} s"
+        chart = svg.phase_chart(bars, phases, of.phase_seconds, of.until_s - queued_s[i], end)
+        begun_s = None if of.ttfs_s is None else of.ttfs_s - queued_s[i]
+        ended = "no first step" if begun_s is None else f"{begun_s:.2f} s"
         head = f"<h3>{_key(i)}{escape(titles[i])}: {ended}</h3>"
         cards.append(f'<div class="card">{head}{chart}</div>')
     rows = [
@@ -230,7 +232,10 @@ def _startup(files: Sequence[RunFiles], found: SideBySide) -> str:
         if (seconds := list(found.startup.values()))
     ]
     table = _table(("run", *found.startup), rows, numbers=tuple(found.startup))
-    words = "<p>All on one scale. Phases overlap; the stroke is the first step. Seconds:</p>"
+    words = (
+        "<p>Seconds; phases overlap. The bars begin at the end of the queue, where runs of one "
+        "deployment wait for each other, and are on one scale; the stroke is the first step.</p>"
+    )
     return f'{words}{_wide(table)}<div class="grid" style="margin-top:14px">{"".join(cards)}</div>'
 
 

@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A stretch of a phase, in seconds since the trigger."""
+    """A stretch of a phase, in seconds since the begin of the chart."""
 
     phase: str
     name: str
@@ -152,7 +152,7 @@ def phase_chart(
     bottom = height - BOTTOM
     x = Scale((0.0, max(end, 1e-3)), LABEL, WIDTH - RIGHT, log=False)
     at = f'x1="{x(until):.1f}" x2="{x(until):.1f}" y1="{TOP}" y2="{bottom}"'
-    parts = [_along(x, bottom, "seconds since the trigger", top=TOP), f'<line class="end" {at}/>']
+    parts = [_along(x, bottom, "seconds", top=TOP), f'<line class="end" {at}/>']
     for row, phase in enumerate(phases):
         middle = TOP + ROW * (row + 0.5)
         parts.append(_text(LABEL - 8, middle + 4, phase, "end"))

@@ -1,8 +1,8 @@
 """`trace.json` of a run's folder, in the Chrome trace event format, which Perfetto opens.
 
-Above are the phases, as the breakdown has them; below the threads, with what they noted; and as
-curves what was fetched, and what the GPU did. Arrows lead from the range that brought the last
-bytes of a chunk to where it was encoded, and on to the step that first trained on it.
+It has the phases, as the breakdown has them; the threads, with what they noted; and as curves what
+was fetched, and what the GPU did. Arrows lead from the range that brought the last bytes of a chunk
+to where it was encoded, and on to the step that first trained on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ups.runs.breakdown import Breakdown, Span
 from ups.trace import Steps, Stretch, Thread, Trace
 
 TRACE = "trace.json"
-PHASES, THREADS = 1, 2  # as if they were processes, which the viewer sets one below the other
+PHASES, THREADS = 1, 2  # as if they were processes: a viewer groups their rows
 FETCH, ENCODE = "fetch", "encode"  # names of stretches
 INSIDE_US = 0.5  # an arrow leads to the slice around its end: so far inside of that it ends
 
