@@ -15,6 +15,7 @@ from ups.data.s3errors import CREDENTIALS_HINT, answer, describe, explain, trans
 from ups.errors import UpsError
 
 TIMEOUT_S = 8.0
+IMPORT_S = 30.0  # of boto3, on a machine that is busy, and of a cloud's own credentials
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NUM_NAMED = 5  # buckets in a line
 
@@ -86,7 +87,7 @@ def _examine_named_store(
     stack: Stack, bucket: str | None, store: Findings, credentials: Findings
 ) -> None:
     try:
-        client = _within(lambda: connect(None)[0], "the object store")
+        client = _within(lambda: connect(None)[0], "the object store", IMPORT_S)
     except UpsError as error:
         credentials.fault("this shell's", str(error), "")  # it says the remedy itself
         return
@@ -143,15 +144,15 @@ def _client_of(url: str, keys: dict[str, str]) -> Any:
     return session.client("s3", region_name="us-east-1", endpoint_url=url, config=once)
 
 
-def _within(call: Any, uri: str) -> Any:
+def _within(call: Any, uri: str, timeout_s: float = TIMEOUT_S) -> Any:
     """What the call returns, in time whatever the store does.
 
     Raises:
         UpsError: it failed, or took too long.
     """
     asked = Background(call, "ask the object store")
-    if not asked.is_done(TIMEOUT_S):
-        raise UpsError(f"{uri}: no answer in {TIMEOUT_S:g} s")
+    if not asked.is_done(timeout_s):
+        raise UpsError(f"{uri}: no answer in {timeout_s:g} s")
     try:
         return asked.result()
     except transport_errors() as error:

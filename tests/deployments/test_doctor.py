@@ -6,6 +6,7 @@ import os
 import subprocess
 from types import SimpleNamespace
 
+import boto3
 import httpx
 import pytest
 from botocore.exceptions import ClientError
@@ -237,8 +238,8 @@ def test_a_part_without_the_others_is_a_fault(stack, running):
 
 
 def test_the_store_of_the_shell_is_asked_with_the_keys_of_the_shell(stack, s3, monkeypatch):
-    (s3.directory / "mine").mkdir(exist_ok=True)
     with s3.used():
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="mine")
         found = store.examine_stores(stack, None)
         named = of(found, "store")["this shell's"]
         assert (named.status, "mine" in named.what) == ("ok", True), named

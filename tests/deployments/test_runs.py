@@ -406,4 +406,6 @@ def test_the_examples_of_the_help_run_and_down_stops_what_up_started(live):  # t
     assert name == "ups down"
     assert all(part in done.stdout for part in PARTS)
     assert not any(psutil.pid_exists(pid) for pid in before.values())
-    assert live.ups("down").stdout == "nothing was running\n"
+    again = live.ups("down").stdout.splitlines()
+    assert again[0] == f"nothing was running in {live.stack.folder}"
+    assert again[1].startswith("on disk  ")
