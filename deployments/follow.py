@@ -15,6 +15,7 @@ import httpx
 from deployments import prefect_api as api
 from deployments.layout import BIN_DIR, Stack, StackError
 from ups import PROJECT_DIR
+from ups.config import PROJECT_CONFIGS, find_config
 
 TRAIN, BENCHMARK = "train-burgers/train-burgers", "benchmark-startup/benchmark-startup"
 POLL_S = 1.0  # faster polling makes SQLite refuse writes
@@ -84,6 +85,12 @@ class RunLines:
         mark = "! " if log["level"] >= ERROR else "  "
         message = log["message"].partition("\nTraceback (most recent call last):")[0]
         return [(at, mark + line) for line in message.splitlines()]
+
+
+def as_parameter(config: str) -> str:
+    """A config as the flow takes it: a run has another working directory, and no variable."""
+    path = find_config(config)
+    return config if path.parent == PROJECT_CONFIGS else str(path.resolve())
 
 
 def trigger(stack: Stack, deployment: str, parameters: Sequence[str]) -> str:

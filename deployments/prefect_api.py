@@ -6,7 +6,7 @@ Plain HTTP instead of Prefect's client: importing `prefect` takes longer than al
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -60,14 +60,25 @@ def find_deployment(client: httpx.Client, name: str) -> str | None:
 
 
 def create_run(
-    client: httpx.Client, deployment_id: str, parameters: dict[str, Any], queue: str, key: str
+    client: httpx.Client,
+    deployment_id: str,
+    parameters: dict[str, Any],
+    queue: str | None = None,
+    key: str | None = None,
+    *,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> str:
-    """Trigger a deployment, for the workers that serve this queue; returns the flow run's id.
+    """Trigger a deployment; returns the flow run's id.
 
     Args:
+        queue: for the workers that serve it alone; None: the deployment's.
         key: asking again with the same one gives the same run.
+        name: of the run, until it begins.
     """
-    body = {"parameters": parameters, "work_queue_name": queue, "idempotency_key": key}
+    given = {"work_queue_name": queue, "idempotency_key": key, "name": name}
+    body = {"parameters": parameters, "tags": list(tags)}
+    body |= {field: value for field, value in given.items() if value is not None}
     return str(_json(client.post(f"/deployments/{deployment_id}/create_flow_run", json=body))["id"])
 
 
@@ -91,8 +102,12 @@ def worker_is_online(
 
 def other_workers(client: httpx.Client, pool: str) -> list[str]:
     """The names of the pool's workers that are online, without the stack's own."""
-    workers = _workers(client, pool)
-    return [w["name"] for w in workers if w["status"] == "ONLINE" and w["name"] != WORKER_NAME]
+    return [name for name in online_workers(client, pool) if name != WORKER_NAME]
+
+
+def online_workers(client: httpx.Client, pool: str) -> list[str]:
+    """The names of the pool's workers that are online."""
+    return [worker["name"] for worker in _workers(client, pool) if worker["status"] == "ONLINE"]
 
 
 def deployment_names(client: httpx.Client) -> set[str]:
@@ -119,6 +134,16 @@ def crash_run(client: httpx.Client, run_id: str, message: str) -> None:
     _end_run(client, run_id, "Crashed", message)
 
 
+def cancel_run(client: httpx.Client, run_id: str, message: str) -> bool:
+    """Cancel a run; whether the server agreed.
+
+    One that has not begun is cancelled at once: the server sees to that, for it may just begin.
+    """
+    state = {"type": "CANCELLING", "name": "Cancelling", "message": message}
+    answer = _json(client.post(f"/flow_runs/{run_id}/set_state", json={"state": state}))
+    return (answer["state"] or {}).get("type") in ("CANCELLED", "CANCELLING")
+
+
 def _end_run(client: httpx.Client, run_id: str, name: str, message: str) -> None:
     state = {"type": name.upper(), "name": name, "message": message}
     _json(client.post(f"/flow_runs/{run_id}/set_state", json={"state": state, "force": True}))
@@ -126,6 +151,12 @@ def _end_run(client: httpx.Client, run_id: str, name: str, message: str) -> None
 
 def read_run(client: httpx.Client, run_id: str) -> dict[str, Any]:
     return _json(client.get(f"/flow_runs/{run_id}"))
+
+
+def read_tagged(client: httpx.Client, tag: str) -> list[dict[str, Any]]:
+    """Up to 200 flow runs with a tag, in the order in which they are to start."""
+    where = {"flow_runs": {"tags": {"all_": [tag]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return _json(client.post("/flow_runs/filter", json=where))
 
 
 def task_runs(client: httpx.Client, run_id: str) -> list[dict[str, Any]]:

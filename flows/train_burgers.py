@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -31,7 +32,7 @@ from tasks.phases import (
 )
 from tasks.report import Pages, report_overhead
 from ups.background import Background
-from ups.config import PARAMETERS, SPLITS, Features, Problem, RunConfig, load_config
+from ups.config import PARAMETERS, SPLITS, Features, Problem, RunConfig, load_changed, run_title
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
 from ups.latents.cached import look
@@ -57,15 +58,25 @@ _Entries = dict[str, PrefectFuture[Any]]
 
 Count = Annotated[int | None, Field(ge=1)]  # the form refuses others, with these words
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
+DEFAULT = "smoke"
+
+
+def _name_at_start() -> str:
+    """By the parameters alone: the config is not read yet."""
+    given = flow_run.parameters
+    typed = {key: given.get(name) for name, key in PARAMETERS.items()}
+    chosen = {key: value for key, value in typed.items() if value is not None}
+    config = Path(given.get("config", DEFAULT)).stem
+    return run_title(config, {**(given.get("overrides") or {}), **chosen})
 
 
 @flow(
     name="train-burgers",
-    flow_run_name="{config}",
+    flow_run_name=_name_at_start,
     task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
 )
 def train_burgers(
-    config: str = "smoke",
+    config: str = DEFAULT,
     latent_dim: Count = None,
     latent_tokens: Count = None,
     epochs: Count = None,
@@ -89,17 +100,11 @@ def train_burgers(
         resume_from: A checkpoint of another run to go on from. None: start new.
     """
     load_libraries_beside()
-    given = {
-        "latent_dim": latent_dim,
-        "latent_tokens": latent_tokens,
-        "epochs": epochs,
-        "seed": seed,
-    }
-    changes = {PARAMETERS[name]: value for name, value in given.items()}
+    changes = dict(zip(PARAMETERS.values(), (latent_dim, latent_tokens, epochs, seed), strict=True))
     changes["features"] = features.model_dump() if features else None
     chosen = {key: value for key, value in changes.items() if value is not None}
     try:
-        resolved = load_config(config, {**(overrides or {}), **chosen})
+        resolved, changed = load_changed(config, {**(overrides or {}), **chosen})
     except ConfigError as error:  # then not even the run's folder is known
         validate_config(error)
         raise
@@ -110,7 +115,8 @@ def train_burgers(
     assert context is not None
     assert context.flow_run is not None
     run_id = context.flow_run.id
-    run = RunState(resolved, open_run_dir(resolved, run_id), flow_run_id=run_id)
+    run_dir = open_run_dir(resolved, run_id)
+    run = RunState(resolved, run_dir, flow_run_id=run_id, changed=changed)
     run.provision = claim(run.run_dir)
     stop = threading.Event()
     deployment = context.flow_run.deployment_id
@@ -306,7 +312,7 @@ def _report(run: RunState, pages: Pages) -> None:
     """Publish the breakdown, and name the run after its cache entries, where the list shows it."""
     report_overhead(pages)
     if run.config_hash is not None:
-        name = f"{run.config.name} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
+        name = f"{run.title} [{run.config_hash}]{' reused' if run.cache_reused else ''}"
         with get_client(sync_client=True) as client:
             client.update_flow_run(run.flow_run_id, name=name)
 

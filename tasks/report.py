@@ -20,7 +20,7 @@ from tasks.artifacts import Artifacts
 from tasks.timeline import close_timeline, phase_task, timeline
 from ups.background import Background
 from ups.machine.processes import process_started_at
-from ups.pipeline.overhead import break_down, draw, leave
+from ups.pipeline.overhead import break_down, draw, leave, leave_trace
 from ups.pipeline.state import RunState
 from ups.pipeline.training_page import training_page
 from ups.runs.breakdown import Breakdown, Span
@@ -70,6 +70,7 @@ class Pages:
         run = self._run
         breakdown = _break_down(run, close_timeline)
         gantt = leave(breakdown, run.run_dir)
+        leave_trace(run, breakdown)
         predictions = run.scores.pictures if run.scores else {}
         self._show_startup(breakdown, to_markdown(breakdown, gantt, predictions), goes_on=False)
         if run.steps is not None:
@@ -100,6 +101,8 @@ class Pages:
             if self._is_over.is_set():
                 return
             breakdown.save(self._run.run_dir)  # which `ups runs list` reads
+            if self._knew_epoch_1 is None:
+                leave_trace(self._run, breakdown)
             self._show_startup(breakdown, markdown, goes_on=True)
             self._knew_epoch_1 = knows_epoch_1
         self._show_training(goes_on=True)

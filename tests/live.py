@@ -179,7 +179,9 @@ def busy_port() -> Iterator[int]:
 
 # What the examples in the help of these commands need; tests of all that need the same run them.
 NEEDS = {
-    "a stack": ("ups up", "ups status", "ups run", "ups follow", "ups down"),
+    "a stack": (
+        *("ups up", "ups status", "ups doctor", "ups run", "ups sweep", "ups follow", "ups down"),
+    ),
     "a stack for minutes": ("ups benchmark",),
     "a store": ("ups data put", "ups data get"),
     "vastai": ("ups vast search", "ups vast launch", "ups vast resume", "ups vast onstart",

@@ -14,6 +14,7 @@ import yaml
 from deployments import layout
 from deployments.cli.app import app
 from deployments.stack import POOLS
+from deployments.sweep import parse_axes, points
 from flows.benchmark_startup import benchmark_startup
 from flows.train_burgers import train_burgers
 from ups.cli.options import parse_settings
@@ -22,7 +23,10 @@ from ups.startup.measure.scenarios import choose
 
 ROOT = layout.PROJECT_DIR
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-TEXT = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", *DOCS)}
+TEXT = {
+    page: (ROOT / page).read_text()
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS)
+}
 CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")
@@ -100,7 +104,9 @@ def check_parameters(given: list[str]) -> None:
 def check_ups(command: str, parsed: dict[str, object]) -> None:
     """What an `ups` command is given exists: a config, parameters of its flow, scenarios."""
     written = found(r"ups data inspect [^\n]*--config (\S+)")
-    if parsed.get("config") and str(parsed["config"]) not in written:
+    if command == "sweep":
+        points(parsed["config"], parse_axes(parsed["settings"]))
+    elif parsed.get("config") and str(parsed["config"]) not in written:
         load_config(parsed["config"], parse_settings(parsed.get("settings")))
     if command == "run":
         check_parameters(parsed["param"] or [])

@@ -58,6 +58,12 @@ class Background(Generic[T]):
             self._outcome.set_exception(error)
 
 
+def in_context(call: Callable[[Item], T]) -> Callable[[Item], T]:
+    """The call as a pool's threads make it, in the context of whoever asks for this."""
+    context = contextvars.copy_context()
+    return lambda item: context.copy().run(call, item)
+
+
 def at_once(
     call: Callable[[Item], T],
     items: Sequence[Item],

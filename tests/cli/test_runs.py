@@ -36,11 +36,13 @@ def test_runs_are_listed_shown_and_compared(trained):
     assert code == 0, output
     assert output.index("second") < output.index("first")
     assert output.count("completed") == 2
+    assert output.index("smoke epochs=2") < output.index("smoke epochs=1")
 
     code, output = ups("runs", "list", "--dir", trained, "--json", "--limit", "1")
     runs = json.loads(output)
     assert [run["id"] for run in runs] == ["second"]
     assert runs[0]["num_epochs"] == 2
+    assert (runs[0]["name"], runs[0]["changed"]) == ("smoke", {"stages.operator.epochs": 2})
     _, output = ups("runs", "list", "--dir", trained, "--limit", "1")
     assert "--limit 2 shows" in output
     assert "first" not in output

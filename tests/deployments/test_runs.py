@@ -330,6 +330,19 @@ def test_a_run_cancelled_while_it_downloads_ends_cancelled(live):
     assert not list((live.folder / "elsewhere").rglob("*.h5"))
 
 
+def test_ctrl_c_of_a_sweep_cancels_what_waits_and_leaves_what_runs(live):
+    words = ("--set", "training.seed=0,1,2", "--set", "stages.operator.epochs=100000")
+    only = {"flow_runs": {"tags": {"all_": ["swept"]}}, "sort": "START_TIME_ASC"}
+    with live.start("sweep", str(live.config), *words, "--tag", "swept") as sweep:
+        live.wait(lambda: "RUNNING" in str(live.ask("POST", "/flow_runs/filter", only)))
+        sweep.send_signal(signal.SIGINT)
+        _, errors = sweep.communicate()
+    assert (sweep.returncode, "cancelled what had not begun: 2 of 3" in errors) == (130, True)
+    runs = {run["state_type"]: run for run in live.ask("POST", "/flow_runs/filter", only)}
+    assert runs.keys() == {"RUNNING", "CANCELLED"}
+    assert cancel(live, runs["RUNNING"]["id"]) < CANCEL_S
+
+
 def test_a_run_made_long_before_its_start_overwrites_what_was_built_since(live):
     in_an_hour = time.time() + 3600
     given = {"config": str(live.config), "overwrite_cache": True, "epochs": 1}
@@ -374,6 +387,17 @@ def test_up_starts_what_is_not_running_and_moves_nothing(live):
     assert {part for part, pid in pids(live).items() if pid != before[part]} == {"worker"}
 
 
+def test_the_doctor_finds_nothing_broken_on_a_stack_that_runs(live):
+    found = json.loads(live.example("ups doctor").stdout)
+    own = {
+        one["group"]: one["status"]
+        for one in found["findings"]
+        if one["name"] in ("this machine's", "local", "deployments")
+    }
+    assert found["well"], found
+    assert own == dict.fromkeys(("server", "pool", "worker", "store", "credentials"), "ok")
+
+
 def test_the_examples_of_the_help_run_and_down_stops_what_up_started(live):  # the last one
     before = pids(live)
     for name in live.examples:
@@ -382,4 +406,6 @@ def test_the_examples_of_the_help_run_and_down_stops_what_up_started(live):  # t
     assert name == "ups down"
     assert all(part in done.stdout for part in PARTS)
     assert not any(psutil.pid_exists(pid) for pid in before.values())
-    assert live.ups("down").stdout == "nothing was running\n"
+    again = live.ups("down").stdout.splitlines()
+    assert again[0] == f"nothing was running in {live.stack.folder}"
+    assert again[1].startswith("on disk  ")

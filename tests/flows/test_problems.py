@@ -87,7 +87,7 @@ def test_a_second_run_that_changes_one_problem_reuses_the_others_entry(
     state, tasks, third = run(path, overrides={"training.seed": 1})
     assert third["cache_reused"] is True
     assert sum(state == "Cached" for state in tasks.values()) == 2
-    assert shown(state)[0] == f"smoke [{third['config_hash']}] reused"
+    assert shown(state)[0] == f"smoke seed=1 [{third['config_hash']}] reused"
 
 
 def test_legacy_mode_and_encoding_on_demand_train_the_same_operator_on_several_problems(

@@ -4,11 +4,13 @@ import functools
 import json
 import re
 import threading
+from types import SimpleNamespace
 
 import pytest
 from prefect.runtime import flow_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flows.train_burgers import train_burgers
 from tests.live import wait_until
 from ups.config import SPLITS, Features
 from ups.data.sources import stage
@@ -38,7 +40,7 @@ def seconds(breakdown, phase):
 
 
 def test_the_plans_three_runs_generate_reuse_and_invalidate(
-    flow_config, run, tmp_path, monkeypatch
+    flow_config, run, shown, tmp_path, monkeypatch
 ):
     all_splits = threading.Barrier(len(SPLITS), timeout=20)  # they are fetched at the same time
 
@@ -71,6 +73,7 @@ def test_the_plans_three_runs_generate_reuse_and_invalidate(
     assert third["config_hash"] != key
     assert third["cache_reused"] is False
     assert third["changed"] == ["latent.dim 8, the cached entry has 16"]
+    assert shown(state)[0] == f"smoke latent.dim=8 [{third['config_hash']}]"
     kept = {manifest.config_hash for manifest in list_entries(tmp_path / "cache")}
     assert kept == {key, third["config_hash"]}
     for breakdown in (first, second, third):
@@ -79,6 +82,17 @@ def test_the_plans_three_runs_generate_reuse_and_invalidate(
         assert seconds(breakdown, "validate") < 0.25 * breakdown["ttfs_s"]
         assert breakdown["cost_usd"] == pytest.approx(breakdown["ttfs_s"] * 0.001)
         assert breakdown["metrics"]["startup/ttfs_s"] == breakdown["ttfs_s"]
+
+
+def test_a_run_is_called_by_what_was_changed_from_its_start_on(monkeypatch):
+    given = {"config": "/there/smoke.yaml", "latent_dim": 48, "seed": 1, "epochs": None}
+    overrides = {"training.pairs_per_step": None}
+    stand_in = SimpleNamespace(parameters={**given, "overrides": overrides})
+    monkeypatch.setattr("flows.train_burgers.flow_run", stand_in)
+    named = "smoke pairs_per_step=null latent.dim=48 seed=1"
+    assert train_burgers.flow_run_name() == named
+    stand_in.parameters = {}  # of a run that is cancelled before they are known
+    assert train_burgers.flow_run_name() == "smoke"
 
 
 def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder_and_no_secret_anywhere(
@@ -105,6 +119,7 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder_and_no_secret_anywh
         "run.json",
         "run.log",
         "scores.json",
+        "trace.json",
     }
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "completed"

@@ -101,6 +101,24 @@ def test_the_model_is_built_beside_the_downloads_to_the_same_weights(run, monkey
     assert len(spans(later, "warm-up")) == 1
 
 
+def test_the_trace_of_a_streamed_run_has_phases_threads_chunks_waits_and_arrows(run):
+    done = run("traced", features__stream="on")
+    events = json.loads((done.run_dir / "trace.json").read_text())["traceEvents"]
+    named = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    found = {(named[e["pid"], e["tid"]], e["name"]) for e in events if e["ph"] == "X"}
+    assert {(phase, phase) for phase in ("boot", "download", "load", "cache", "evaluate")} <= found
+    assert {("first step", "4 first step"), ("encode 0", "encode")} <= found
+    main = {name for thread, name in found if thread == "main: training"}
+    assert main >= {"step 1", "step 4", "epoch 1", "epoch 3", "validate", "after the first step"}
+    assert "step 5" not in main  # of the first epoch alone
+    assert "fetch" in {name for thread, name in found if thread.startswith("fetch ")}
+    chunks = [e["args"] for e in events if e["name"] == "encode"]
+    rows = sorted(row for c in chunks if c["split"] == "train" for row in range(*c["rows"]))
+    assert rows == list(range(20))
+    arrows = [[e["ph"] for e in events if e.get("id") == n] for n in range(1, len(chunks) + 1)]
+    assert sorted(map("".join, arrows)) == ["sf"] * 2 + ["stf"] * (len(chunks) - 2)
+
+
 def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weights(run, caplog):
     caplog.set_level("INFO", "ups")
     streamed = run("streamed", features__stream="on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,22 +13,26 @@ from ups.cli.console import errors_shown, print_json, print_table
 from ups.cli.options import (
     RUNS_DIR,
     JsonOption,
-    OtherRunArgument,
+    OtherRunsArgument,
     RunArgument,
     RunsDirOption,
     checked,
 )
+from ups.cli.places import elsewhere
+from ups.errors import ConfigError
 from ups.units import format_size, format_time, parse_age
 
 if TYPE_CHECKING:
     from ups.runs.breakdown import Breakdown
     from ups.runs.compare import Change, RunComparison
     from ups.runs.index import RunFiles, RunSummary
+    from ups.runs.side_by_side import SideBySide
     from ups.runs.stored import RunInfo
 
 app = typer.Typer(no_args_is_help=True, help="The runs of this machine, by their folders.")
 
 NOTHING = "–"
+NUM_SHORT = 8  # of the characters of an id, the last
 
 
 @app.command("list", epilog="Example: ups runs list --limit 5")
@@ -46,17 +51,18 @@ def list_runs(
             print_json([run.model_dump(mode="json") for run in shown])
             return
         if not shown:
-            typer.echo(f"no runs in {folder}")
+            typer.echo(f"no runs in {folder.absolute()}{elsewhere(RUNS_DIR, folder)}")
             return
         short = short_ids(folder, [run.id for run in shown])
         print_table(_rows(shown, short), right=("TTFS", "nRMSE", "epochs"))
         if len(found) > limit:
             typer.echo(f"… and older ones, which --limit {2 * limit} shows")
+        typer.echo(f"in {folder.absolute()}")
 
 
 @app.command(epilog="Example: ups runs show 136f --json")
 def show(run: RunArgument, folder: RunsDirOption = RUNS_DIR, as_json: JsonOption = False) -> None:
-    """Show a run: how it ended, where its startup went, what it scored, what it ran on."""
+    """Show one run: its end, startup, scores and machine."""
     with errors_shown():
         from ups.runs.index import find_run, read_run
 
@@ -78,24 +84,48 @@ def show(run: RunArgument, folder: RunsDirOption = RUNS_DIR, as_json: JsonOption
             _show(files)
 
 
-@app.command(epilog="Example: ups runs compare 136f 24fb")
+@app.command(epilog="Example: ups runs compare 136f 24fb --html compared.html")
 def compare(
-    before: RunArgument,
-    after: OtherRunArgument,
+    run: RunArgument,
+    others: OtherRunsArgument,
+    html: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Write a page with curves and breakdowns, one file."),
+    ] = None,
     folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs: config, startup by phase, and test nRMSE."""
+    """Show what differs between runs, on a page, too.
+
+    Config, startup by phase, and test nRMSE.
+    """
     with errors_shown():
         from ups.runs.compare import compare
-        from ups.runs.index import find_run
+        from ups.runs.index import find_run, read_run
+        from ups.runs.side_by_side import side_by_side
 
-        found = compare(find_run(folder, before), find_run(folder, after))
-        if as_json:
-            pairs = {key: {"before": a, "after": b} for key, (a, b) in found.config.items()}
-            print_json({**found.model_dump(mode="json"), "config": pairs})
+        folders = [find_run(folder, text) for text in (run, *others)]
+        if twice := [path for path in folders if folders.count(path) > 1]:
+            raise ConfigError(f"run {twice[0].name}: given twice, expected once: leave one out")
+        if html is not None:
+            from ups.runs.compare_page import write_page
+
+            write_page(html, [read_run(path) for path in folders], "Runs compared")
+        if len(folders) > 2:
+            several = side_by_side([read_run(path) for path in folders])
+            if as_json:
+                print_json(several.model_dump(mode="json"))
+            else:
+                show_side_by_side(several)
         else:
-            _show_comparison(found)
+            found = compare(*folders)
+            if as_json:
+                pairs = {key: {"before": a, "after": b} for key, (a, b) in found.config.items()}
+                print_json({**found.model_dump(mode="json"), "config": pairs})
+            else:
+                _show_comparison(found)
+        if html is not None:
+            typer.echo(f"the page: {html}", err=as_json)
 
 
 @app.command(epilog="Example: ups runs prune --keep 100 --older-than 90d --dry-run")
@@ -117,9 +147,10 @@ def prune(
     folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove folders of runs by number and age, checkpoints included; never one that goes on.
+    """Remove folders of runs by number and age.
 
-    Without a limit nothing goes, and the size of all is said: runs are kept until you say so.
+    Their checkpoints go, too; a run that goes on stays. Without a limit nothing goes, and the size
+    of all is said: runs are kept until you say so.
     """
     with errors_shown():
         from ups.runs.index import find_runs
@@ -153,12 +184,12 @@ def _rows(found: Iterable[RunSummary], short: dict[str, str]) -> list[dict[str, 
     return [
         {
             "id": short[run.id],
-            "config": run.name,
+            "run": run.title,
             "started": format_time(run.started_at),
             "state": run.state,
             "TTFS": _seconds(run.ttfs_s),
             "cache": CACHE[run.cache_reused] or NOTHING,
-            "nRMSE": NOTHING if run.nrmse_rollout is None else f"{run.nrmse_rollout:.4f}",
+            "nRMSE": _score(run.nrmse_rollout),
             "epochs": str(run.num_epochs),
         }
         for run in found
@@ -186,7 +217,7 @@ def _show(files: RunFiles) -> None:
     cause = cause if run.state in ("failed", "stopped") else None  # not an earlier attempt's
     attempt = f", attempt {info.attempt}" if info and info.attempt > 1 else ""
     facts = {
-        "run": f"{run.id}, {run.name}",
+        "run": f"{run.id}, {run.title}",
         "folder": str(run.folder),
         "started": format_time(run.started_at) + attempt,
         "state": f"{run.state}: {cause}" if cause else run.state,
@@ -217,7 +248,7 @@ def _print_facts(facts: Mapping[str, str]) -> None:
 def _show_comparison(found: RunComparison) -> None:
     for label, run in (("before", found.before), ("after", found.after)):
         started, commit = format_time(run.started_at), run.commit or "unknown"
-        typer.echo(f"{label:<7} {run.id}  {run.name}, {started}, {run.state}, commit {commit}")
+        typer.echo(f"{label:<7} {run.id}  {run.title}, {started}, {run.state}, commit {commit}")
     if found.config:
         changed = [
             {"key": key, "before": _value(a), "after": _value(b)}
@@ -247,8 +278,38 @@ def _show_comparison(found: RunComparison) -> None:
         typer.echo(f"  {name:<31} {_scores(change)}")
 
 
+def show_side_by_side(found: SideBySide) -> None:
+    """Print a row for each run: what differs of its config, and what it came to."""
+    rows = [
+        {
+            "run": run.id[-NUM_SHORT:],
+            **{key: _value(values[i]) for key, values in found.config.items()},
+            "state": run.state,
+            "TTFS": _seconds(run.ttfs_s),
+            "best val": _score(found.best_val[i]),
+            "test nRMSE": _score(found.nrmse[i]),
+            **{name: _score(values[i]) for name, values in found.problems.items()},
+        }
+        for i, run in enumerate(found.runs)
+    ]
+    print_table(rows, right=("TTFS", "best val", "test nRMSE", *found.problems))
+    phases = [
+        {
+            "run": run.id[-NUM_SHORT:],
+            **{name: _seconds(of[i]) for name, of in found.startup.items()},
+        }
+        for i, run in enumerate(found.runs)
+    ]
+    if found.startup:
+        print_table(phases, right=tuple(found.startup), title="Startup")
+
+
+def _score(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
 def _scores(change: Change) -> str:
-    texts = [NOTHING if s is None else f"{s:.4f}" for s in (change.before, change.after)]
+    texts = [_score(score) for score in (change.before, change.after)]
     by = f" ({_signed(change.difference, digits=4)})" if change.difference is not None else ""
     return f"{texts[0]} → {texts[1]}{by}"
 

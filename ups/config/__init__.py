@@ -1,5 +1,6 @@
 """What a run is made with: the models of the YAML, and the ways to read it."""
 
+from ups.config.changes import MOST_NAMED, flatten, load_changed, run_title, short_key
 from ups.config.data import SPLITS, Model, Problem, Source, Split
 from ups.config.faults import leaves
 from ups.config.loading import (
@@ -27,6 +28,7 @@ from ups.config.urls import WEB_SCHEMES, web_place
 __all__ = [
     "CONFIG_DIR",
     "FNO",
+    "MOST_NAMED",
     "OPERATORS",
     "PARAMETERS",
     "PROJECT_CONFIGS",
@@ -49,10 +51,14 @@ __all__ = [
     "WEB_SCHEMES",
     "dump_config",
     "find_config",
+    "flatten",
     "leaves",
+    "load_changed",
     "load_config",
     "parse_config",
     "read_yaml",
+    "run_title",
+    "short_key",
     "shortened",
     "web_place",
 ]

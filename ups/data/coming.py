@@ -24,6 +24,7 @@ from ups.data.transfer import Download, arrived, compare, publish
 from ups.errors import CannotStream, ChecksumMismatch, Interrupted, UpsError
 from ups.files import lock_now
 from ups.progress import Progress
+from ups.trace import noted
 
 BLOCK_BYTES = 64 << 10  # HDF5 writes what describes a data set near the begin of the file
 
@@ -48,7 +49,8 @@ class ComingObject:
     def __init__(self, store: ObjectStore, bucket: str, key: str, path: Path) -> None:
         self._store, self.path = store, path
         self.started = time.perf_counter()
-        self.info, first = store.open_first(bucket, key, BLOCK_BYTES)
+        with noted("ask for the first bytes", object=f"s3://{bucket}/{key}"):
+            self.info, first = store.open_first(bucket, key, BLOCK_BYTES)
         with contextlib.ExitStack() as stack:
             if first is not None:
                 stack.callback(first.body.close)

@@ -33,6 +33,7 @@ from ups.data.stamps import beside
 from ups.errors import ChecksumMismatch, Interrupted, UpsError
 from ups.files import read_fully
 from ups.progress import Paced, Progress
+from ups.trace import noted
 
 # A request costs milliseconds of the processor; SHA-256, where it follows in order, is at the end
 # as far behind as the ranges that arrive together are long.
@@ -144,9 +145,16 @@ class RangedFetch:
         first = bisect.bisect_right(self.starts, start) - 1
         last = bisect.bisect_left(self.starts, end)
         with self.changed:
-            while any(self.filled[i] < self.length(i) for i in range(first, last)):
-                self.raise_if_over(None)
-                self.changed.wait(_WATCH_S)
+            if self._is_there(first, last):
+                return
+            with noted("wait for bytes", object=self.info.uri, bytes=[start, end]):
+                while not self._is_there(first, last):
+                    self.raise_if_over(None)
+                    self.changed.wait(_WATCH_S)
+
+    def _is_there(self, first: int, last: int) -> bool:
+        """Whether the ranges from `first` up to `last` are there."""
+        return all(self.filled[i] == self.length(i) for i in range(first, last))
 
     def _open_file(self) -> None:
         self.file.require_room(self.info.num_bytes, self.info.uri)
@@ -199,14 +207,16 @@ class RangedFetch:
         """
         try:
             if not self.halt.is_set():
-                retrying(
-                    functools.partial(self._fetch, index, buffer),
-                    uri=self.info.uri,
-                    endpoint=self.store.endpoint_of(self.info.bucket),
-                    retry=self.store.retry,
-                    halt=self.halt,
-                    progressed=functools.partial(self.filled.__getitem__, index),
-                )
+                place = [self.starts[index], self._ends[index]]
+                with noted("fetch", object=self.info.uri, bytes=place):
+                    retrying(
+                        functools.partial(self._fetch, index, buffer),
+                        uri=self.info.uri,
+                        endpoint=self.store.endpoint_of(self.info.bucket),
+                        retry=self.store.retry,
+                        halt=self.halt,
+                        progressed=functools.partial(self.filled.__getitem__, index),
+                    )
         except BaseException as error:  # noqa: BLE001, raised again by whoever waits
             self._fail(error)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ups.data.sources import Staged, is_untouched
+from ups.trace import noted
 
 WATCH_S = 0.05  # between two looks whether the run is stopped
 
@@ -65,25 +66,26 @@ class Arrival:
 
         Raises: what the arrival has failed with.
         """
-        return self._wait(lambda: bool(self._is_there[rows].all()), is_stopped)
+        return self._wait(lambda: bool(self._is_there[rows].all()), is_stopped, "wait for rows")
 
     def wait_settled(self, is_stopped: Callable[[], bool]) -> bool:
         """Wait for the end of it all; whether it has come, not a stop before.
 
         Raises: what the arrival has failed with.
         """
-        return self._wait(lambda: self._is_settled, is_stopped)
+        return self._wait(lambda: self._is_settled, is_stopped, "wait for the verdict on the data")
 
-    def _wait(self, is_done: Callable[[], bool], is_stopped: Callable[[], bool]) -> bool:
+    def _wait(self, is_done: Callable[[], bool], is_stopped: Callable[[], bool], what: str) -> bool:
         with self._changed:
             if self._error is None and is_done():
                 return True
             began, began_at = time.monotonic(), time.time()
             try:
-                while self._error is None and not is_done():
-                    if is_stopped():
-                        return False
-                    self._changed.wait(WATCH_S)
+                with noted(what):
+                    while self._error is None and not is_done():
+                        if is_stopped():
+                            return False
+                        self._changed.wait(WATCH_S)
             finally:
                 self.waited_s += time.monotonic() - began
                 self.first_wait = self.first_wait or (began_at, time.time())

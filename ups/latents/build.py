@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from ups.background import in_context
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged, check_unchanged, fetch_missing, is_untouched, open_file
@@ -37,6 +38,7 @@ from ups.latents.latent_file import LatentFile
 from ups.latents.prune import keep_to_budget
 from ups.latents.store import BUILDING, DAMAGED, Manifest
 from ups.progress import Progress
+from ups.trace import noted
 from ups.units import format_size
 
 log = logging.getLogger(__name__)
@@ -169,7 +171,8 @@ class Build:
                 nonlocal finished
                 if stop.is_set():
                     raise Interrupted("the cache build was stopped; a new one goes on from here")
-                self.encode(job)
+                with noted("encode", file=self.files[job[0]].name, chunk=job[1]):
+                    self.encode(job)
                 with self._lock:
                     finished += len(self.files[job[0]].chunk(job[1]))
                     progress(finished, total)
@@ -262,7 +265,7 @@ class Build:
 
         with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
             try:
-                for _ in pool.map(guarded, jobs):
+                for _ in pool.map(in_context(guarded), jobs):
                     pass
             finally:
                 ended.set()

@@ -19,6 +19,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from ups.background import in_context
 from ups.config import RunConfig, Split
 from ups.data.sources import Staged, open_files
 from ups.errors import CacheDamaged, CacheError, Interrupted
@@ -41,6 +42,7 @@ from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.latent_file import LatentFile
 from ups.latents.on_disk import DiskCacheDataset, MappedCacheDataset
 from ups.latents.tiers import choose_tier, is_mapped
+from ups.trace import noted
 from ups.units import format_size
 
 log = logging.getLogger(__name__)
@@ -238,6 +240,10 @@ def read_files(
         path, file, chunk, offset = job
         if stop.is_set():
             raise Interrupted("loading the latents was stopped")
+        with noted("load", file=file.name, chunk=chunk):
+            load_chunk(path, file, chunk, offset)
+
+    def load_chunk(path: Path, file: LatentFile, chunk: int, offset: int) -> None:
         in_file = file.chunk(chunk)
         target = resident[offset + in_file.start : offset + in_file.stop]
         if on_gpu and not hasattr(local, "upload"):
@@ -263,7 +269,7 @@ def read_files(
         offset += file.shape[0]
     try:
         with ThreadPoolExecutor(max(1, config.training.num_workers)) as pool:
-            for _ in pool.map(work, jobs):
+            for _ in pool.map(in_context(work), jobs):
                 pass
     finally:
         if on_gpu:  # also where it fails: nothing is written to memory that others then have

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from ups.latents.source import Source
 from ups.latents.tiers import choose_tier
 from ups.machine.devices import encoding_device, limit_torch_threads, own_stream, training_device
 from ups.progress import Show
+from ups.trace import noted
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,18 @@ class _Chunk:
         """Where its bytes are in its source."""
         rows = self.build.files[self.job[0]].chunk(self.job[1])
         return self.source.file.bytes_of(rows.start, rows.stop)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the trace says of it: `object` and `bytes` of one that is on its way."""
+        facts: dict[str, Any] = {
+            "split": self.split,
+            "rows": [self.first, self.end],
+            "turn": self.turn,
+        }
+        if self.source.coming is not None:
+            facts |= {"object": self.source.staged.uri, "bytes": list(self.place)}
+        return facts
 
 
 class Stream:
@@ -295,7 +309,8 @@ class Stream:
                     chunk = next(todo, None)
                 if chunk is None:
                     return
-                self._fill(chunk)
+                with noted("encode", **chunk.facts):
+                    self._fill(chunk)
                 if chunk.split == "train":
                     arrival.note(chunk.first, chunk.end)
                 with lock:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ups.background import Background
 from ups.config import SPLITS, RunConfig
@@ -23,7 +24,7 @@ from ups.machine.cuda_context import make_context_beside
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
 from ups.machine.torch_import import collector_at_rest
-from ups.pipeline.overhead import break_down, leave
+from ups.pipeline.overhead import break_down, leave, leave_trace
 from ups.pipeline.phases import SourcesByProblem, build_caches, load_latents, stage_splits
 from ups.pipeline.state import RunState, running
 from ups.progress import Show
@@ -50,12 +51,19 @@ BOUNDS = {
 class LocalRun:
     """A run of this process; what starts it is the start of the process."""
 
-    def __init__(self, config: RunConfig, run_id: str | None, resume: Path | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str | None,
+        resume: Path | None,
+        changed: Mapping[str, Any] | None = None,
+    ) -> None:
         """Check that it can be made here, and open its folder.
 
         Args:
             run_id: of an interrupted run to go on with; None: a new one.
             resume: a checkpoint of another run to go on from.
+            changed: what of the config is not as in its file, dotted key → value.
         Raises:
             ValidationFailed: the run would fail here; a line for each fault.
         """
@@ -72,8 +80,9 @@ class LocalRun:
             self.run_dir = found
             return
         self.run_dir = open_run_dir(self.config, run_id or secrets.token_hex(4))
-        self._state = RunState(self.config, self.run_dir)
+        self._state = RunState(self.config, self.run_dir, changed=changed or {})
         self._metrics: dict[str, float] = {}
+        self._tracing: Background[None] | None = None
 
     def run(self, show: Show, command: str | None = None) -> dict[str, float]:
         """Go through the phases, once.
@@ -144,6 +153,8 @@ class LocalRun:
                     run.staged.update(scouted.so_far())
                 so_far = self._break_down()  # whoever ends the process later, this is known
                 so_far.save(self.run_dir)
+                tracing = functools.partial(leave_trace, run, so_far)
+                self._tracing = Background(tracing, "trace of the startup")
                 begin_summary(self.run_dir, so_far.metrics)
 
             step = warming.result() if warming else None
@@ -266,6 +277,9 @@ class LocalRun:
     def _report(self) -> None:
         breakdown = self._break_down()
         leave(breakdown, self.run_dir)
+        if self._tracing is not None and (error := self._tracing.error()) is not None:
+            log.warning("the trace of the startup could not be written: %s", error)
+        leave_trace(self._state, breakdown)
         self._metrics = breakdown.metrics
 
 

@@ -22,6 +22,7 @@ from ups.runs.critical_path import critical_path, seconds_by_phase
 from ups.runs.metrics import add_to_summary
 from ups.runs.record import describe_error, how_it_ended
 from ups.runs.table import headline
+from ups.runs.trace_file import write_trace
 from ups.units import format_size
 
 if TYPE_CHECKING:
@@ -136,6 +137,11 @@ def leave(breakdown: Breakdown, run_dir: Path) -> bytes:
     gantt = draw(breakdown)
     (run_dir / "gantt.png").write_bytes(gantt)
     return gantt
+
+
+def leave_trace(run: RunState, breakdown: Breakdown) -> None:
+    """Write `trace.json` into a run's folder, as far as the run has got."""
+    write_trace(run.run_dir, run.trace, breakdown, run.gpu.samples)
 
 
 def draw(breakdown: Breakdown) -> bytes:

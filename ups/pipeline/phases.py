@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from ups.background import in_context
 from ups.config import Problem, ProblemConfig, RunConfig, Split
 from ups.data.sources import Staged, stage
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
@@ -58,7 +59,9 @@ def stage_splits(
     found: dict[str, dict[str, Sequence[Staged]]] = {problem.name: {} for problem in problems}
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for (problem, split), staged in zip(wanted, pool.map(one, wanted), strict=True):
+            for (problem, split), staged in zip(
+                wanted, pool.map(in_context(one), wanted), strict=True
+            ):
                 found[problem.name][split] = staged
             return found
         finally:

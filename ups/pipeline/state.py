@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ups.config import Problem, RunConfig, Split
+from ups.config import Problem, RunConfig, Split, run_title
 from ups.data.sources import Staged
 from ups.errors import refusals_explained
 from ups.machine.gpu import GpuWatch
 from ups.runs.breakdown import Span
 from ups.runs.record import recorded
+from ups.trace import Trace
 from ups.tracking import Trackers, tracked
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class RunState:
 
     Attributes:
         flow_run_id: None of a run without Prefect.
+        changed: of the config, dotted key → value.
         provision: before the trigger, on a machine rented for this run.
+        trace: what its threads did.
         staged: the files of a split of a problem.
         config_hashes, entries: by the names of the problems.
         result: of the training; while it goes on, what it had come to after the first epoch.
@@ -54,7 +57,9 @@ class RunState:
     config: RunConfig
     run_dir: Path
     flow_run_id: UUID | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
     gpu: GpuWatch = field(default_factory=GpuWatch)
+    trace: Trace = field(default_factory=Trace)
     provision: Sequence[Span] = ()
     staged: dict[ProblemSplit, Sequence[Staged]] = field(default_factory=dict)
     config_hashes: dict[str, str] = field(default_factory=dict)
@@ -65,6 +70,11 @@ class RunState:
     steps: Steps | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person calls it by."""
+        return run_title(self.config.name, self.changed)
 
     @property
     def config_hash(self) -> str | None:
@@ -112,8 +122,14 @@ def running(
         command, deployment: for the run's record.
     """
     flow_run_id = None if run.flow_run_id is None else str(run.flow_run_id)
-    record = recorded(run.run_dir, command=command, deployment=deployment, flow_run_id=flow_run_id)
-    with record, tracked(run.config, run.run_dir) as trackers:
+    record = recorded(
+        run.run_dir,
+        command=command,
+        deployment=deployment,
+        flow_run_id=flow_run_id,
+        changed=run.changed,
+    )
+    with run.trace.opened(), record, tracked(run.config, run.run_dir) as trackers:
         try:
             with run.gpu, refusals_explained():
                 yield trackers

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, computed_field
 
-from ups.config import Model
+from ups.config import Model, flatten
 from ups.runs.breakdown import STARTUP_PHASES
 from ups.runs.index import RunFiles, RunSummary, read_run
 
@@ -57,9 +56,9 @@ def compare(before: Path, after: Path) -> RunComparison:
     """Compare two runs by their folders."""
     a, b = read_run(before), read_run(after)
     first, second = a.summary(), b.summary()
-    flat_a, flat_b = dict(_flatten(a.config)), dict(_flatten(b.config))
+    flat_a, flat_b = dict(flatten(a.config)), dict(flatten(b.config))
     keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
-    seconds_a, seconds_b = _startup_s(a, first.ttfs_s), _startup_s(b, second.ttfs_s)
+    seconds_a, seconds_b = startup_s(a, first.ttfs_s), startup_s(b, second.ttfs_s)
     problems_a, problems_b = a.nrmse_of_problems(), b.nrmse_of_problems()
     phases = [p for p in (TTFS, *STARTUP_PHASES, "unaccounted") if p in seconds_a or p in seconds_b]
     return RunComparison(
@@ -83,17 +82,6 @@ def compare(before: Path, after: Path) -> RunComparison:
     )
 
 
-def _flatten(tree: dict[str, Any], parents: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"latent": {"dim": 32}}` → `("latent.dim", 32)`; a list but that of problems is a value."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{parents}{key}.")
-        elif f"{parents}{key}" == "data.task" and isinstance(value, list):
-            yield from _flatten({problem["name"]: problem for problem in value}, f"{parents}{key}.")
-        else:
-            yield f"{parents}{key}", value
-
-
-def _startup_s(files: RunFiles, ttfs_s: float | None) -> dict[str, float]:
+def startup_s(files: RunFiles, ttfs_s: float | None) -> dict[str, float]:
     phases = files.breakdown.phase_seconds if files.breakdown else {}
     return phases if ttfs_s is None else {TTFS: ttfs_s, **phases}

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from ups.config import Model
+from ups.config import Model, run_title
 from ups.errors import ConfigError
 from ups.machine.processes import is_running
 from ups.runs.breakdown import STOPPED, Breakdown
@@ -41,6 +41,7 @@ class RunSummary(Model):
     """A run in a line.
 
     Attributes:
+        changed: of the config that it was started with, dotted key → value.
         started_at: Unix time in seconds.
         state: `unknown` where the process was killed, or runs on another machine.
         ttfs_s: None without a first step; of `ups train`, since its process started.
@@ -50,6 +51,7 @@ class RunSummary(Model):
     id: str
     folder: Path
     name: str
+    changed: dict[str, Any] = Field(default_factory=dict)
     started_at: float
     state: State
     ttfs_s: float | None = None
@@ -57,6 +59,11 @@ class RunSummary(Model):
     num_epochs: int = 0
     nrmse_rollout: float | None = None
     commit: str | None
+
+    @property
+    def title(self) -> str:
+        """What a person calls it by."""
+        return run_title(self.name, self.changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class RunFiles:
             id=named.id,
             folder=self.folder,
             name=named.name,
+            changed=self.info.changed if self.info else {},
             started_at=self.info.started_at if self.info else stamp,
             state=self._state(),
             commit=self.info.commit if self.info else None,

@@ -7,9 +7,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ups.background import Background
 from ups.errors import Interrupted
@@ -30,13 +31,14 @@ def recorded(
     command: str | None = None,
     deployment: str | None = None,
     flow_run_id: str | None = None,
+    changed: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Write `run.json` and `run.log` of what happens inside, however it ends.
 
     A retry appends to the log and counts as another attempt. At the end the folder is let go.
     """
     try:
-        with _recorded(run_dir, command, deployment, flow_run_id):
+        with _recorded(run_dir, command, deployment, flow_run_id, changed or {}):
             yield
     finally:
         let_go(run_dir)
@@ -44,7 +46,11 @@ def recorded(
 
 @contextmanager
 def _recorded(
-    run_dir: Path, command: str | None, deployment: str | None, flow_run_id: str | None
+    run_dir: Path,
+    command: str | None,
+    deployment: str | None,
+    flow_run_id: str | None,
+    changed: Mapping[str, Any],
 ) -> Iterator[None]:
     named = parse_folder_name(run_dir.name)
     assert named is not None, "the folder is not of open_run_dir"
@@ -52,6 +58,7 @@ def _recorded(
     info = RunInfo(
         id=named.id,
         name=named.name,
+        changed=dict(changed),
         started_at=before.started_at if before else time.time(),
         attempt=before.attempt + 1 if before else 1,
         command=command,

@@ -60,6 +60,7 @@ class RunInfo(Stored):
 
     Attributes:
         started_at, ended_at: Unix times in seconds; of the first attempt, and of the last.
+        changed: of the config that the run was started with, dotted key → value.
         attempt: 1, and one more for each retry in the same folder.
         command: as typed in a shell; `deployment`: the id of the one that Prefect ran.
         host, pid, process_started_at: of the process of the last attempt.
@@ -71,6 +72,7 @@ class RunInfo(Stored):
 
     id: str
     name: str
+    changed: dict[str, Any] = Field(default_factory=dict)
     started_at: float
     attempt: int = 1
     command: str | None = None

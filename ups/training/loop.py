@@ -25,6 +25,7 @@ from ups.machine.processes import DeferredSignals
 from ups.progress import Progress
 from ups.runs.folder import BEST, CHECKPOINTS, LAST, UNVERIFIED
 from ups.runs.metrics import LOSS, VAL, by_problem, write_epochs
+from ups.trace import MOST_STEPS, Steps, note_steps, note_stretch, noted
 from ups.training import checkpoint
 from ups.training.position import Position, restore
 from ups.training.step import TrainStep, epoch_order, num_starts
@@ -143,6 +144,7 @@ class _Loop:
         self.first_step_at: float | None = None
         self.first_epoch: tuple[float, float] | None = None
         self.waited_s = 0.0
+        self._steps: Steps | None = None
         self._notes: list[str] = []
         self._signals = DeferredSignals()
         self._writing: Background[None] | None = None
@@ -171,9 +173,12 @@ class _Loop:
                 order_M = epoch_order(data, self.config, position.epoch)
                 self.step.begin_epoch(order_M, position.batch)
                 rows_M = order_M.numpy() // self._starts
+                begun, most = self._noted_steps(rows_M), MOST_STEPS if is_first else 0
                 while position.batch < self.steps_per_epoch and position.step < self.total_steps:
                     if stopped := self._is_stopped() or not self._has_arrived(rows_M):
                         break
+                    if len(begun) < most:
+                        begun.append(time.time())
                     self.step()
                     position.step += 1
                     position.batch += 1
@@ -181,7 +186,8 @@ class _Loop:
                         self.step.synchronize()
                         self.first_step_at = time.time()
                         progress(position.step, self.total_steps)
-                        on_first_step(self.first_step_at)
+                        with noted("after the first step"):
+                            on_first_step(self.first_step_at)
                     if position.step % self.config.training.log_every == 0:
                         self._check_loss()
                         progress(position.step, self.total_steps)
@@ -200,6 +206,13 @@ class _Loop:
                 "stages.operator.optimizer.lr, and see with `ups validate` what is in the data"
                 + "".join(f"; {note}" for note in self._notes)
             )
+
+    def _noted_steps(self, rows_M: NDArray[np.int64]) -> list[float]:
+        """Where the steps of the first epoch are noted as they begin; later ones are not."""
+        if self._steps is None:
+            items = self.step.items_per_step
+            self._steps = note_steps(rows_M, self.position.batch * items, items)
+        return self._steps.began_at
 
     def _has_arrived(self, rows_M: NDArray[np.int64]) -> bool:
         """Wait for the trajectories of the next batch; whether they are there, not stopped before.
@@ -242,9 +255,11 @@ class _Loop:
         if self.first_epoch is None:
             self.first_epoch = (trained_at - (trained - started), trained_at)
             self.waited_s = self.latents.arrival.waited_s if self.latents.arrival else 0.0
+        note_stretch(f"epoch {position.epoch + 1}", trained_at - (trained - started), trained_at)
         if not self._has_settled():
             return False
-        val = validate(self.step, self.latents, self.config, self._is_stopped)
+        with noted("validate"):
+            val = validate(self.step, self.latents, self.config, self._is_stopped)
         if val is None:
             return False
         val_nrmse = val.mean
@@ -331,7 +346,8 @@ class _Loop:
         def write() -> None:
             began = time.monotonic()
             path = self.run_dir / CHECKPOINTS / UNVERIFIED
-            checkpoint.write(taken, path, durable=False)  # a reboot ends the fetches, too
+            with noted("write a checkpoint", file=UNVERIFIED):
+                checkpoint.write(taken, path, durable=False)  # a reboot ends the fetches, too
             ended = time.monotonic()
             pause_s = max(UNVERIFIED_EVERY_S, (ended - began) / UNVERIFIED_SHARE)
             self._save_again_at = ended + pause_s
@@ -356,7 +372,8 @@ class _Loop:
         folder = self.run_dir / CHECKPOINTS
 
         def write() -> None:
-            checkpoint.write(taken, *(folder / name for name in names))
+            with noted("write a checkpoint", file=", ".join(names)):
+                checkpoint.write(taken, *(folder / name for name in names))
             if LAST in names:
                 (folder / UNVERIFIED).unlink(missing_ok=True)
 
@@ -375,7 +392,8 @@ class _Loop:
     def _wait_for_writing(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
-            writing.result()
+            with noted("wait for the checkpoint"):
+                writing.result()
 
 
 def _ignore(*_: object) -> None:
