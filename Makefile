@@ -9,6 +9,8 @@ SPEED_INSTALLED := $(SPEED_VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Container images often set it; then every process would compile Prefect and torch anew, 2.7 s.
 unexport PYTHONDONTWRITEBYTECODE
+# On a terminal uv shows its progress; in a log it would be a line for each of 200 packages.
+QUIET := $(shell test -t 2 || echo -q)
 UV = $$(command -v uv || echo $(BIN)/uv)
 
 .PHONY: help install vast up run benchmark down test test-ui speed speed-gpu compare lock clean
@@ -19,11 +21,15 @@ help:  ## list the targets
 install: $(INSTALLED)  ## create .venv with the locked dependencies
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@test -e $(VENV) || { free=$$(df -Pk . | awk 'NR == 2 { printf "%d", $$4 / 1e6 }'); \
+	  echo "an installation takes 2 GB of disk, 5 GB where torch comes with CUDA; here $$free GB are free"; \
+	  (( free >= 2 )) || { echo "error: too little room: make some, or clone onto another disk" >&2; exit 1; }; }
 	@command -v uv >/dev/null || test -x $(BIN)/uv || \
 	  { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install -q uv; }
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
 	@echo "installing the locked dependencies into $(VENV)"
-	@$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@$(UV) pip install $(QUIET) --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@echo "installed: $$(du -sh $(VENV) | cut -f1) in $(VENV)"
 	@touch $@
 
 vast: install  ## add the tool that rents GPUs from Vast.ai (the extra `vast`)
@@ -38,8 +44,8 @@ run: install  ## train once through the deployment; ARGS="-p epochs=10" goes to 
 benchmark: install  ## time the startup in scenarios and compare; ARGS="-s all --repeats 3"
 	@$(BIN)/ups benchmark $(ARGS)
 
-down: install  ## stop what `up` and `run` started
-	@$(BIN)/ups down
+down:  ## stop what `up` and `run` started; say what stays on disk
+	@if test -x $(BIN)/ups; then $(BIN)/ups down; else echo "no $(VENV) here, so nothing was started from it"; fi
 
 test: install  ## lint, types, imports, tests
 	@$(BIN)/ruff check .
@@ -75,5 +81,5 @@ lock:  ## resolve the dependencies anew, for every platform, CUDA builds include
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --universal --python-version 3.11 \
 	  --no-annotate --no-header -q --upgrade -o speed/requirements.txt speed/requirements.in
 
-clean: down  ## remove the environment and the stack's state; data, caches and runs stay
-	rm -rf $(VENV) $(SPEED_VENV) .speed .stack .ui prefect.toml
+clean: down  ## remove what this project made, never what you made; ARGS=--all: runs, too
+	@if test -x $(BIN)/ups; then $(BIN)/ups clean $(ARGS); else echo "nothing is removed without it: \`make install\` first"; fi

@@ -135,9 +135,7 @@ class Stack:
 
         The keys are made once; the address follows the port.
         """
-        path = self.folder / "env"
-        text = path.read_text() if path.exists() else ""
-        known = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        path, known = self.env_file, self.known_store_env()
         env = {
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
@@ -149,6 +147,18 @@ class Stack:
             lines = "".join(f"{key}={value}\n" for key, value in env.items())
             write_atomically(path, lines.encode(), durable=False, mode=0o600)
         return env
+
+    @property
+    def env_file(self) -> Path:
+        return self.folder / "env"
+
+    def known_store_env(self) -> dict[str, str]:
+        """What `env` holds now; empty where the store has never been started."""
+        try:
+            lines = self.env_file.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        return dict(line.split("=", 1) for line in lines if "=" in line)
 
     def prefect_env(self) -> dict[str, str]:
         """The environment of the server, the worker and the CLI calls.
@@ -190,13 +200,18 @@ class Stack:
         }
 
 
+def is_clone() -> bool:
+    """Whether this package lies in a clone of the repository, not in an environment alone."""
+    return (PROJECT_DIR / "prefect.yaml").is_file()
+
+
 def require_clone() -> None:
     """Refuse to start a stack from an installed package, which lacks the deployments' file.
 
     Raises:
         StackError: this is no clone of the repository.
     """
-    if not (PROJECT_DIR / "prefect.yaml").is_file():
+    if not is_clone():
         raise StackError(
             f"the stack needs a clone of the repository: no prefect.yaml in {PROJECT_DIR}, where "
             "this package is installed; `git clone` the repository and run `make up` there"

@@ -91,8 +91,12 @@ def worker_is_online(
 
 def other_workers(client: httpx.Client, pool: str) -> list[str]:
     """The names of the pool's workers that are online, without the stack's own."""
-    workers = _workers(client, pool)
-    return [w["name"] for w in workers if w["status"] == "ONLINE" and w["name"] != WORKER_NAME]
+    return [name for name in online_workers(client, pool) if name != WORKER_NAME]
+
+
+def online_workers(client: httpx.Client, pool: str) -> list[str]:
+    """The names of the pool's workers that are online."""
+    return [worker["name"] for worker in _workers(client, pool) if worker["status"] == "ONLINE"]
 
 
 def deployment_names(client: httpx.Client) -> set[str]:

@@ -116,7 +116,9 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
 def down(stack: Stack, say: Say) -> list[str]:
     """Stop what `up` started; runs under way are ended, too. Returns what was stopped."""
     processes = stack.processes
-    stopped = []
+    stopped: list[str] = []
+    if not stack.folder.is_dir():  # the lock would make it
+        return stopped
     with stack.lock():
         for part in PARTS:
             begin = time.monotonic()

@@ -179,7 +179,7 @@ def busy_port() -> Iterator[int]:
 
 # What the examples in the help of these commands need; tests of all that need the same run them.
 NEEDS = {
-    "a stack": ("ups up", "ups status", "ups run", "ups follow", "ups down"),
+    "a stack": ("ups up", "ups status", "ups doctor", "ups run", "ups follow", "ups down"),
     "a stack for minutes": ("ups benchmark",),
     "vastai": ("ups vast search", "ups vast launch", "ups vast resume", "ups vast onstart",
                "ups vast setup-env"),

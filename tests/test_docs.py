@@ -22,7 +22,10 @@ from ups.startup.measure.scenarios import choose
 
 ROOT = layout.PROJECT_DIR
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-TEXT = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", *DOCS)}
+TEXT = {
+    page: (ROOT / page).read_text()
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS)
+}
 CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")

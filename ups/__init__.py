@@ -10,7 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PROJECT_DIR", "load"]
+__all__ = ["PROJECT_DIR", "__version__", "load"]
+
+__version__ = "0.1.0"
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 

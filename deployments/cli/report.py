@@ -65,6 +65,7 @@ class Report:
             print_json([b.model_dump(exclude={"runs", "verdicts"}) for b in latest])
         else:
             print_table([_row(benchmark) for benchmark in latest], right=("runs",))
+            print(f"in {self.folder.absolute()}")
 
     def export(self, csv: Path) -> None:
         """Write every phase of every run."""

@@ -43,7 +43,11 @@ def run(
     s3_port: S3Port = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train once through the deployment: `up`, data, `prefect deployment run`, live progress."""
+    """Train once through the deployment, and follow the run.
+
+    The stack is started and the data are made where they are missing: `up`, data,
+    `prefect deployment run`, `follow`.
+    """
     given = dict(map(key_value, param or []))
     if "config" in given:
         raise typer.BadParameter("give the config with --config, not with -p")
@@ -70,7 +74,7 @@ def follow(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the progress of a run that goes on, and its breakdown at the end."""
+    """Follow a run that goes on, and show its breakdown at the end."""
     with errors_shown():
         from deployments.layout import Stack
 
@@ -95,7 +99,10 @@ def benchmark(
     s3_port: S3Port = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the startup in scenarios and compare: `up`, `prefect deployment run`, `report`."""
+    """Measure the startup in scenarios, and compare.
+
+    The stack is started where it is needed: `up`, `prefect deployment run`, `report`.
+    """
     given = dict(map(key_value, param or []))
     with errors_shown():
         from deployments import follow as runs
@@ -135,7 +142,10 @@ def report(
         Path | None, typer.Option(help="Of the benchmarks (default: data/benchmarks).")
     ] = None,
 ) -> None:
-    """Show the latest benchmark, one by its id, or the difference of two."""
+    """Show a benchmark, or what changed between two.
+
+    Without an id it is the latest.
+    """
     if len(ids or []) > 2:
         raise typer.BadParameter("give one id, or two")
     with errors_shown():
@@ -175,7 +185,8 @@ def _follow(
     if as_json:
         return
     if found is None:
-        typer.echo(f"no breakdown.json of this run in {runs_dir or 'its folder'}", err=True)
+        where = PROJECT_DIR / runs_dir if runs_dir else "its folder"
+        typer.echo(f"no breakdown.json of this run in {where}", err=True)
     else:
         show_breakdown(found)
     _say_url(stack, run_id, as_error=False)

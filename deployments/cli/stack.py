@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.cli.clean import say_what_stays
 from ups.cli.console import FAILED, INTERRUPTED, errors_shown, print_json, print_table
 from ups.cli.options import JsonOption
 
@@ -63,7 +64,10 @@ def up(
     s3_port: S3Port = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start what is not running yet: Prefect server, object store, worker, deployments."""
+    """Start Prefect server, object store and worker, and deploy.
+
+    What runs already is left alone.
+    """
     with errors_shown():
         from deployments.layout import Stack
 
@@ -78,22 +82,25 @@ def up(
 
 @app.command(epilog="Example: ups down")
 def down(as_json: JsonOption = False) -> None:
-    """Stop what `up` and `run` started on this machine, and nothing else."""
+    """Stop what `up` and `run` started, and nothing else."""
     with errors_shown():
         from deployments import stack as parts
         from deployments.layout import Stack
 
         say = PartLines(as_json)
-        stopped = parts.down(Stack.find(), say)
+        stack = Stack.find()
+        stopped = parts.down(stack, say)
         if as_json:
             print_json(say.rows)
-        elif not stopped:
-            typer.echo("nothing was running")
+            return
+        if not stopped:
+            typer.echo(f"nothing was running in {stack.folder}")
+        say_what_stays(stack)
 
 
 @app.command(epilog="Example: ups status --json")
 def status(as_json: JsonOption = False) -> None:
-    """Say which parts of the stack are running, and where."""
+    """Say which parts of the stack run, and where."""
     with errors_shown():
         from deployments.layout import Stack
         from deployments.stack import PARTS

@@ -91,7 +91,7 @@ def test_the_directory_is_given_by_place_option_or_config_and_only_once(
     assert listed(str(cache_dir)) == listed("--config", str(path)) == expected
     assert listed(str(cache_dir), "--config", str(path))[0] == 2
     monkeypatch.chdir(tmp_path)
-    assert listed() == (0, "0 entries, 0 B in data/latent_cache")
+    assert listed() == (0, f"0 entries, 0 B in {tmp_path}/data/latent_cache")
 
 
 @pytest.mark.parametrize("command", [["list"], ["verify"], ["prune"], ["show", "a"], ["rm", "a"]])

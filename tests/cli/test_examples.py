@@ -10,7 +10,7 @@ import shlex
 import pytest
 from typer.testing import CliRunner
 
-from deployments.cli import report
+from deployments.cli import clean, report
 from deployments.cli.app import app
 from ups.config import dump_config
 from ups.latents.build import ensure
@@ -37,7 +37,9 @@ def test_the_help_of_every_command_has_an_example_of_it_that_is_accepted(command
 def workplace(tiny_config, tiny_data, stage_all, saved, tmp_path, monkeypatch):
     """A folder with what the examples name; returns what stands there for their names."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "PROJECT_DIR", tmp_path)
+    monkeypatch.setenv("UPS_STACK_DIR", str(tmp_path / ".stack"))
+    for module in (clean, report):
+        monkeypatch.setattr(module, "PROJECT_DIR", tmp_path)
     config = tiny_config(training__latent_cache_dir="data/latent_cache", runs_dir="runs")
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
     saved(config)

@@ -374,6 +374,17 @@ def test_up_starts_what_is_not_running_and_moves_nothing(live):
     assert {part for part, pid in pids(live).items() if pid != before[part]} == {"worker"}
 
 
+def test_the_doctor_finds_nothing_broken_on_a_stack_that_runs(live):
+    found = json.loads(live.example("ups doctor").stdout)
+    own = {
+        one["group"]: one["status"]
+        for one in found["findings"]
+        if one["name"] in ("this machine's", "local", "deployments")
+    }
+    assert found["well"], found
+    assert own == dict.fromkeys(("server", "pool", "worker", "store", "credentials"), "ok")
+
+
 def test_the_examples_of_the_help_run_and_down_stops_what_up_started(live):  # the last one
     before = pids(live)
     for name in live.examples:
@@ -382,4 +393,6 @@ def test_the_examples_of_the_help_run_and_down_stops_what_up_started(live):  # t
     assert name == "ups down"
     assert all(part in done.stdout for part in PARTS)
     assert not any(psutil.pid_exists(pid) for pid in before.values())
-    assert live.ups("down").stdout == "nothing was running\n"
+    again = live.ups("down").stdout.splitlines()
+    assert again[0] == f"nothing was running in {live.stack.folder}"
+    assert again[1].startswith("on disk  ")

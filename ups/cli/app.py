@@ -12,6 +12,7 @@ import typer
 from ups.cli import cache, operator, runs, vast
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import ConfigArgument, JsonOption, RunIdOption, SetOption, parse_settings
+from ups.cli.places import load_config_here
 from ups.machine.torch_import import collector_at_rest, load_libraries_beside
 from ups.progress import progress_shown
 
@@ -43,8 +44,9 @@ def validate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check config, data, cache, memory, disk, device and checkpoint; estimate the startup.
+    """Check a config, its data and this machine before a run.
 
+    Config, data, cache, memory, disk, device and checkpoint; and an estimate of the startup.
     Nothing is downloaded. Exit code 0: valid, perhaps with warnings; 1: faults.
     """
     from ups.cli.validate import show_validation
@@ -69,15 +71,17 @@ def train(
     run_id: RunIdOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train and score the operator in this process: download, cache, load, train, evaluate."""
+    """Train and score the operator here, without Prefect.
+
+    A whole run in this process: download, cache, load, train, evaluate.
+    """
     with errors_shown():
         load_libraries_beside()
         with collector_at_rest():
-            from ups.config import load_config
             from ups.pipeline.local_run import LocalRun
 
-        run = LocalRun(load_config(config, parse_settings(settings)), run_id, resume)
-        typer.echo(f"run folder {run.run_dir}", err=as_json)
+        run = LocalRun(load_config_here(config, parse_settings(settings)), run_id, resume)
+        typer.echo(f"run folder {run.run_dir.absolute()}", err=as_json)
         command = shlex.join(["ups", *sys.argv[1:]])
         with progress_shown() as show:
             metrics = run.run(show, command)

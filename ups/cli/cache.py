@@ -24,6 +24,7 @@ from ups.cli.options import (
     once,
     parse_settings,
 )
+from ups.cli.places import load_config_here, of_project
 from ups.errors import CacheError
 from ups.progress import progress_shown
 from ups.units import format_size, parse_age, parse_size
@@ -46,7 +47,10 @@ def build(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stage train and val, and encode them into the cache unless that is done already."""
+    """Stage train and val, and encode them into the cache.
+
+    What is there already is left as it is, unless --overwrite says otherwise.
+    """
     given = {
         "training.device": device,
         "training.encode_batch_size": batch_size,
@@ -55,11 +59,12 @@ def build(
     }
     flags = {key: value for key, value in given.items() if value is not None}
     with errors_shown():
-        from ups.config import load_config
         from ups.data.sources import open_store
         from ups.pipeline.phases import build_caches, stage_splits
 
-        resolved = load_config(config, once([*parse_settings(settings).items(), *flags.items()]))
+        resolved = load_config_here(
+            config, once([*parse_settings(settings).items(), *flags.items()])
+        )
         with progress_shown() as show:
             staged = stage_splits(resolved, ("train", "val"), open_store(resolved), show)
             entries = build_caches(resolved, staged, show, overwrite=overwrite)
@@ -278,9 +283,9 @@ def _cache_dir(config: str | None, *given: Path | None) -> Path:
     from ups.config import Training, load_config
 
     if config is not None:
-        return load_config(config).training.latent_cache_dir
+        return of_project(load_config(config).training.latent_cache_dir)
     if not places:
-        return Training().latent_cache_dir
+        return of_project(Training().latent_cache_dir)
     if not places[0].is_dir():  # the default one may be yet to come; a name is a typing mistake
         what = "is a file" if places[0].exists() else "is not there"
         raise CacheError(f"{places[0]} {what}, expected the directory of a latent cache")

@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from ups.cli import places
+
 RUNS_DIR = Path("runs")
 
 
@@ -38,7 +40,8 @@ def cache_keys(context: typer.Context, incomplete: str) -> list[str]:
         training = load_config(config).training if config else Training()
     except ConfigError:
         return []
-    return _starting(incomplete, _folders(Path(directory or training.latent_cache_dir)))
+    cache_dir = Path(directory) if directory else places.of_project(training.latent_cache_dir)
+    return _starting(incomplete, _folders(cache_dir))
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
@@ -49,7 +52,8 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
     from ups.runs.folder import parse_folder_name
     from ups.runs.index import short_ids, spellings
 
-    runs_dir = Path(context.params.get("folder") or RUNS_DIR)
+    given = context.params.get("folder")
+    runs_dir = Path(given) if given else places.of_project(RUNS_DIR)
     ids = [name.id for name in map(parse_folder_name, _folders(runs_dir)) if name]
     short = short_ids(runs_dir, ids).values()
     whole = [spelling for run_id in ids for spelling in spellings(run_id)] if incomplete else []
@@ -69,7 +73,7 @@ def benchmarks(context: typer.Context, incomplete: str) -> list[str]:
     """The ids of the benchmarks in the folder that the options before name."""
     from ups.startup.measure.records import FOLDER
 
-    folder = Path(context.params.get("folder") or FOLDER)
+    folder = Path(context.params.get("folder") or places.of_project(FOLDER))
     return _starting(incomplete, (path.stem for path in (folder / "history").glob("*.json")))
 
 

@@ -9,6 +9,7 @@ import typer
 
 from ups.cli.console import errors_shown, print_json
 from ups.cli.options import ConfigArgument, JsonOption, SetOption, parse_settings
+from ups.cli.places import load_config_here
 from ups.progress import progress_shown
 
 app = typer.Typer()
@@ -44,10 +45,10 @@ def predict(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict how the trajectories of a file go on, and compare with what it has of that.
+    """Predict how the trajectories of a file go on.
 
-    The output begins with the given frames; its times are those of the file, one operator step
-    apart.
+    What the file has of that is compared. The output begins with the given frames; its times are
+    those of the file, one operator step apart.
     """
     with errors_shown():
         from ups.inference.files import predict_file
@@ -90,16 +91,18 @@ def score(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a checkpoint on the test split of a config, with the model that the checkpoint has."""
+    """Score a checkpoint on the test split of a config.
+
+    The model is the one that the checkpoint has.
+    """
     with errors_shown():
-        from ups.config import load_config
         from ups.data.sources import open_store
         from ups.inference.operator import load
         from ups.inference.score import config_to_score, score
         from ups.pipeline.phases import stage_splits
 
         operator = load(checkpoint, device)
-        scored = config_to_score(operator, load_config(config, parse_settings(settings)))
+        scored = config_to_score(operator, load_config_here(config, parse_settings(settings)))
         with progress_shown() as show:
             staged = stage_splits(scored, ["test"], open_store(scored), show)
             test = {name: splits["test"] for name, splits in staged.items()}
@@ -123,7 +126,10 @@ def export(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export weights as safetensors, a card as JSON, and one step as a program of torch.export."""
+    """Export weights, a card, and one step as a program.
+
+    As safetensors, as JSON, and as a program of torch.export.
+    """
     with errors_shown():
         from ups.inference.export import export
         from ups.inference.operator import load

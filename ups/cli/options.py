@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ups.cli import completion
+from ups.cli import completion, places
 from ups.errors import ConfigError
 
 T = TypeVar("T")
@@ -116,7 +116,12 @@ CacheConfigOption = Annotated[
         autocompletion=completion.configs,
     ),
 ]
-RunsDirOption = Annotated[Path, typer.Option("--dir", help="Where the folders of runs are.")]
+RunsDirOption = Annotated[
+    Path,
+    typer.Option(
+        "--dir", help="Where the folders of runs are.", callback=places.default_of_project
+    ),
+]
 RunArgument = Annotated[
     str, typer.Argument(metavar="ID", help=RUN_HELP, autocompletion=completion.runs)
 ]

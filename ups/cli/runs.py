@@ -17,6 +17,7 @@ from ups.cli.options import (
     RunsDirOption,
     checked,
 )
+from ups.cli.places import elsewhere
 from ups.units import format_size, format_time, parse_age
 
 if TYPE_CHECKING:
@@ -46,17 +47,18 @@ def list_runs(
             print_json([run.model_dump(mode="json") for run in shown])
             return
         if not shown:
-            typer.echo(f"no runs in {folder}")
+            typer.echo(f"no runs in {folder.absolute()}{elsewhere(RUNS_DIR, folder)}")
             return
         short = short_ids(folder, [run.id for run in shown])
         print_table(_rows(shown, short), right=("TTFS", "nRMSE", "epochs"))
         if len(found) > limit:
             typer.echo(f"… and older ones, which --limit {2 * limit} shows")
+        typer.echo(f"in {folder.absolute()}")
 
 
 @app.command(epilog="Example: ups runs show 136f --json")
 def show(run: RunArgument, folder: RunsDirOption = RUNS_DIR, as_json: JsonOption = False) -> None:
-    """Show a run: how it ended, where its startup went, what it scored, what it ran on."""
+    """Show one run: its end, startup, scores and machine."""
     with errors_shown():
         from ups.runs.index import find_run, read_run
 
@@ -85,7 +87,10 @@ def compare(
     folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs: config, startup by phase, and test nRMSE."""
+    """Show what differs between two runs.
+
+    Config, startup by phase, and test nRMSE.
+    """
     with errors_shown():
         from ups.runs.compare import compare
         from ups.runs.index import find_run
@@ -117,9 +122,10 @@ def prune(
     folder: RunsDirOption = RUNS_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove folders of runs by number and age, checkpoints included; never one that goes on.
+    """Remove folders of runs by number and age.
 
-    Without a limit nothing goes, and the size of all is said: runs are kept until you say so.
+    Their checkpoints go, too; a run that goes on stays. Without a limit nothing goes, and the size
+    of all is said: runs are kept until you say so.
     """
     with errors_shown():
         from ups.runs.index import find_runs

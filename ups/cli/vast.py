@@ -129,7 +129,10 @@ def launch(
 def resume(
     instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="Its id, or its label.")],
 ) -> None:
-    """Start a stopped instance: the same script trains again, with data and cache still there."""
+    """Start a stopped instance again.
+
+    The same script trains again, with data and cache still there.
+    """
     with errors_shown():
         from ups.vast import launch as vast
 
@@ -140,7 +143,7 @@ def resume(
 @app.command(epilog="Example: ups vast onstart --config train_burgers_32dim --auto-shutdown")
 @with_options
 def onstart(run: RunOptions) -> None:
-    """Print the script that a launched machine runs whenever it starts."""
+    """Print the script that a machine runs when it starts."""
     with errors_shown():
         typer.echo(_plan(run).script(), nl=False)
 
@@ -152,10 +155,11 @@ def setup_env(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent.")] = False,
 ) -> None:
-    """Send keys and addresses from this environment to the account; instances get them from there.
+    """Send keys and addresses from here to the account.
 
-    Values are never printed, and no script holds them. `vastai` takes them as arguments: who shares
-    this computer could see them in its list of processes for a moment.
+    Instances get them from there. Values are never printed, and no script holds them. `vastai`
+    takes them as arguments: who shares this computer could see them in its list of processes for a
+    moment.
     """
     with errors_shown():
         from ups.vast import launch as vast

@@ -150,7 +150,7 @@ class GpuWatch:
             self.note = "GPU not sampled (it was over before the first sample)"
 
     def _work(self) -> None:
-        nvml = self._nvml or _import_nvml()
+        nvml = self._nvml or import_nvml()
         if nvml is None:
             self.note = "no GPU here (NVML library not found)"
             return
@@ -198,7 +198,7 @@ class GpuWatch:
             self.cpu_s = time.thread_time() - started_cpu
 
 
-def _import_nvml() -> Any:
+def import_nvml() -> Any:
     try:
         ctypes.CDLL(NVML_LIBRARY)  # 0.2 ms to know; importing pynvml takes 40
     except OSError:
