@@ -141,6 +141,7 @@ def cut_short(passing, streaming, proxy, tmp_path):
 
         proxy.faults.on_range = stall
         config, _ = passing(sources)
+        wait_until(lambda: len(asked) > 3 + LATE + 6)  # nothing arrives from here on
         wait_until(lambda: num_encoded(tmp_path) >= 4)
         batch_bytes = config.training.encode_batch_size * ROW_BYTES
         wait_until(lambda: room_of_parts(tmp_path) < num_encoded(tmp_path) * batch_bytes / 2)
