@@ -94,7 +94,7 @@ def test_the_overhead_of_a_run_shows_its_pictures(live, open_artifact, page, sho
 
 @pytest.fixture
 def training_id(live):
-    """A run that trains until the test is over."""
+    """A run that trains until the test is over, and then is gone: other tests count runs."""
     number = live.deployment("train-burgers/train-burgers")["id"]
     endless = {"stages.operator.epochs": 100_000, "stages.operator.max_steps": None}
     body = {"parameters": {"config": str(live.config), "overrides": endless}}
@@ -103,6 +103,7 @@ def training_id(live):
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     live.ask("POST", f"/flow_runs/{run_id}/set_state", state)
     live.wait_for_state(run_id, "CANCELLED")
+    assert live.api.delete(f"/flow_runs/{run_id}").is_success
 
 
 def test_startup_and_curves_of_a_run_can_be_seen_while_it_trains(

@@ -78,7 +78,7 @@ class Staged(Model):
 
 
 def as_stored(source: Wanted, sha256: str, num_bytes: int, *, is_here: bool) -> Staged:
-    """A source by what the store says of its object, of which nothing was fetched."""
+    """A source whose content is known, of which nothing was fetched."""
     return Staged(
         split=source.split,
         uri=source.uri,
@@ -262,18 +262,14 @@ def stage_one(
         state = file_state(source.path)
         fetched = 0 if done.reused else num_bytes - done.resumed_bytes
     stamp = read_stamp(source.path)
-    return Staged(
-        split=source.split,
-        uri=source.uri,
-        path=source.path,
-        rows=source.rows,
-        sha256=sha256,
-        num_bytes=num_bytes,
-        fetched_bytes=fetched,
-        seconds=time.monotonic() - started,
-        is_verified=verified,
-        state=state,
-        fetch=stamp.fetch if stamp is not None and stamp.sha256 == sha256 else "",
+    return as_stored(source, sha256, num_bytes, is_here=True).model_copy(
+        update={
+            "fetched_bytes": fetched,
+            "seconds": time.monotonic() - started,
+            "is_verified": verified,
+            "state": state,
+            "fetch": stamp.fetch if stamp is not None and stamp.sha256 == sha256 else "",
+        }
     )
 
 
