@@ -66,8 +66,9 @@ def _name_at_start() -> str:
     given = flow_run.parameters
     typed = {key: given.get(name) for name, key in PARAMETERS.items()}
     chosen = {key: value for key, value in typed.items() if value is not None}
-    config = Path(given.get("config", DEFAULT)).stem
-    return run_title(config, {**(given.get("overrides") or {}), **chosen})
+    overrides = given.get("overrides") or {}
+    name = overrides.get("name", Path(given.get("config", DEFAULT)).stem)
+    return run_title(name, {**overrides, **chosen})
 
 
 @flow(

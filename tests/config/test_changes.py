@@ -32,8 +32,14 @@ def test_of_a_file_that_is_no_config_by_itself_all_that_is_given_is_changed(tmp_
         ({}, "smoke"),
         ({"latent.dim": 48, "training.seed": 1}, "smoke latent.dim=48 seed=1"),
         ({"stages.operator.optimizer.lr": 1e-3}, "smoke optimizer.lr=0.001"),
-        ({"data.sources": None, "data.root": "/d"}, "smoke data.sources=null data.root=/d"),
-        ({"data.root": "x" * 30}, f"smoke data.root={'x' * 23}…"),
+        ({"data.sources": None, "data.root": "/d", "data.rows": None}, "smoke data.rows=null"),
+        ({"data.task.burgers1d_nu0.1.sources.train": [], "latent.dim": 8}, "smoke latent.dim=8"),
+        (
+            {"data.generate.num_trajectories.val": 8, "data.generate.nu": 1},
+            "smoke data.generate.nu=1",
+        ),
+        ({"name": "warm", "runs_dir": "/r", "training.latent_cache_dir": "/c"}, "smoke"),
+        ({"data.rows": "x" * 30}, f"smoke data.rows={'x' * 23}…"),
         (dict.fromkeys("abcdef", 1), "smoke a=1 b=1 c=1 d=1 and 2 more"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from ups.config.models import RunConfig
 from ups.config.text import read_yaml
 
 UNDERSTOOD = ("training.", "stages.operator.")  # sections that a run's name does without
+# Keys that a run's name leaves out: where things lie, how many are generated there, and the name.
+UNNAMED = re.compile(
+    r"name|runs_dir|training\.latent_cache_dir|data\.root"
+    r"|data\.(.+\.)?(sources|num_trajectories)(\..+)?"
+)
 MOST_NAMED = 4  # changes in the name of a run
 MOST_CHARS = 24  # of a value in it
 
@@ -57,8 +63,9 @@ def flatten(tree: Mapping[str, Any], parents: str = "") -> Iterator[tuple[str, A
 
 
 def run_title(name: str, changed: Mapping[str, Any]) -> str:
-    """`smoke latent.dim=48 seed=1`: the name of a config, and what was changed of it."""
-    texts = [f"{short_key(key)}={_text(value)}" for key, value in changed.items()]
+    """`smoke latent.dim=48 seed=1`: the name of a config, and what was changed but for places."""
+    named = {key: value for key, value in changed.items() if not UNNAMED.fullmatch(key)}
+    texts = [f"{short_key(key)}={_text(value)}" for key, value in named.items()]
     if len(texts) > MOST_NAMED:
         texts[MOST_NAMED:] = [f"and {len(texts) - MOST_NAMED} more"]
     return " ".join([name, *texts])
