@@ -24,11 +24,19 @@ from ups.data.sources import Staged, stage
 pytest_plugins = ("tests.live", "tests.proxy", "tests.stand_ins")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a server come first: of two workers one has the stack, the other the rest."""
-    servers = {"prefect_server", "new_stack"}
-    with_server = {item.path for item in items if servers & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in with_server)
+    """A worker takes a file at a time, all that use the Prefect server as one; servers first."""
+
+    def fixtures(item: pytest.Item) -> set[str]:
+        return set(getattr(item, "fixturenames", ()))
+
+    with_prefect = {item.path for item in items if "prefect_server" in fixtures(item)}
+    with_stack = {item.path for item in items if "new_stack" in fixtures(item)}
+    for item in items:
+        group = "prefect-server" if item.path in with_prefect else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in with_prefect | with_stack)
 
 
 @dataclass(frozen=True)

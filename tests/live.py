@@ -53,6 +53,7 @@ class LiveStack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("UPS_STACK_DIR", self.env["UPS_STACK_DIR"])
             self.stack = Stack.find(prefect_port=prefect_port, s3_port=s3_port)
+        self.env["PREFECT_API_URL"] = self.stack.api_url  # whatever prefect.toml the clone has
         self.api = httpx.Client(base_url=self.stack.api_url, timeout=60)  # as Prefect's clients
         self.means = {"4300": str(prefect_port)}  # what stands for the words of an example
         self._done: dict[str, subprocess.CompletedProcess[str]] = {}
