@@ -15,7 +15,7 @@ from tests.data.objects import QUICK, without_blocks
 from tests.live import wait_until
 from ups.config import SPLITS
 from ups.data import blocks, letting_go, passing_fetch
-from ups.data.coming import BLOCK_BYTES as HEADER_BYTES
+from ups.data.coming import PAGE_BYTES
 from ups.data.objectstore import ObjectStore
 from ups.data.sources import open_file
 from ups.data.transfer import download
@@ -234,7 +234,7 @@ def test_a_run_that_was_cut_short_goes_on_and_what_was_let_go_is_not_fetched_aga
     staged = [s for split in SPLITS for s in stream.scouted.finished("burgers1d", split)]
     fetched = sum(source.fetched_bytes for source in staged)
     total = sum(path.stat().st_size for path in (tmp_path / "uploaded").iterdir())
-    assert num_asked(proxy) <= fetched + 6 * HEADER_BYTES
+    assert num_asked(proxy) <= fetched + 6 * PAGE_BYTES
     assert 0 < fetched <= total - encoded * batch * ROW_BYTES
     assert are_those_of_kept_files(latents(stream), sources, config)
 

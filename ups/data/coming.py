@@ -26,7 +26,7 @@ from ups.files import lock_now
 from ups.progress import Progress
 from ups.trace import noted
 
-BLOCK_BYTES = 64 << 10  # HDF5 writes what describes a data set near the begin of the file
+PAGE_BYTES = 64 << 10  # HDF5 writes what describes a data set near the begin of the file
 
 
 class ComingObject:
@@ -50,7 +50,7 @@ class ComingObject:
         self._store, self.path = store, path
         self.started = time.perf_counter()
         with noted("ask for the first bytes", object=f"s3://{bucket}/{key}"):
-            self.info, first = store.open_first(bucket, key, BLOCK_BYTES)
+            self.info, first = store.open_first(bucket, key, PAGE_BYTES)
         with contextlib.ExitStack() as stack:
             if first is not None:
                 stack.callback(first.body.close)
@@ -60,7 +60,7 @@ class ComingObject:
                     raise CannotStream(
                         f"{self.info.uri} has {self.info.num_bytes} or {size} bytes, by GET or HEAD"
                     )
-            if first is not None and first.num_bytes > BLOCK_BYTES:
+            if first is not None and first.num_bytes > PAGE_BYTES:
                 raise CannotStream(f"{store.endpoint_of(bucket)} knows no ranges")
             self._head = b"" if first is None else self._read_head(first)
         self.num_bytes = self.info.num_bytes
@@ -136,7 +136,7 @@ class ComingObject:
         with self._moving:
             if self._letting_go is None:
                 self._publish()
-            elif self._letting_go.num_kept:
+            elif self._letting_go.kept_bytes:
                 self._letting_go.matched_all()
             else:
                 self._remove()
@@ -284,17 +284,17 @@ class _RemoteFile(io.RawIOBase):
         start, end = self._position, min(self._position + len(buffer), self._info.num_bytes)
         if start >= end:
             return 0
-        numbers = range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+        numbers = range(start // PAGE_BYTES, -(-end // PAGE_BYTES))
         if missing := [number for number in numbers if number not in self._blocks]:
             self._fetch(missing[0], missing[-1] + 1)
-        content, offset = b"".join(map(self._blocks.__getitem__, numbers)), start % BLOCK_BYTES
+        content, offset = b"".join(map(self._blocks.__getitem__, numbers)), start % PAGE_BYTES
         buffer[: end - start] = content[offset : offset + end - start]
         self._position = end
         return end - start
 
     def _fetch(self, first: int, last: int) -> None:
         """Have the blocks [first, last), by one request."""
-        start, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self._info.num_bytes)
+        start, end = first * PAGE_BYTES, min(last * PAGE_BYTES, self._info.num_bytes)
 
         def get() -> bytes:
             with contextlib.closing(self._store.open_range(self._info, start, end)) as body:
@@ -310,5 +310,5 @@ class _RemoteFile(io.RawIOBase):
             retry=self._store.retry,
         )
         for number in range(first, last):
-            at = number * BLOCK_BYTES - start
-            self._blocks[number] = content[at : at + BLOCK_BYTES]
+            at = number * PAGE_BYTES - start
+            self._blocks[number] = content[at : at + PAGE_BYTES]

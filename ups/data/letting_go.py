@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ups.data.cuts import MIB, Interval
 
-BLOCK_BYTES = MIB  # where the manifest has no blocks
+PIECE_BYTES = MIB  # where the manifest has no blocks
 BACKLOG_BYTES = 256 * MIB
 IN_FLIGHT_BYTES = 128 * MIB  # of the ranges that arrive together
 _WATCH_S = 0.05
@@ -84,7 +84,7 @@ class LettingGo:
         backlog: Backlog,
     ) -> None:
         self.total, self.backlog = total, backlog
-        self._has_digests, self._size = block_bytes is not None, block_bytes or BLOCK_BYTES
+        self._has_digests, self._size = block_bytes is not None, block_bytes or PIECE_BYTES
         self.free: Callable[[int, int], None] = lambda _start, _length: None
         self._lock = threading.Lock()
         self._waits_for = [1] * -(-total // self._size)  # to be known to be right
@@ -98,7 +98,7 @@ class LettingGo:
         backlog.expect(len(places))
 
     @property
-    def num_kept(self) -> int:
+    def kept_bytes(self) -> int:
         """Bytes that stay up to the end."""
         return sum(self._length(index) for index in self._kept)
 
@@ -107,7 +107,7 @@ class LettingGo:
         """That the disk needs room for."""
         if not self._has_digests:
             return self.total
-        return min(self.total, self.num_kept + BACKLOG_BYTES + IN_FLIGHT_BYTES)
+        return min(self.total, self.kept_bytes + BACKLOG_BYTES + IN_FLIGHT_BYTES)
 
     def is_block(self, start: int, length: int) -> bool:
         """Whether these bytes are a block that need not be there in the end."""

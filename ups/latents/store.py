@@ -306,6 +306,7 @@ def remove_empty(entry: Path) -> None:
 
 
 def drop_partial_builds(entry: Path) -> None:
+    """Remove what builds of this entry have begun; the caller holds its lock."""
     for directory in entry.glob(f"{BUILDING}*"):
         shutil.rmtree(directory)
 

@@ -31,7 +31,7 @@ from ups.latents.build import Build, CacheEntry, entry_of, say_built
 from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
-from ups.latents.loader import Latents, assemble, in_ram, read_exactly
+from ups.latents.loader import Latents, assemble, in_gpu, in_ram, read_exactly
 from ups.latents.prune import keep_to_budget
 from ups.latents.scout import cannot_stream, may_stream
 from ups.latents.scouted import NothingToFetch, Scouted
@@ -231,9 +231,7 @@ class Stream:
         frames = -(-rows[0].num_frames // config.training.time_stride)
         shape = (sum(r.num for r in rows), frames, config.latent.tokens, config.latent.dim)
         dtype = getattr(torch, config.training.latent_cache_dtype)
-        if on_gpu:
-            return torch.empty(shape, dtype=dtype, device="cuda")
-        return in_ram(shape, dtype)
+        return in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
 
     def _chunks(self) -> list[_Chunk]:
         """All chunks of all builds, in the order in which they arrive."""
