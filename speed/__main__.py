@@ -25,7 +25,10 @@ from ups.units import format_time
 SECTIONS = {
     "cpu": {
         name: f"{name}.run"
-        for name in ("download", "cache", "load", "batches", "boot", "startup", "stream", "growth")
+        for name in (
+            *("download", "cache", "load", "batches", "boot", "startup", "busy", "stream"),
+            "growth",
+        )
     },
     "gpu": {
         "gpu_encode": "cache.run_gpu",

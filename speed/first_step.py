@@ -1,19 +1,24 @@
 """A process from its start to its first optimizer steps, as `startup` times it.
 
-    python -m speed.first_step SPEC      SPEC: JSON with config, compile, steps, frames, device
+    python -m speed.first_step SPEC      SPEC: JSON with config, compile, steps, frames, device, and
+                                         beside, the number of busy processes for the last steps
 
-Prints one line of JSON: when the first step was done (Unix time), and the seconds of later ones.
+Prints one line of JSON: when the first step was done (Unix time), the seconds of later ones, and of
+as many beside the busy processes.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 BATCHES = 4
+BUSY = (sys.executable, "-c", "while True: pass")
 
 
 def main(spec: dict[str, Any]) -> dict[str, float]:
@@ -43,19 +48,26 @@ def main(spec: dict[str, Any]) -> dict[str, float]:
         step()
         step.synchronize()
         first_step_at = time.time()
-        seconds = []
-        for i in range(1, 1 + spec["steps"]):
-            if i % BATCHES == 0:
-                step.begin_epoch(order_M)
-            started = time.perf_counter()
-            step()
-            step.synchronize()
-            seconds.append(time.perf_counter() - started)
-    return {
-        "imported_at": imported_at,
-        "first_step_at": first_step_at,
-        "step_s": statistics.median(seconds),
-    }
+
+        def step_s() -> float:
+            seconds = []
+            for i in range(spec["steps"]):
+                if i % BATCHES == 0:
+                    step.begin_epoch(order_M)
+                started = time.perf_counter()
+                step()
+                step.synchronize()
+                seconds.append(time.perf_counter() - started)
+            return statistics.median(seconds)
+
+        found = {"imported_at": imported_at, "first_step_at": first_step_at, "step_s": step_s()}
+        if "beside" in spec:
+            with ExitStack() as stack:
+                for _ in range(spec["beside"]):
+                    process = stack.enter_context(subprocess.Popen(BUSY))
+                    stack.callback(process.kill)
+                found["beside_s"] = step_s()
+    return found
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ import json
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from speed import __main__ as command
-from speed import growth, inputs, link, startup, stream_inputs
+from speed import busy, growth, inputs, link, startup, stream_inputs
 from speed.settings import Settings
 from speed.worker import Worker, WorkerError
 
@@ -58,6 +59,17 @@ def test_cache_load_and_batches_on_a_cpu(bench):
     assert record["kind"].endswith("-trial"), "a small run must not pass for a full one"
     assert "commit" in record["machine"]
     assert record["measured"]["cache"]["commit"]
+
+
+def test_a_step_is_timed_beside_busy_processes_which_end(bench, monkeypatch):
+    monkeypatch.setattr(busy, "STEPS", 2)
+    monkeypatch.setattr(busy, "WAYS", {"no spin": busy.WAYS["no spin"]})
+    (row,) = bench("cpu", "busy")["comparisons"]
+    (found,) = row["results"]
+    times = found["median"] / found["extras"]["idle ms"][0]
+    assert found["extras"]["times"] == [pytest.approx(times)]
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "while True" in " ".join(child.cmdline())]
 
 
 def test_growth_draws_its_picture(bench, tmp_path, monkeypatch):
