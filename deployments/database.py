@@ -29,8 +29,13 @@ def database_env(url: str) -> dict[str, str]:
     """
     if not url:
         return {}
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not parts.hostname or not parts.path.strip("/"):
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.scheme in SCHEMES and parts.hostname and parts.path.strip("/"))
+        is_whole = is_whole and parts.port != 0  # a password with a "/" looks like a port: refused
+    except ValueError:  # whose text would show a part of the password
+        is_whole = False
+    if not is_whole:
         raise StackError(
             f"{DATABASE} is no address of a PostgreSQL database, expected "
             "postgresql://USER:PASSWORD@HOST:PORT/NAME (special characters of the password as %XX)"
