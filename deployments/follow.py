@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from deployments import prefect_api as api
-from deployments.layout import BIN_DIR, Stack, StackError
+from deployments.layout import BIN_DIR, LOGIN, Stack, StackError
 from ups import PROJECT_DIR
 from ups.config import PROJECT_CONFIGS, find_config
 
@@ -117,7 +117,7 @@ def follow(
         RunTimeout: it goes on after `timeout_s`.
     """
     begin = answered = time.monotonic()
-    with httpx.Client(base_url=stack.api_url, timeout=10, trust_env=False) as client:
+    with stack.client(timeout_s=10) as client:
         lines: RunLines | None = None
         while True:
             try:
@@ -143,8 +143,14 @@ def run_url(stack: Stack, run_id: str) -> str:
 
 
 def _check_error(stack: Stack, run_id: str, error: httpx.HTTPError, silent_s: float) -> None:
-    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (404, 422):
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+    if status in (404, 422):
         raise StackError(f"no flow run {run_id} on {stack.ui_url}") from None
+    if status in (401, 403):
+        raise StackError(
+            f"the Prefect server at {stack.ui_url} wants another login (HTTP {status}): set "
+            f"{LOGIN} to the one that it was started with"
+        ) from None
     if silent_s > SERVER_LOST_S or not stack.processes.running("prefect-server"):
         raise StackError(
             f"the Prefect server at {stack.ui_url} does not answer ({error!r}): "

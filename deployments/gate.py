@@ -1,7 +1,7 @@
 """Start the worker or `prefect ARGUMENTS…` in two steps: import now, begin when a line arrives.
 
     python -m deployments.gate worker POOL …
-    python -m deployments.gate prefect --no-prompt deploy --all
+    python -m deployments.gate prefect --no-prompt deploy --name NAME …
 
 The imports take seconds, so `ups up` lets them happen while the Prefect server starts. If standard
 input ends without a line, whoever was to send it is gone, and nothing is done.

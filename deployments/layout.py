@@ -4,6 +4,7 @@ environments that its parts run in.
     .stack/                 or $UPS_STACK_DIR
       settings.json         host and ports of the last `ups up`
       env                   keys and address of the object store (mode 0600)
+      server.env            login and database of the Prefect server (mode 0600), if it has them
       s3/<bucket>/<key>     the objects
       prefect/              PREFECT_HOME: the server's database, results
       processes/*.json      what was started
@@ -19,10 +20,14 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import httpx
+
+from deployments.prefect_api import authorization
 from deployments.processes import Processes
 from ups import PROJECT_DIR
 from ups.errors import UpsError
@@ -45,6 +50,11 @@ WORKER_ENV = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",
     "NO_COLOR": "1",
 }
+# A PostgreSQL database for the server. A login that it wants, by Prefect's own name; the one that
+# its clients send.
+DATABASE = "UPS_DATABASE_URL"
+LOGIN, CLIENT_LOGIN = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
+SERVER_DATABASE = "PREFECT_SERVER_DATABASE_"  # what Prefect's own settings of it begin with
 TOML_HEADER = "# Written by `ups up`: makes `prefect` in this folder talk to the local server.\n"
 
 
@@ -54,22 +64,43 @@ class StackError(UpsError):
 
 @dataclass(frozen=True)
 class Stack:
-    """Where the stack of this machine is: its folder, and the addresses of its servers."""
+    """Where the stack of this machine is: its folder, and the addresses of its servers.
+
+    Attributes:
+        login: `user:password` that the Prefect server wants; empty: none.
+        database: the address of its PostgreSQL database; empty: SQLite.
+    """
 
     folder: Path
     host: str
     prefect_port: int
     s3_port: int
+    login: str = field(default="", repr=False)
+    database: str = field(default="", repr=False)
 
     @classmethod
     def find(
         cls, host: str | None = None, prefect_port: int | None = None, s3_port: int | None = None
     ) -> Stack:
-        """The stack of this machine: as asked for, else as it was last started, else default."""
-        folder = stack_dir()
+        """The stack of this machine: as asked for, else as it was last started, else default.
+
+        Login and database are asked for by PREFECT_SERVER_API_AUTH_STRING and UPS_DATABASE_URL;
+        an empty one asks for none.
+        """
+        known = cls.remembered()
         wanted = {"host": host, "prefect_port": prefect_port, "s3_port": s3_port}
-        wanted = {key: value for key, value in wanted.items() if value is not None}
-        return cls(folder, **(DEFAULTS | _remembered(folder) | wanted))  # type: ignore[arg-type]
+        given = {key: value for key, value in wanted.items() if value is not None}
+        secrets = {"login": os.environ.get(LOGIN), "database": os.environ.get(DATABASE)}
+        given |= {key: value for key, value in secrets.items() if value is not None}
+        return replace(known, **given)  # type: ignore[arg-type]
+
+    @classmethod
+    def remembered(cls) -> Stack:
+        """The stack of this machine as it was last started, whatever is asked for."""
+        folder = stack_dir()
+        known = read_env(folder / "server.env")
+        secret = {"login": known.get(LOGIN, ""), "database": known.get(DATABASE, "")}
+        return cls(folder, **(DEFAULTS | _remembered(folder) | secret))  # type: ignore[arg-type]
 
     @functools.cached_property
     def processes(self) -> Processes:
@@ -82,6 +113,13 @@ class Stack:
     @property
     def api_url(self) -> str:
         return f"{self.ui_url}/api"
+
+    def client(self, timeout_s: float) -> httpx.Client:
+        """A client of the Prefect server, with its login; no proxy leads there."""
+        headers = authorization({CLIENT_LOGIN: self.login})
+        return httpx.Client(
+            base_url=self.api_url, headers=headers, timeout=timeout_s, trust_env=False
+        )
 
     @property
     def s3_url(self) -> str:
@@ -99,8 +137,12 @@ class Stack:
 
     def remember(self) -> None:
         """Have later commands find this stack without being told where it is."""
-        settings = {key: value for key, value in asdict(self).items() if key != "folder"}
-        write_json(self.folder / "settings.json", settings)
+        write_json(self.folder / "settings.json", {key: getattr(self, key) for key in DEFAULTS})
+        given = {LOGIN: self.login, DATABASE: self.database}
+        if secrets := {key: value for key, value in given.items() if value}:
+            write_env(self.folder / "server.env", secrets)
+        else:
+            (self.folder / "server.env").unlink(missing_ok=True)
 
     def lock(self) -> AbstractContextManager[None]:
         """Held by one `ups up` or `ups down` at a time."""
@@ -144,8 +186,7 @@ class Stack:
             "AWS_ENDPOINT_URL_S3": self.s3_url,
         }
         if env != known:
-            lines = "".join(f"{key}={value}\n" for key, value in env.items())
-            write_atomically(path, lines.encode(), durable=False, mode=0o600)
+            write_env(path, env)
         return env
 
     @property
@@ -154,22 +195,18 @@ class Stack:
 
     def known_store_env(self) -> dict[str, str]:
         """What `env` holds now; empty where the store has never been started."""
-        try:
-            lines = self.env_file.read_text().splitlines()
-        except FileNotFoundError:
-            return {}
-        return dict(line.split("=", 1) for line in lines if "=" in line)
+        return read_env(self.env_file)
 
     def prefect_env(self) -> dict[str, str]:
-        """The environment of the server, the worker and the CLI calls.
+        """The environment of the worker, the CLI calls and, with its database, the server.
 
         What would lead Prefect or boto3 to another server, account or store is left out, and what
         keeps Python from writing bytecode: without it each process compiles Prefect (1.2 s) and
-        torch (1.5 s) anew. Other settings of the user's, such as
-        PREFECT_SERVER_DATABASE_CONNECTION_URL, pass through.
+        torch (1.5 s) anew. Other settings of the user's pass through; those of the database, which
+        hold a password, do to the server alone.
         """
         elsewhere = ("AWS_", "PREFECT_API_", "PREFECT_CLOUD_", "PREFECT_PROFILE", "PREFECT__")
-        left_out = (*elsewhere, "PYTHONDONTWRITEBYTECODE")
+        left_out = (*elsewhere, LOGIN, DATABASE, SERVER_DATABASE, "PYTHONDONTWRITEBYTECODE")
         env = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
         # No proxy reaches the servers of this machine; programs read either spelling.
         given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
@@ -192,6 +229,7 @@ class Stack:
             "PATH": f"{BIN_DIR}{os.pathsep}{env.get('PATH', os.defpath)}",
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_API_URL": self.api_url,
+            **({LOGIN: self.login, CLIENT_LOGIN: self.login} if self.login else {}),
             "NO_PROXY": direct,
             "no_proxy": direct,
             # Bare deployment names are for people; the plug-in would cost each run 0.3 s.
@@ -216,6 +254,21 @@ def require_clone() -> None:
             f"the stack needs a clone of the repository: no prefect.yaml in {PROJECT_DIR}, where "
             "this package is installed; `git clone` the repository and run `make up` there"
         )
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The variables of a file with a `KEY=value` on each line; none where it is not there."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def write_env(path: Path, env: Mapping[str, str]) -> None:
+    """Write such a file, which nobody else may read."""
+    lines = "".join(f"{key}={value}\n" for key, value in env.items())
+    write_atomically(path, lines.encode(), durable=False, mode=0o600)
 
 
 def stack_dir() -> Path:

@@ -43,6 +43,7 @@ STATE = (
     "logs",
     "prefect",
     "processes",
+    "server.env",
     "settings.json",
     "warm.sock",
 )

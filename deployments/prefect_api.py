@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from deployments.pools import PoolKind, job_template
+
 WORKER_NAME = "ups-local"
 
 
@@ -32,18 +34,26 @@ def is_ready(client: httpx.Client) -> bool:
         return False
 
 
-def create_pool(client: httpx.Client, name: str, description: str) -> bool:
-    """Create a work pool for processes; False if there is one of that name."""
+def create_pool(
+    client: httpx.Client, name: str, description: str, kind: PoolKind = "process"
+) -> bool:
+    """Create a work pool; False if there is one of that name, of whatever kind."""
     if client.get(f"/work_pools/{name}").status_code == 200:
         return False
-    known = _json(client.get("/collections/views/aggregate-worker-metadata"))
-    template = known["prefect"]["process"]["default_base_job_configuration"]
-    pool = {"name": name, "type": "process", "description": description}
-    response = client.post("/work_pools/", json={**pool, "base_job_template": template})
+    pool = {"name": name, "type": kind, "description": description}
+    response = client.post("/work_pools/", json={**pool, "base_job_template": job_template(kind)})
     if response.status_code == 409:
         return False
     _json(response)
     return True
+
+
+def delete_pool(client: httpx.Client, name: str) -> None:
+    client.delete(f"/work_pools/{name}").raise_for_status()
+
+
+def delete_deployment(client: httpx.Client, deployment_id: str) -> None:
+    client.delete(f"/deployments/{deployment_id}").raise_for_status()
 
 
 def create_queue(client: httpx.Client, pool: str, name: str) -> None:
@@ -55,8 +65,14 @@ def create_queue(client: httpx.Client, pool: str, name: str) -> None:
 
 def find_deployment(client: httpx.Client, name: str) -> str | None:
     """The id of `<flow>/<deployment>`; None if there is none of that name."""
+    found = read_deployment(client, name)
+    return None if found is None else str(found["id"])
+
+
+def read_deployment(client: httpx.Client, name: str) -> dict[str, Any] | None:
+    """What the server has as `<flow>/<deployment>`; None if there is none of that name."""
     response = client.get(f"/deployments/name/{name}")
-    return None if response.status_code == 404 else str(_json(response)["id"])
+    return None if response.status_code == 404 else _json(response)
 
 
 def create_run(

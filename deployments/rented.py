@@ -32,7 +32,6 @@ from deployments import prefect_api as api
 from deployments.follow import POLL_S, SETTLE_S, TERMINAL, RunLines
 from deployments.layout import WORKER_ENV
 from deployments.processes import Processes
-from deployments.stack import POOLS
 from ups import PROJECT_DIR
 from ups.cli.runs import show_breakdown
 from ups.errors import UpsError
@@ -43,6 +42,7 @@ from ups.runs.metrics import METRICS
 from ups.runs.record import RUN_LOG
 
 POOL, DEPLOYMENT = "gpu", "train-burgers/rented"
+POOL_TEXT = "Machines with a GPU: `prefect worker start --pool gpu` on each."
 READY_TIMEOUT_S = 180.0
 ASK_S = 0.1
 LOOK_S = 10.0
@@ -188,7 +188,7 @@ class Job:
     def _prepare(self) -> dict[str, float]:
         """Release the worker, and deploy where that is needed; phase under way → its start."""
         pending = {"worker": self.installed_at}
-        patiently(lambda: api.create_pool(self.client, POOL, POOLS[POOL]))
+        patiently(lambda: api.create_pool(self.client, POOL, POOL_TEXT))
         patiently(lambda: api.create_queue(self.client, POOL, self.name))
         patiently(lambda: api.forget_worker(self.client, POOL, self.name))
         self.processes.release("worker")

@@ -7,25 +7,36 @@ part answers; `down` stops what `up` started, and nothing else.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import yaml
 
 from deployments import prefect_api as api
-from deployments.layout import BIN_DIR, TOML_HEADER, Stack, StackError, require_clone
+from deployments.database import CONNECTION_URL, check_database, database_env
+from deployments.layout import (
+    BIN_DIR,
+    DATABASE,
+    LOGIN,
+    SERVER_DATABASE,
+    TOML_HEADER,
+    Stack,
+    StackError,
+    require_clone,
+)
 from ups import PROJECT_DIR
-from ups.files import read_json, write_json
+from ups.files import read_json, write_atomically, write_json
 
 # In the order in which they are stopped.
 PARTS = ("worker", "prefect-server", "object-store")
-POOLS = {
-    "local": "This machine: its worker is started by `ups up`.",
-    "gpu": "Machines with a GPU: `prefect worker start --pool gpu` on each.",
-}
+# What `ups up` makes. Deployments of other pools are registered where somebody asks for them
+# (`ups deploy --pool gpu --name gpu`, a rented machine): here they would stand "Not Ready".
+POOLS = {"local": "This machine: its worker is started by `ups up`."}
 # The flows, and what defines the types and defaults of their parameters.
 FORM_SOURCES = (
     "flows",
@@ -34,7 +45,6 @@ FORM_SOURCES = (
     "ups/startup/judge/limits.py",
     "ups/startup/measure/records.py",
 )
-DEPLOY_COMMAND = ["prefect", "--no-prompt", "deploy", "--all"]
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
 
@@ -63,7 +73,7 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
     """
     require_clone()
     processes = stack.processes
-    with stack.lock(), httpx.Client(base_url=stack.api_url, timeout=5, trust_env=False) as client:
+    with stack.lock(), stack.client(timeout_s=5) as client:
         if processes.is_ending("worker"):
             processes.stop("worker")
         _check_place(stack)
@@ -89,7 +99,7 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
             for part in reversed(started):  # the worker only imports Prefect until it is released
                 _start(stack, part)
             if deploying := not _is_deployed(stack):  # so does this
-                _start_gated(stack, "deploy", *DEPLOY_COMMAND)
+                _start_deploy(stack)
 
             wait(Part("object-store", lambda: _store_answers(stack), stack.s3_url))
             if store_is_up:
@@ -98,7 +108,7 @@ def up(stack: Stack, say: Say, store_is_up: Callable[[], None] | None = None) ->
             wait(Part("work-pools", lambda: _prepare(client, started), ", ".join(POOLS)))
             if not deploying and not deployment_names() <= api.deployment_names(client):
                 deploying = True
-                _start_gated(stack, "deploy", *DEPLOY_COMMAND)
+                _start_deploy(stack)
 
             if "worker" in started:
                 processes.release("worker")
@@ -135,12 +145,14 @@ def down(stack: Stack, say: Say) -> list[str]:
 def write_prefect_toml(stack: Stack, say: Say) -> None:
     """Point `prefect` in this folder at the server; a file of the user's own is left alone."""
     path = stack.prefect_toml
-    text = f'{TOML_HEADER}[api]\nurl = "{stack.api_url}"\n\n[plugins]\nenabled = true\n'
+    login = f"auth_string = {json.dumps(stack.login)}\n" if stack.login else ""
+    text = f'{TOML_HEADER}[api]\nurl = "{stack.api_url}"\n{login}\n[plugins]\nenabled = true\n'
     current = path.read_text() if path.exists() else TOML_HEADER
     if not current.startswith(TOML_HEADER):
-        say("prefect.toml", None, f"not written: {path} is yours. It needs: " + repr(text))
+        needed = text.replace(json.dumps(stack.login), '"…"') if stack.login else text
+        say("prefect.toml", None, f"not written: {path} is yours. It needs: " + repr(needed))
     elif current != text:
-        path.write_text(text)
+        write_atomically(path, text.encode(), durable=False, mode=0o600 if login else 0o666)
     if os.environ.get("PREFECT_API_URL", stack.api_url) != stack.api_url:
         say("prefect.toml", None, "PREFECT_API_URL in your environment goes before it: unset that")
 
@@ -149,7 +161,16 @@ def _check_place(stack: Stack) -> None:
     """The ports of what is to be started are free, and what runs does so where it is wanted."""
     processes = stack.processes
     running = [part for part in PARTS if processes.running(part)]
-    remembered = Stack.find()
+    remembered = Stack.remembered()
+    if "prefect-server" in running:
+        for field, variable in (("login", LOGIN), ("database", DATABASE)):
+            if getattr(remembered, field) != getattr(stack, field):
+                raise StackError(
+                    f"the Prefect server was started with another {field} than {variable} says, or "
+                    "with none: run `ups down` first to change it"
+                )
+    else:
+        check_database(stack.database)
     if running and remembered != stack:
         raise StackError(
             f"the stack already runs on {remembered.host}, ports {remembered.prefect_port} and "
@@ -166,7 +187,11 @@ def _start(stack: Stack, part: str) -> None:
     elif part == "prefect-server":
         command = [str(BIN_DIR / "prefect"), "server", "start"]
         command += ["--host", stack.host, "--port", str(stack.prefect_port)]
-        stack.processes.start(part, command, env=stack.prefect_env(), cwd=stack.folder)
+        own = {k: v for k, v in os.environ.items() if k.startswith(SERVER_DATABASE)}
+        wanted = database_env(stack.database)  # whose address goes before one of Prefect's own name
+        env = {**stack.prefect_env(), **wanted, **own}
+        env |= {CONNECTION_URL: wanted[CONNECTION_URL]} if wanted else {}
+        stack.processes.start(part, command, env=env, cwd=stack.folder)
     else:
         warm = ["--warm-socket", str(stack.folder / "warm.sock")]
         _start_gated(stack, part, part, "local", "--name", api.WORKER_NAME, *warm)
@@ -201,6 +226,11 @@ def _start_gated(stack: Stack, name: str, *arguments: str) -> None:
     stack.processes.start_gated(name, *arguments, env=env)
 
 
+def _start_deploy(stack: Stack) -> None:
+    names = [word for name in sorted(deployment_names()) for word in ("--name", name)]
+    _start_gated(stack, "deploy", "prefect", "--no-prompt", "deploy", *names)
+
+
 def _worker_part(stack: Stack, client: httpx.Client) -> Part:
     def is_online() -> bool:
         record = stack.processes.record("worker")
@@ -225,7 +255,7 @@ def _deploy_part(stack: Stack) -> Part:
     def is_done() -> bool:
         code = stack.processes.exit_code("deploy")
         if code:
-            raise _fault(stack, "deploy", f"`prefect deploy --all` ended with exit code {code}")
+            raise _fault(stack, "deploy", f"`prefect deploy` ended with exit code {code}")
         if code == 0:
             write_json(mark, fingerprint)
         return code == 0
@@ -233,10 +263,15 @@ def _deploy_part(stack: Stack) -> Part:
     return Part("deployments", is_done, ", ".join(sorted(deployment_names())))
 
 
-def deployment_names() -> set[str]:
-    """The names of the deployments in `prefect.yaml`."""
-    tree = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
-    return {deployment["name"] for deployment in tree["deployments"]}
+def deployment_names(pools: Container[str] = POOLS) -> set[str]:
+    """The names of the deployments in `prefect.yaml` that go to these pools."""
+    found = prefect_yaml()["deployments"]
+    return {each["name"] for each in found if each["work_pool"]["name"] in pools}
+
+
+def prefect_yaml() -> dict[str, Any]:
+    """What `prefect.yaml` says."""
+    return dict(yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text()))
 
 
 def _fingerprint() -> dict[str, str]:
@@ -251,7 +286,7 @@ def _fingerprint() -> dict[str, str]:
 def _end_orphans(stack: Stack, say: Say) -> None:
     """A run whose worker was stopped would stay Running for ever, and keep others waiting."""
     try:
-        with httpx.Client(base_url=stack.api_url, timeout=5, trust_env=False) as client:
+        with stack.client(timeout_s=5) as client:
             if not api.is_ready(client):  # stopped while it was starting
                 return
             names = api.end_runs(client, "local", "The stack was stopped (`ups down`).")

@@ -236,4 +236,4 @@ def _patiently(call: Callable[[], T]) -> T:
 
 
 def _client(stack: Stack) -> httpx.Client:
-    return httpx.Client(base_url=stack.api_url, timeout=30, trust_env=False)
+    return stack.client(timeout_s=30)

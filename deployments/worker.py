@@ -41,6 +41,7 @@ from prefect.runner._cancellation_manager import CancellationManager
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments.patience import be_patient
 from deployments.processes import say_ending
 from deployments.settings import environment_of_settings, keep_environment_of_settings
 from deployments.tls import share_tls_contexts
@@ -76,6 +77,11 @@ class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.under_way: Counter[UUID] = Counter()  # a retry may begin before its first attempt left
+
+    async def setup(self) -> None:
+        """As Prefect's; a server that is busy for a while crashes no run from now on."""
+        await super().setup()
+        be_patient(self.client)
 
     async def run(
         self,

@@ -166,7 +166,7 @@ def live_stack(folder: Path, config: RunConfig, ends: str | None = None) -> Iter
 
     try:
         ups("up")
-        with httpx.Client(base_url=stack.api_url, timeout=30) as client:
+        with stack.client(timeout_s=30) as client:
             yield LiveStack(folder, path, stack, client, ends)
     finally:
         ups("down")

@@ -41,7 +41,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class LiveStack:
     """A stack with a folder and ports of its own, driven by `ups` and asked over its API."""
 
-    def __init__(self, folder: Path, examples: dict[str, str]) -> None:
+    def __init__(self, folder: Path, examples: dict[str, str], **env: str) -> None:
         self.folder, self.examples = folder, examples
         prefect_port, s3_port = free_ports(2)
         self.env = {
@@ -49,12 +49,14 @@ class LiveStack:
             "UPS_PREFECT_PORT": str(prefect_port),
             "UPS_S3_PORT": str(s3_port),
             "PDEBENCH_ROOT": "",  # a person's own data stay out
+            **env,
         }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("UPS_STACK_DIR", self.env["UPS_STACK_DIR"])
+            for name, value in self.env.items():
+                patch.setenv(name, value)
             self.stack = Stack.find(prefect_port=prefect_port, s3_port=s3_port)
         self.env["PREFECT_API_URL"] = self.stack.api_url  # whatever prefect.toml the clone has
-        self.api = httpx.Client(base_url=self.stack.api_url, timeout=60)  # as Prefect's clients
+        self.api = self.stack.client(timeout_s=60)  # as Prefect's clients
         self.means = {"4300": str(prefect_port)}  # what stands for the words of an example
         self._done: dict[str, subprocess.CompletedProcess[str]] = {}
 
@@ -139,8 +141,10 @@ def new_stack() -> Callable[..., contextlib.AbstractContextManager[LiveStack]]:
     """`with new_stack(folder) as live`: whatever of it runs at the end is stopped."""
 
     @contextlib.contextmanager
-    def make(folder: Path, examples: dict[str, str] | None = None) -> Iterator[LiveStack]:
-        live = LiveStack(folder, examples or {})
+    def make(
+        folder: Path, examples: dict[str, str] | None = None, **env: str
+    ) -> Iterator[LiveStack]:
+        live = LiveStack(folder, examples or {}, **env)
         try:
             yield live
         finally:
@@ -184,6 +188,7 @@ NEEDS = {
         *("ups up", "ups status", "ups doctor", "ups run", "ups sweep", "ups follow", "ups down"),
     ),
     "a stack for minutes": ("ups benchmark",),
+    "a server": ("ups deploy",),
     "a store": ("ups data put", "ups data get"),
     "vastai": ("ups vast search", "ups vast launch", "ups vast resume", "ups vast onstart",
                "ups vast setup-env"),

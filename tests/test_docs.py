@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml
 
-from deployments import layout
+from deployments import layout, rented
 from deployments.cli.app import app
 from deployments.stack import POOLS
 from deployments.sweep import parse_axes, points
@@ -133,7 +133,7 @@ def check_prefect(arguments: list[str]) -> None:
             assert options[::2] == ["-p"] * (len(options) // 2)
             check_parameters(options[1::2])
         case ["worker", "start", "--pool", pool]:
-            assert pool in POOLS
+            assert pool in {*POOLS, rented.POOL, *found(r"ups deploy --pool (\S+)")}
         case ["deploy", "--name", name]:
             assert name in names
         case other:

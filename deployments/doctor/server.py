@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from pydantic import ValidationError
 
 from deployments import prefect_api as api
 from deployments.doctor.findings import Finding, Findings
 from deployments.layout import Stack, is_clone
-from deployments.stack import PARTS, POOLS, deployment_names
+from deployments.servers import TIMEOUT_S, NamedServer, ServerFault, ask_for_pools, named_server
+from deployments.stack import PARTS, deployment_names, prefect_yaml
 from ups.machine.host import versions
 
-TIMEOUT_S = 5.0
 OWN_POOL = "local"
 
 
@@ -43,8 +42,8 @@ def examine_servers(stack: Stack) -> tuple[list[Finding], bool]:
         What was found; whether a server answers at the stack's address.
     """
     server, pool, worker = Findings("server"), Findings("pool"), Findings("worker")
-    named, headers = _named_server(server)
-    own = _own_server(stack, headers if named in (None, stack.api_url) else {}, server)
+    named = _named_server(server)
+    own = _own_server(stack, named, server)
     if named is None and own is not None:
         server.warn(
             "this shell",
@@ -52,8 +51,8 @@ def examine_servers(stack: Stack) -> tuple[list[Finding], bool]:
             f"work in {stack.prefect_toml.parent}, or `export PREFECT_API_URL={stack.api_url}`",
         )
     other = None
-    if named is not None and named != stack.api_url:
-        other = _other_server(named, headers, stack if own else None, server)
+    if named is not None and named.url != stack.api_url:
+        other = _other_server(named, stack if own else None, server)
     found = [one for one in (own, other) if one is not None]
     for one in found:
         with contextlib.closing(one.client):
@@ -68,40 +67,36 @@ def examine_servers(stack: Stack) -> tuple[list[Finding], bool]:
     return [*server, *pool, *worker], own is not None
 
 
-def _named_server(findings: Findings) -> tuple[str | None, dict[str, str]]:
-    """What Prefect's own settings say: variables, `prefect.toml` of this folder, the profile."""
+def _named_server(findings: Findings) -> NamedServer | None:
     try:
-        from prefect.settings import get_current_settings
-
-        settings = get_current_settings().api
-    except ValidationError as error:  # whose text would show the values
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        remedy = "correct the variable PREFECT_…, prefect.toml, or the profile that sets it"
-        findings.fault("settings", f"Prefect refuses {error.title}: {'; '.join(faults)}", remedy)
-        return None, {}
-    login = {"PREFECT_API_AUTH_STRING": settings.auth_string, "PREFECT_API_KEY": settings.key}
-    env = {name: value.get_secret_value() for name, value in login.items() if value is not None}
-    return settings.url, api.authorization(env)
+        return named_server()
+    except ServerFault as fault:
+        findings.fault("settings", fault.what, fault.remedy)
+        return None
 
 
-def _own_server(stack: Stack, headers: dict[str, str], findings: Findings) -> Server | None:
+def _own_server(stack: Stack, named: NamedServer | None, findings: Findings) -> Server | None:
     process = stack.processes.running("prefect-server")
-    client = httpx.Client(
-        base_url=stack.api_url, headers=headers, timeout=TIMEOUT_S, trust_env=False
-    )
-    fault, pools = _ask(client)
-    if not fault:
+    if named and named.url == stack.api_url and not stack.login:  # a person may have started it
+        client = named.client()
+    else:
+        client = stack.client(TIMEOUT_S)
+    try:
+        pools = ask_for_pools(client)
+    except ServerFault as error:
+        fault = error
+        client.close()
+    else:
         by = f"pid {process.pid}" if process else "not started by `ups up`"
         findings.ok("this machine's", f"{stack.ui_url} answers ({by})")
         _compare_versions(client, findings)
         return Server(stack.api_url, True, client, pools)
-    client.close()
     others = [part for part in PARTS if stack.processes.running(part)]
     if process:
         log = stack.processes.log_path("prefect-server")
         findings.fault(
             "this machine's",
-            f"{stack.api_url} (pid {process.pid}): {fault[0]}",
+            f"{stack.api_url} (pid {process.pid}): {fault.what}",
             f"see {log}, then `ups down` and `ups up`",
         )
     elif others:
@@ -113,49 +108,23 @@ def _own_server(stack: Stack, headers: dict[str, str], findings: Findings) -> Se
     return None
 
 
-def _other_server(
-    url: str, headers: dict[str, str], own: Stack | None, findings: Findings
-) -> Server | None:
-    client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
-    fault, pools = _ask(client)
-    if fault:
+def _other_server(named: NamedServer, own: Stack | None, findings: Findings) -> Server | None:
+    client = named.client()
+    try:
+        pools = ask_for_pools(client)
+    except ServerFault as fault:
         client.close()
-        findings.fault("this shell's", f"{url}: {fault[0]}", fault[1])
+        findings.fault("this shell's", f"{named.shown}: {fault.what}", fault.remedy)
         return None
-    findings.ok("this shell's", f"{url} answers")
+    findings.ok("this shell's", f"{named.shown} answers")
     _compare_versions(client, findings)
     if own is not None:
         findings.warn(
             "two servers",
-            f"`prefect` talks to {url}, `ups` to {own.api_url}",
+            f"`prefect` talks to {named.shown}, `ups` to {own.api_url}",
             "unset PREFECT_API_URL for the one of this machine",
         )
-    return Server(url, False, client, pools)
-
-
-def _ask(client: httpx.Client) -> tuple[tuple[str, str] | None, dict[str, dict[str, Any]]]:
-    """The work pools; or what is wrong, and the remedy."""
-    try:
-        answer = client.post("/work_pools/filter", json={})
-        if answer.status_code in (401, 403):
-            return (
-                f"it wants a login (HTTP {answer.status_code})",
-                "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY",
-            ), {}
-        pools = answer.raise_for_status().json()
-        return None, {pool["name"]: pool for pool in pools}
-    except httpx.HTTPStatusError as error:
-        what = f"it answers HTTP {error.response.status_code}"
-        return (what, "the address ends with /api: correct PREFECT_API_URL"), {}
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        what = f"no answer ({type(error).__name__}: {error})"
-        return (
-            what,
-            "start that server, or name another; `prefect config view` says where this one stands",
-        ), {}
-    except (ValueError, KeyError, TypeError):
-        what = "what answers there is not Prefect's API"
-        return (what, "the address ends with /api: correct PREFECT_API_URL"), {}
+    return Server(named.shown, False, client, pools)
 
 
 def _compare_versions(client: httpx.Client, findings: Findings) -> None:
@@ -174,7 +143,7 @@ def _compare_versions(client: httpx.Client, findings: Findings) -> None:
 
 def _examine_pools(server: Server, findings: Findings) -> None:
     """The deployments of `prefect.yaml`, and the pools that they go to."""
-    wanted = deployment_names() if is_clone() else set()
+    wanted = deployment_names() if is_clone() else set()  # on the stack; elsewhere also others
     known = server.client.post("/deployments/filter", json={}).raise_for_status().json()
     ours = [one for one in known if one["name"] in wanted]
     missing = sorted(wanted - {one["name"] for one in ours})
@@ -182,7 +151,7 @@ def _examine_pools(server: Server, findings: Findings) -> None:
         findings.fault("deployments", f"without {', '.join(missing)}", "`ups up` deploys them")
     elif not ours:
         findings.warn(
-            "deployments", f"{server.url} has none of prefect.yaml's", "`prefect deploy --all`"
+            "deployments", f"{server.url} has none of prefect.yaml's", "`ups deploy --pool NAME`"
         )
     else:
         findings.ok("deployments", ", ".join(sorted(one["name"] for one in ours)))
@@ -198,9 +167,14 @@ def _examine_pools(server: Server, findings: Findings) -> None:
             findings.ok(name, f"type {pool['type']}")
 
 
+def _pools_of_prefect_yaml() -> set[str]:
+    found = prefect_yaml()["deployments"] if is_clone() else []
+    return {each["work_pool"]["name"] for each in found}
+
+
 def _examine_workers(server: Server, stack: Stack, findings: Findings) -> None:
     """Who serves the pools; one that nobody serves is no fault, unless it is the stack's own."""
-    for name in sorted(POOLS.keys() & server.pools.keys()):
+    for name in sorted(_pools_of_prefect_yaml() & server.pools.keys()):
         is_ours = server.is_own and name == OWN_POOL
         online = api.online_workers(server.client, name)
         if is_ours and not stack.processes.running("worker"):  # the server notices after a while

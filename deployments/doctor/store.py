@@ -87,7 +87,7 @@ def _examine_named_store(
     stack: Stack, bucket: str | None, store: Findings, credentials: Findings
 ) -> None:
     try:
-        client = _within(lambda: connect(None)[0], "the object store", IMPORT_S)
+        client = _within(lambda: connect(None), "the object store", IMPORT_S)
     except UpsError as error:
         credentials.fault("this shell's", str(error), "")  # it says the remedy itself
         return

@@ -19,7 +19,8 @@ from deployments.doctor import machine, server, store
 from deployments.doctor.findings import Findings
 from deployments.doctor.server import _named_server as named_server
 from deployments.layout import Stack
-from deployments.stack import PARTS, POOLS, deployment_names
+from deployments.servers import NamedServer, ServerFault, ask_for_pools
+from deployments.stack import PARTS, deployment_names
 from tests.live import free_ports
 from ups.machine import gpu
 from ups.machine.host import versions
@@ -33,7 +34,7 @@ def bare(tmp_path, monkeypatch):
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("UPS_STACK_DIR", str(tmp_path / ".stack"))
-    monkeypatch.setattr(server, "_named_server", lambda _: (None, {}))
+    monkeypatch.setattr(server, "_named_server", lambda _: None)
 
 
 @pytest.fixture
@@ -110,8 +111,7 @@ def deployments(pool_name="local"):
 
 
 def pools_of(client, is_own=True):
-    fault, pools = server._ask(client)
-    assert fault is None
+    pools = ask_for_pools(client)
     findings = Findings("pool")
     server._examine_pools(server.Server("http://x/api", is_own, client, pools), findings)
     return of(findings, "pool")
@@ -128,14 +128,14 @@ def test_pools_are_looked_at_that_deployments_go_to():
     some = pools_of(api([pool("local")], deployments()[1:]))["deployments"]
     assert (some.status, deployments()[0]["name"] in some.what) == ("fault", True)
     foreign = pools_of(api([pool("local")], []), is_own=False)["deployments"]
-    assert (foreign.status, foreign.remedy) == ("warn", "`prefect deploy --all`")
+    assert (foreign.status, foreign.remedy) == ("warn", "`ups deploy --pool NAME`")
 
 
 def test_a_server_that_answers_is_looked_at_with_its_pools_and_workers(stack, running, monkeypatch):
     running("prefect-server", "worker", "object-store")
     workers = [{"name": "ups-local", "status": "ONLINE"}]
-    answering = api([pool(name) for name in POOLS], deployments(), workers)
-    monkeypatch.setattr(server.httpx, "Client", lambda **_: answering)
+    answering = api([pool(name) for name in ("local", "gpu")], deployments(), workers)
+    monkeypatch.setattr(Stack, "client", lambda *_: answering)
     found, answers = server.examine_servers(stack)
     assert answers
     assert {one.status for one in found} == {"ok", "warn", "skip"}
@@ -161,10 +161,10 @@ def test_a_server_that_is_of_no_use_is_a_fault_with_the_next_move(answer, what, 
         return answer
 
     client = httpx.Client(base_url="http://x/api", transport=httpx.MockTransport(respond))
-    fault, pools = server._ask(client)
-    assert pools == {}
-    assert what in fault[0]
-    assert remedy in fault[1]
+    with pytest.raises(ServerFault) as caught:
+        ask_for_pools(client)
+    assert what in caught.value.what
+    assert remedy in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_settings_that_prefect_refuses_are_a_fault_without_their_values(monkeypa
     refused = functools.partial(APISettings.model_validate, {"request_timeout": "secret"})
     monkeypatch.setattr("prefect.settings.get_current_settings", refused)
     findings = Findings("server")
-    assert named_server(findings) == (None, {})
+    assert named_server(findings) is None
     assert "request_timeout: Input should be a valid number" in findings[0].what
     assert (findings[0].status, "secret" in findings[0].text) == ("fault", False)
 
@@ -190,7 +190,7 @@ def test_settings_that_prefect_refuses_are_a_fault_without_their_values(monkeypa
 def test_a_named_server_that_does_not_answer_is_a_fault(stack, monkeypatch):
     (port,) = free_ports(1)
     url = f"http://me:secret@127.0.0.1:{port}/api"
-    monkeypatch.setattr(server, "_named_server", lambda _: (url, {}))
+    monkeypatch.setattr(server, "_named_server", lambda _: NamedServer(url))
     found, answers = server.examine_servers(stack)
     own, named = of(found, "server")["this machine's"], of(found, "server")["this shell's"]
     assert (own.status, named.status, answers) == ("skip", "fault", False)
@@ -213,11 +213,11 @@ def running(monkeypatch):
 
 def test_a_worker_that_died_is_a_fault_though_the_server_still_calls_it_online(stack, running):
     workers = [{"name": "ups-local", "status": "ONLINE"}]
-    client = api([pool(name) for name in POOLS], deployments(), workers)
+    client = api([pool(name) for name in ("local", "gpu")], deployments(), workers)
 
     def look():
         findings = Findings("worker")
-        seen = server.Server("http://x/api", True, client, server._ask(client)[1])
+        seen = server.Server("http://x/api", True, client, ask_for_pools(client))
         server._examine_workers(seen, stack, findings)
         return of(findings, "worker")
 
@@ -250,7 +250,7 @@ def test_the_store_of_the_shell_is_asked_with_the_keys_of_the_shell(stack, s3, m
         assert (wrong.status, "no such bucket" in wrong.what) == ("fault", True), wrong
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-that-is-long")
         refused = of(store.examine_stores(stack, None), "store")["this shell's"]
-        assert (refused.status, "refuses access" in refused.what) == ("fault", True), refused
+        assert (refused.status, "SignatureDoesNotMatch" in refused.what) == ("fault", True), refused
         assert "another-that-is-long" not in refused.text
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         half = of(store.examine_stores(stack, None), "credentials")["this shell's"]
@@ -270,7 +270,7 @@ def test_keys_for_one_bucket_are_no_fault_and_wrong_ones_are(
 
     meta = SimpleNamespace(endpoint_url="https://s3.example")
     client = SimpleNamespace(meta=meta, list_buckets=list_buckets)
-    monkeypatch.setattr(store, "connect", lambda _: (client, None))
+    monkeypatch.setattr(store, "connect", lambda _: client)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     found = store.examine_stores(stack, None)

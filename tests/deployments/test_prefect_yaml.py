@@ -2,8 +2,9 @@ import re
 
 import yaml
 
+from deployments import rented
 from deployments.layout import PROJECT_DIR
-from deployments.stack import POOLS
+from deployments.stack import POOLS, deployment_names
 from ups.config import load_config
 
 DEPLOYMENTS = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())["deployments"]
@@ -12,14 +13,15 @@ DEPLOYMENTS = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())["deploy
 def test_the_local_and_the_gpu_deployment_are_there():
     pools = {d["name"]: d["work_pool"]["name"] for d in DEPLOYMENTS}
     assert pools["train-burgers"] == "local"
-    assert pools["gpu"] == pools["rented"] == "gpu"
+    assert pools["gpu"] == pools["rented"] == rented.POOL
+    assert deployment_names() == {"train-burgers", "benchmark", "benchmark-startup"}  # of `ups up`
 
 
 def test_every_deployment_names_a_flow_a_pool_a_warm_start_and_a_config_that_are_there():
     for deployment in DEPLOYMENTS:
         assert re.fullmatch(r"flows/\w+\.py:\w+", deployment["entrypoint"])
         pool = deployment["work_pool"]
-        assert pool["name"] in POOLS
+        assert pool["name"] in {*POOLS, rented.POOL}
         assert pool["job_variables"]["command"] == "python -I -S deployments/start.py"
         assert deployment["description"]
         assert deployment["tags"]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from deployments.layout import BIN_DIR
+from deployments.stack import deployment_names
 from tests.live import wait_until
 from tests.proxy import serving_proxy
 from ups.config import SPLITS
@@ -191,15 +192,18 @@ def test_status_says_what_runs_and_where(live):
 
 
 def test_up_has_made_pools_and_deployments_whose_form_describes_every_field(live):
-    for pool in ("local", "gpu"):
-        template = live.ask("GET", f"/work_pools/{pool}")["base_job_template"]
-        assert "working_dir" in template["variables"]["properties"], "the UI's form needs it"
+    template = live.ask("GET", "/work_pools/local")["base_job_template"]
+    assert "working_dir" in template["variables"]["properties"], "the UI's form needs it"
     deployment = live.deployment("train-burgers/train-burgers")
     assert deployment["parameters"] == {"config": "smoke"}
     fields = deployment["parameter_openapi_schema"]["properties"]
     assert {"config", "latent_dim", "epochs", "features", "overrides"} <= fields.keys()
     assert [name for name, field in fields.items() if not field.get("description")] == []
-    assert live.deployment("train-burgers/gpu")["work_pool_name"] == "gpu"
+    # None for a GPU or a rented machine, which nobody serves here: it would stand Not Ready.
+    assert {one["name"] for one in live.ask("POST", "/deployments/filter", {})} <= {
+        *deployment_names(),
+        *("in-one-go", "in-an-hour"),
+    }
     assert str(live.stack.prefect_port) in (live.folder / "prefect.toml").read_text()
 
 

@@ -5,11 +5,15 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
+import httpx
 import pytest
-from prefect.client.schemas.objects import State
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runner._cancellation_manager import CancellationManager
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
+from deployments.patience import be_patient
 from deployments.worker import Waker, Worker, cancel_only_what_is_cancelling
 
 
@@ -121,3 +125,44 @@ def test_an_event_that_is_told_again_cancels_no_retry(monkeypatch, kind):
     manager = CancellationManager(**parts, client=SimpleNamespace(read_flow_run=read_flow_run))
     asyncio.run(manager.cancel_by_id(run.id))
     assert cancelled == ([run] if kind == "CANCELLING" else [])
+
+
+@pytest.mark.parametrize(("busy", "is_answered"), [(8, True), (1_000_000, False)])
+def test_a_server_that_is_busy_for_long_crashes_no_run(monkeypatch, busy, is_answered):
+    """SQLite answers 503 at once; Prefect's own client gives up after six of them."""
+    run, asked = FlowRun(flow_id=uuid4(), name="queued"), []
+
+    def answer(request):
+        asked.append(request.url.path)
+        if len(asked) <= busy:
+            return httpx.Response(503, json={"exception_message": "Service Unavailable"})
+        return httpx.Response(200, json=run.model_dump(mode="json"))
+
+    async def no_wait(_):
+        pass
+
+    async def read():
+        transport = httpx.MockTransport(answer)
+        client = PrefectClient("http://x/api", httpx_settings={"transport": transport})
+        be_patient(client, for_s=60 if is_answered else 0)
+        return await client.read_flow_run(run.id)
+
+    monkeypatch.setattr("prefect.client.base.anyio", SimpleNamespace(sleep=no_wait))
+    if is_answered:
+        assert asyncio.run(read()).id == run.id
+        assert len(asked) == busy + 1
+    else:
+        with pytest.raises(PrefectHTTPStatusError, match="503"):
+            asyncio.run(read())
+        assert len(asked) >= 6
+
+
+def test_the_worker_that_prefect_sets_up_is_patient(monkeypatch):
+    async def setup(self):
+        self._client = "its client"
+
+    patient = []
+    monkeypatch.setattr(ProcessWorker, "setup", setup)
+    monkeypatch.setattr("deployments.worker.be_patient", patient.append)
+    asyncio.run(Worker(work_pool_name="pool").setup())
+    assert patient == ["its client"]

@@ -1,0 +1,191 @@
+"""Deploy to a Prefect server that is there already: what its pool and deployments lack is made.
+
+Everything that can be found wrong is looked at before anything is made. What was made is removed
+again if it cannot be finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from deployments import prefect_api as api
+from deployments.layout import BIN_DIR, StackError, require_clone
+from deployments.pools import POOL_KINDS, PoolKind
+from deployments.servers import NO_ANSWER, NamedServer, ServerFault, ask_for_pools, named_server
+from deployments.stack import prefect_yaml
+from ups import PROJECT_DIR
+from ups.data.s3errors import redacted
+
+DESCRIPTION = "Training of neural PDE simulators, made by `ups deploy`."
+NO_SERVER = (
+    "no Prefect server is named: `export PREFECT_API_URL=https://…/api`, with "
+    "PREFECT_API_AUTH_STRING or PREFECT_API_KEY where it wants a login; `ups up` starts one here"
+)
+DEPLOY_TIMEOUT_S = 120.0
+TAIL_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What there is now; `made_pool` says whether it is new.
+
+    Attributes:
+        deployments: `<flow>/<deployment>`, in the order of `prefect.yaml`.
+    """
+
+    server: str
+    pool: str
+    kind: PoolKind
+    made_pool: bool
+    deployments: list[str]
+
+
+def deploy(
+    pool: str, kind: PoolKind = "process", names: Sequence[str] = (), image: str | None = None
+) -> Deployed:
+    """Send deployments of `prefect.yaml` to a work pool of the server that this shell names.
+
+    Args:
+        names: of the deployments; none: `train-burgers`.
+        image: of the container that a run gets; None: what the pool says.
+    Raises:
+        StackError: there is no server, it refuses, the pool is of another type, or a deployment
+            is in use elsewhere; nothing was made then.
+    """
+    require_clone()
+    wanted = _wanted(names or ["train-burgers"], pool, kind, image)
+    server = named_server()
+    if server is None:
+        raise StackError(NO_SERVER)
+    with server.client() as client:
+        try:
+            _check_pool(server, ask_for_pools(client), pool, kind, image)
+            known = {name: api.read_deployment(client, name) for name in wanted}
+            _check_deployments(server, known, pool)
+            made_pool = api.create_pool(client, pool, DESCRIPTION, kind)
+            try:
+                _register(server, list(wanted.values()))
+            except BaseException:
+                _undo(client, [name for name, found in known.items() if not found], made_pool, pool)
+                raise
+        except ServerFault as fault:
+            raise ServerFault(f"{server.shown}: {fault.what}", fault.remedy) from None
+        except httpx.HTTPStatusError as error:
+            said = f"HTTP {error.response.status_code}: {error.response.text[:200]}"
+            raise StackError(f"{server.shown}: {said}; nothing was deployed") from None
+        except httpx.HTTPError as error:
+            raise ServerFault(f"{server.shown}: no answer ({error!r})", NO_ANSWER) from None
+    return Deployed(server.shown, pool, kind, made_pool, list(wanted))
+
+
+def _wanted(
+    names: Sequence[str], pool: str, kind: PoolKind, image: str | None
+) -> dict[str, dict[str, Any]]:
+    """`<flow>/<deployment>` → what `prefect.yaml` says of it, sent to the pool."""
+    known = {deployment["name"]: deployment for deployment in prefect_yaml()["deployments"]}
+    if unknown := [name for name in names if name not in known]:
+        raise StackError(
+            f"no deployment {unknown[0]!r} in prefect.yaml, expected one of {', '.join(known)}"
+        )
+    found = {}
+    for name, deployment in known.items():
+        if name not in names:
+            continue
+        changed = copy.deepcopy(deployment)
+        variables = changed["work_pool"]["job_variables"]
+        if kind != "process":  # a container begins in the folder that its image says
+            del variables["working_dir"]
+        if image is not None:
+            variables["image"] = image
+        changed["work_pool"] = {"name": pool, "job_variables": variables}
+        found[f"{flow_name(deployment)}/{name}"] = changed
+    return found
+
+
+def flow_name(deployment: Mapping[str, Any]) -> str:
+    """The name of a deployment's flow, which is called like its function."""
+    return str(deployment["entrypoint"].rpartition(":")[2].replace("_", "-"))
+
+
+def _check_pool(
+    server: NamedServer,
+    pools: Mapping[str, Mapping[str, Any]],
+    pool: str,
+    kind: PoolKind,
+    image: str | None,
+) -> None:
+    found = pools.get(pool)
+    if found is None:
+        if kind != "process" and image is None:
+            raise StackError(
+                f"no image for the new pool {pool} of type {kind}: give --image NAME:TAG, one that "
+                "has this project in its working directory"
+            )
+    elif found["type"] != kind:
+        hint = f"--pool-type {found['type']}, or " if found["type"] in POOL_KINDS else ""
+        raise StackError(
+            f"pool {pool} at {server.shown} is of type {found['type']}, expected {kind}: "
+            f"give {hint}another name with --pool"
+        )
+
+
+def _check_deployments(
+    server: NamedServer, known: Mapping[str, Mapping[str, Any] | None], pool: str
+) -> None:
+    """None of them serves another pool, whose runs would go elsewhere from now on."""
+    for name, found in known.items():
+        if found and found["work_pool_name"] not in (pool, None):
+            raise StackError(
+                f"{name} at {server.shown} goes to the pool {found['work_pool_name']}: give "
+                f"--pool {found['work_pool_name']}, or `prefect deployment delete {name}` first"
+            )
+
+
+def _register(server: NamedServer, deployments: list[dict[str, Any]]) -> None:
+    """Have Prefect's own CLI deploy them, from a file that is made for it."""
+    tree = {**prefect_yaml(), "deployments": deployments}
+    tree.pop("definitions", None)
+    env = {**os.environ, **server.env, "PREFECT_PLUGINS_ENABLED": "false", "NO_COLOR": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(yaml.safe_dump(tree, sort_keys=False))
+        command = [str(BIN_DIR / "prefect"), "--no-prompt", "deploy", "--all"]
+        command += ["--prefect-file", str(file)]
+        try:
+            done = subprocess.run(
+                command,
+                env=env,
+                cwd=PROJECT_DIR,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=DEPLOY_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise StackError(
+                f"`prefect deploy` did not end in {DEPLOY_TIMEOUT_S:.0f} s; nothing was deployed"
+            ) from None
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).strip().splitlines()[-TAIL_LINES:])
+        raise StackError(f"`prefect deploy` failed, nothing was deployed: {redacted(said)}")
+
+
+def _undo(client: httpx.Client, new: Sequence[str], made_pool: bool, pool: str) -> None:
+    """Remove what was not there before, as far as the server still answers."""
+    with contextlib.suppress(httpx.HTTPError):
+        for name in new:
+            if number := api.find_deployment(client, name):
+                api.delete_deployment(client, number)
+        if made_pool:
+            api.delete_pool(client, pool)

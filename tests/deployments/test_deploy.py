@@ -1,0 +1,209 @@
+"""An existing server with a login, on PostgreSQL, and a store with keys of its own.
+
+The server is a stack's, started with login and database; `ups deploy`, the worker and the run know
+nothing of that stack but the address.
+"""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deployments import deploy
+from deployments.doctor.server import examine_servers
+from deployments.follow import follow
+from deployments.layout import BIN_DIR, PROJECT_DIR, Stack, StackError
+from deployments.servers import NamedServer
+from deployments.stack import up
+from tests.live import free_ports
+from ups.config import SPLITS, load_config
+from ups.data.seed import seed
+
+LOGIN, PASSWORD = "admin:of the server", "of-the-database"
+RUN = "train-burgers/gpu"
+
+
+def find_initdb():
+    """Debian keeps it out of PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(shutil.which("initdb") or (found[-1] if found else ""))
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """The address of a database with a password, in a cluster of its own."""
+    initdb = find_initdb()
+    if not initdb.is_file():
+        pytest.skip("needs PostgreSQL's initdb: `apt-get install postgresql`")
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
+    with tempfile.TemporaryDirectory() as name:
+        folder, (port,) = Path(name), free_ports(1)
+        if user:
+            shutil.chown(folder, "postgres")
+        (folder / "password").write_text(PASSWORD)
+        cluster = ["-D", str(folder / "db")]
+        options = ["-U", "ups", "-A", "scram-sha-256", "--no-sync", "--pwfile", folder / "password"]
+        quick = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
+        subprocess.run([initdb, *cluster, *options], **quick)
+        control = [initdb.with_name("pg_ctl"), *cluster, "-w", "-l", folder / "log"]
+        server = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
+        subprocess.run([*control, "-o", server, "start"], **quick)
+        try:
+            yield f"postgres://ups:{PASSWORD}@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], **quick)
+
+
+@pytest.fixture(scope="module")
+def live(new_stack, postgres, tmp_path_factory):
+    secrets = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "UPS_DATABASE_URL": postgres}
+    with new_stack(tmp_path_factory.mktemp("live"), **secrets) as live:
+        done = live.ups("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield live
+
+
+@pytest.fixture(scope="module")
+def elsewhere(live, tmp_path_factory):
+    """`elsewhere("deploy", …)`: `ups` in a folder and with a stack of another machine."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_", "UPS_"))}
+    bare |= {"UPS_STACK_DIR": str(folder / ".stack"), "PREFECT_HOME": str(folder / "prefect")}
+    bare |= {"PATH": f"{BIN_DIR}{os.pathsep}{os.environ['PATH']}"}  # as the lines of the docs do
+    bare |= {"PYTHONPATH": str(PROJECT_DIR), "PREFECT_API_URL": live.stack.api_url}
+
+    def ups(*arguments, login=LOGIN, **changes):
+        env = {**bare, **({"PREFECT_API_AUTH_STRING": login} if login else {}), **changes}
+        command = [sys.executable, "-m", "deployments.cli.app", *arguments]
+        return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+
+    ups.env = {**bare, "PREFECT_API_AUTH_STRING": LOGIN}
+    return ups
+
+
+def test_the_password_of_the_database_stands_in_no_command_line_log_or_open_file(live):
+    assert httpx.post(f"{live.stack.api_url}/work_pools/filter", json={}).status_code == 401
+    processes = [live.stack.processes.running(part) for part in ("prefect-server", "worker")]
+    for secret in (PASSWORD, LOGIN):
+        for process in processes:
+            assert not any(secret in word for word in process.cmdline())
+        assert not [
+            log for log in live.folder.rglob("*.log") if secret in log.read_text(errors="replace")
+        ]
+    holding = [
+        path
+        for path in live.folder.rglob("*")
+        if path.is_file() and path.stat().st_size < 1 << 20 and LOGIN in path.read_text("latin-1")
+    ]
+    assert {path.name for path in holding} == {"server.env", "prefect.toml"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+    assert PASSWORD not in processes[1].environ().get("UPS_DATABASE_URL", "")
+    assert not any(PASSWORD in value for value in processes[1].environ().values())
+    assert not list(live.folder.rglob("prefect.db"))  # nothing lies in SQLite
+
+
+def test_later_commands_know_the_login_and_refuse_another(live, monkeypatch):
+    monkeypatch.setenv("UPS_STACK_DIR", live.env["UPS_STACK_DIR"])
+    later = Stack.find()  # of a shell that has none of the variables
+    assert later == live.stack
+    found = {one.group: one for one in examine_servers(later)[0] if one.name == "local"}
+    assert (found["pool"].status, found["worker"].what) == ("ok", "ups-local online")
+    with pytest.raises(StackError, match="no flow run 00000000 on "):
+        follow(later, "00000000", print)
+    for name in ("PREFECT_SERVER_API_AUTH_STRING", "UPS_DATABASE_URL"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "")
+            with pytest.raises(StackError, match=f"than {name} says, or with none"):
+                up(Stack.find(), print)
+    with pytest.raises(StackError, match="PREFECT_SERVER_API_AUTH_STRING to the one that it was"):
+        follow(replace(later, login="admin:no"), "0" * 8, print)
+
+
+def test_a_shell_without_the_login_is_told_in_one_line(elsewhere):
+    done = elsewhere("deploy", "--pool", "team", login=None)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "it wants a login (HTTP 401): set PREFECT_API_AUTH_STRING" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "expected"),
+    [
+        (None, {}, "no Prefect server is named"),
+        ("http://127.0.0.1:9/api", {}, "no answer .ConnectError.*: start that server"),
+        ("the stack's", {"login": "admin:no"}, r"it refuses this login \(HTTP 401\)"),
+        ("the stack's", {"kind": "docker"}, "no image for the new pool team of type docker"),
+        ("the stack's", {"names": ["x"]}, "no deployment 'x' in prefect.yaml"),
+        ("the stack's", {}, "api goes to the pool local: give --pool local, or"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_made(live, monkeypatch, server, options, expected):
+    login = {"PREFECT_API_AUTH_STRING": options.pop("login", LOGIN)}
+    url = live.stack.api_url if server == "the stack's" else server
+    monkeypatch.setattr(deploy, "named_server", lambda: url and NamedServer(url, login))
+    with pytest.raises(StackError, match=expected):
+        deploy.deploy("team", **options)
+    assert {pool["name"] for pool in live.ask("POST", "/work_pools/filter", {})} == {"local"}
+
+
+def test_what_cannot_be_finished_is_removed_again(live, monkeypatch):
+    server = NamedServer(live.stack.api_url, {"PREFECT_API_AUTH_STRING": LOGIN})
+    monkeypatch.setattr(deploy, "named_server", lambda: server)
+    monkeypatch.setattr(deploy, "BIN_DIR", Path("/bin"))
+    with pytest.raises(FileNotFoundError):
+        deploy.deploy("team", names=["gpu"])
+    assert {pool["name"] for pool in live.ask("POST", "/work_pools/filter", {})} == {"local"}
+
+
+@pytest.fixture(scope="module")
+def deployed(elsewhere):
+    return elsewhere("deploy", "--pool", "team", "--name", "gpu")
+
+
+def test_a_worker_elsewhere_trains_with_a_store_of_other_keys(
+    live, elsewhere, deployed, s3, write_tiny, tmp_path
+):
+    assert deployed.returncode == 0, deployed.stderr
+    assert "team, process, made" in deployed.stdout
+    config = write_tiny(
+        tmp_path / "tiny.yaml",
+        runs_dir=str(tmp_path / "runs"),
+        data__root=str(tmp_path / "staged"),
+        data__sources={split: [{"key": f"team/{split}.h5"}] for split in SPLITS},
+        data__generate__num_trajectories={"train": 4, "val": 2, "test": 2},
+        training__latent_cache_dir=str(tmp_path / "cache"),
+        stages__operator__epochs=1,
+    )
+    with s3.used():
+        seed(load_config(str(config)), lambda *_: None)
+    prefect = BIN_DIR / "prefect"
+    run = [prefect, "deployment", "run", RUN, "-p", f"config={config}"]
+    done = subprocess.run(run, env=elsewhere.env, capture_output=True, text=True)
+    run_id = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)[1]
+    start = [prefect, "worker", "start", "--pool", "team", "--run-once"]
+    env = {**elsewhere.env, **s3.env}
+    worker = subprocess.run(start, env=env, cwd=PROJECT_DIR, capture_output=True, text=True)
+    ended = live.wait_for_state(run_id)
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + worker.stderr
+    assert ended["work_pool_name"] == "team"
+
+
+@pytest.mark.usefixtures("deployed")
+def test_deploying_again_changes_nothing_and_another_type_is_refused(live, monkeypatch):
+    server = NamedServer(live.stack.api_url, {"PREFECT_API_AUTH_STRING": LOGIN})
+    monkeypatch.setattr(deploy, "named_server", lambda: server)
+    before = live.deployment(RUN)
+    again = deploy.deploy("team", names=["gpu"])
+    assert (again.made_pool, again.deployments) == (False, [RUN])
+    after = live.deployment(RUN)
+    assert {key for key in before if before[key] != after[key]} <= {"updated", "last_polled"}
+    other = "is of type process, expected docker: give --pool-type process"
+    with pytest.raises(StackError, match=other):
+        deploy.deploy("team", "docker", ["gpu"])
