@@ -33,6 +33,7 @@ FORM_SOURCES = (
     "ups/machine/page_cache.py",
     "ups/startup/judge/limits.py",
     "ups/startup/measure/records.py",
+    "ups/startup/measure/scenarios.py",
 )
 DEPLOY_COMMAND = ["prefect", "--no-prompt", "deploy", "--all"]
 READY_TIMEOUT_S = 120.0

@@ -39,7 +39,7 @@ from ups.startup.measure.records import (
     estimate_duration,
     new_record,
 )
-from ups.startup.measure.scenarios import Scenario, choose, in_turn, overrides_of
+from ups.startup.measure.scenarios import KnownName, Scenario, choose, in_turn, overrides_of
 from ups.startup.show.wording import headline, seconds
 
 log = logging.getLogger("ups.flow")
@@ -56,7 +56,7 @@ def _name() -> str:
 
 @flow(name="benchmark-startup", flow_run_name=_name)
 def benchmark_startup(
-    scenarios: list[str] = ["nightly"],  # noqa: B006 (a schema's default, never changed)
+    scenarios: list[KnownName] = ["nightly"],  # noqa: B006 (a schema's default, never changed)
     repeats: Annotated[int, Field(ge=1)] = 5,
     num_trajectories: Annotated[int, Field(ge=8)] = 512,
     page_cache: PageCache = "kept",

@@ -4,12 +4,13 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from flows import benchmark_startup
 from ups.errors import BenchmarkError, RegressionFound
 from ups.startup.measure.bounds import Rates
 from ups.startup.measure.records import RunRecord
-from ups.startup.measure.scenarios import BY_NAME, choose, in_turn
+from ups.startup.measure.scenarios import BY_NAME, SETS, choose, in_turn
 
 
 @pytest.fixture
@@ -73,6 +74,11 @@ def test_the_scenarios_alternate_in_a_balanced_order(benchmark):
     chosen = choose(["nightly"], has_gpu=False)
     expected = [(s.name, repeat) for repeat in (1, 2, 3, 4) for s in in_turn(chosen, repeat)]
     assert benchmark(["nightly"]) == [f"4 {name} {repeat}" for name, repeat in expected]
+
+
+def test_the_form_of_a_run_knows_the_scenarios_that_there_are():
+    form = parameter_schema(benchmark_startup.benchmark_startup.fn).model_dump()
+    assert form["properties"]["scenarios"]["items"]["enum"] == [*SETS, *BY_NAME]
 
 
 def test_a_regression_and_in_the_set_of_the_plan_what_it_asks_and_is_not_met_fail_the_flow(
