@@ -157,6 +157,13 @@ def test_one_wild_run_changes_no_verdict(factor, step_s, num):
             assert found.kind == expected.kind, (night, index)
 
 
+def test_one_wild_night_in_the_history_does_not_widen_the_limits():
+    for wild_s in 0.0, 20.0:
+        extra_s = {5: wild_s, 11: 0.3}
+        runs = nights(12, noise=0.01, change=lambda n, s=extra_s: {"download": s.get(n, 0.0)})
+        assert verdict_of(runs).kind == "worse"
+
+
 # Too little to judge by
 
 
