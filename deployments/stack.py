@@ -44,6 +44,7 @@ FORM_SOURCES = (
     "ups/machine/page_cache.py",
     "ups/startup/judge/limits.py",
     "ups/startup/measure/records.py",
+    "ups/startup/measure/scenarios.py",
 )
 READY_TIMEOUT_S = 120.0
 POLL_S = 0.1

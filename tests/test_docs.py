@@ -111,7 +111,7 @@ def check_ups(command: str, parsed: dict[str, object]) -> None:
     if command == "run":
         check_parameters(parsed["param"] or [])
     elif command == "benchmark":
-        choose(parsed["scenarios"].split(","), has_gpu=False)
+        choose(",".join(parsed["scenarios"]).split(","), has_gpu=False)
         given = {text.split("=", 1)[0] for text in parsed["param"] or []}
         assert given <= inspect.signature(benchmark_startup.fn).parameters.keys()
 

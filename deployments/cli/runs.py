@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -16,7 +16,15 @@ import typer
 from deployments.cli.stack import Host, PartLines, PrefectPort, S3Port, bring_up
 from ups.cli import completion
 from ups.cli.console import CANCELLED, FAILED, INTERRUPTED, TIMED_OUT, errors_shown, print_json
-from ups.cli.options import CONFIG_HELP, JsonOption, ParamOption, TimeoutOption, key_value, once
+from ups.cli.options import (
+    CONFIG_HELP,
+    JsonOption,
+    ParamOption,
+    TimeoutOption,
+    checked,
+    key_value,
+    once,
+)
 from ups.errors import ConfigError
 from ups.progress import Show, progress_shown
 
@@ -85,14 +93,15 @@ def follow(
 @app.command(epilog="Example: ups benchmark -s cold,warm --repeats 3")
 def benchmark(
     scenarios: Annotated[
-        str,
+        list[str],
         typer.Option(
             "--scenarios",
             "-s",
             help="Sets (nightly, plan, all) or scenarios, with commas between.",
+            callback=checked(lambda texts: _check_scenarios(_names(texts))),
             autocompletion=completion.scenarios,
         ),
-    ] = "nightly",
+    ] = ["nightly"],  # noqa: B006 (never changed)
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each scenario.")] = 5,
     param: ParamOption = None,
     host: Host = None,
@@ -105,6 +114,9 @@ def benchmark(
     The stack is started where it is needed: `up`, `prefect deployment run`, `report`.
     """
     given = dict(map(key_value, param or []))
+    for name in ("scenarios", "repeats"):
+        if name in given:
+            raise typer.BadParameter(f"give the {name} with --{name}, not with -p")
     with errors_shown():
         from deployments import follow as runs
         from deployments.cli.report import show_of_run
@@ -112,14 +124,28 @@ def benchmark(
 
         stack = Stack.find(host, prefect_port, s3_port)
         bring_up(stack, PartLines(as_json))
-        names = json.dumps([name.strip() for name in scenarios.split(",")])
-        parameters = [f"scenarios={names}", f"repeats={repeats}", *(param or [])]
+        parameters = [
+            f"scenarios={json.dumps(_names(scenarios))}",
+            f"repeats={repeats}",
+            *(param or []),
+        ]
         run_id = runs.trigger(stack, runs.BENCHMARK, parameters)
         _say_url(stack, run_id, as_json)
         ended = _follow_to_end(stack, run_id, None, as_json)
         own = given.get("folder")
         show_of_run(Path(own.strip('"')) if own else None, run_id, as_json)
         _exit_unless_completed(stack, ended)
+
+
+def _names(texts: Sequence[str]) -> list[str]:
+    """Of `-s cold,warm -s legacy` all three."""
+    return [name.strip() for text in texts for name in text.split(",")]
+
+
+def _check_scenarios(names: Sequence[str]) -> None:
+    from ups.startup.measure.scenarios import check_names
+
+    check_names(names)
 
 
 @app.command(epilog="Example: ups report --list --json")

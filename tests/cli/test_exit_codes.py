@@ -49,6 +49,10 @@ def invoke(*arguments):
         ),
         (["run", "-p", 'overrides={"a.b": 1, "a.b": 2}'], "overrides: a.b: given twice"),
         (["run", "-p", "epochs=1", "-p", "epochs=2"], "epochs: given twice"),
+        (["benchmark", "-s", "cold,hot"], "scenarios: found 'hot', expected sets (nightly"),
+        (["benchmark", "-s", "cold", "-s", "wram"], "did you mean warm?"),
+        (["benchmark", "-s", ""], "scenarios: found ''"),
+        (["benchmark", "-p", 'scenarios=["hot"]'], "give the scenarios with --scenarios"),
     ],
 )
 def test_a_wrong_command_line_is_2_and_starts_nothing(arguments, message, monkeypatch):

@@ -10,6 +10,31 @@ from ups.startup.measure.records import RunRecord
 DEFAULTS = Thresholds()
 PHASES = {"boot": 1.0, "download": 1.2, "first step": 1.8, "unaccounted": 0.1}  # of 4.1 s
 NIGHT_S = 86_400.0
+# Seconds of each phase and the sigma of its runs. Queue, boot and what a warm run has are those of
+# 18 warm runs in a row and 5 on an idle machine (two shared cores). Cold runs were measured beside
+# other work only (download 1.2 and 0.22 s); their sigmas here add up to 0.15 s, where five runs on
+# an idle machine (docs/benchmark.md) spread by 0.09.
+START = {"queue": (0.45, 0.08), "boot": (0.50, 0.05)}
+WARM_UP = {"warm-up": (0.11, 0.06)}
+MEASURED = {
+    "legacy": START
+    | {"download": (0.80, 0.09), "cache": (0.90, 0.10), "first step": (0.15, 0.03)}
+    | {"unaccounted": (0.12, 0.03)},
+    "cold": START
+    | WARM_UP
+    | {"download": (0.75, 0.09), "cache": (0.20, 0.05), "load": (0.40, 0.09)}
+    | {"first rows": (0.03, 0.02), "first step": (0.15, 0.05)},
+    "warm": START
+    | WARM_UP
+    | {"download": (0.14, 0.035), "validate": (0.03, 0.01), "first step": (0.035, 0.01)}
+    | {"unaccounted": (0.07, 0.02)},
+    "changed-config": START
+    | WARM_UP
+    | {"download": (0.14, 0.035), "cache": (0.15, 0.04), "load": (0.15, 0.05)}
+    | {"first step": (0.10, 0.04), "unaccounted": (0.06, 0.02)},
+}
+BETWEEN = 0.03  # from night to night: twice two benchmarks in a row lay 3 to 10 % apart
+POLLED_LATE, LATE_S = 0.02, 2.0  # of the runs, queued by as much more
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -60,6 +85,26 @@ def drawn_factors(num, rng, noise, between=None, repeats=5):
             [max(of_night + noise * rng.standard_normal(), 0.05) for _ in range(repeats)]
         )
     return factors
+
+
+def measured_night(scenario, rng, night=0, repeats=5, slower=None):
+    """Runs of one night: heavy tails (Student's t of 5), a factor of the night, a late poll."""
+    phases = MEASURED[scenario]
+    factor = 1 + BETWEEN * (rng.standard_normal() + rng.standard_normal(len(phases))) / 2**0.5
+    mean_s, sigma_s = np.array(list(phases.values())).T
+    noise = rng.standard_t(5, (repeats, len(phases))) * (3 / 5) ** 0.5
+    seconds = np.maximum(factor * mean_s + sigma_s * noise, 0.001)
+    names = list(phases)
+    seconds[:, 0] += LATE_S * (rng.random(repeats) < POLLED_LATE)
+    for name, more_s in (slower or {}).items():
+        seconds[:, names.index(name)] += more_s
+    start = run_of(night, scenario=scenario)
+    return [  # copies, as thousands would take long to validate
+        start.model_copy(
+            update={"ttfs_s": sum(of_run), "phases": dict(zip(names, of_run, strict=True))}
+        )
+        for of_run in seconds.tolist()
+    ]
 
 
 def with_waits(benchmarks, waited_s, *, seed=0, noise=0.02, between=None, factor_of_last=1.0):

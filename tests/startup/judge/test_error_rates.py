@@ -1,12 +1,24 @@
 """How often noise alone gets a verdict of worse, and a slowdown none: on many made-up histories."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.startup.judge.histories import nights, seeds, slower_download, verdict_of, with_waits
+from tests.startup.judge.histories import (
+    DEFAULTS,
+    MEASURED,
+    measured_night,
+    nights,
+    seeds,
+    slower_download,
+    verdict_of,
+    with_waits,
+)
+from ups.startup.judge.verdict import judge
 
 NUM_DRAWN = 400
+NUM_CALM = 200
 
 
 def shares_worse(num_nights, *, slower_by=1.0, waits_slower_by=1.0, **scatter):
@@ -67,3 +79,29 @@ def test_twice_the_time_is_worse_in_any_noise_of_five_percent(seed, repeats):
     runs = nights(24, seed=seed, noise=0.05, repeats=repeats, change=slower_download(4.1, since=23))
     verdict = verdict_of(runs)
     assert (verdict.kind, verdict.phase) == ("worse", "download")
+
+
+def found_worse(scenario, num_nights, seed, slower=None):
+    """The verdict of a night in measured noise; if it is worse, of as many runs again, too."""
+    rng = np.random.default_rng([seed, list(MEASURED).index(scenario)])
+    before = [measured_night(scenario, rng, night) for night in range(num_nights)]
+    now = measured_night(scenario, rng, num_nights, repeats=10, slower=slower)
+    verdict = judge(scenario, now[:5], before, DEFAULTS)
+    return judge(scenario, now, before, DEFAULTS) if verdict.kind == "worse" else verdict
+
+
+@pytest.mark.parametrize("phase", ["queue", "boot", "download", "load", "first step"])
+def test_a_cold_start_slower_by_300_ms_in_one_phase_is_found_after_ten_calm_benchmarks(phase):
+    verdicts = [found_worse("cold", 10, seed, {phase: 0.3}) for seed in range(40)]
+    found = [verdict for verdict in verdicts if verdict.kind == "worse"]
+    assert len(found) >= 36
+    assert sum(verdict.phase == phase for verdict in found) >= 0.95 * len(found)
+
+
+def test_of_calm_benchmarks_of_four_scenarios_at_most_one_in_200_is_called_worse():
+    alarms = [
+        seed
+        for seed in range(NUM_CALM)
+        if any(found_worse(scenario, 10, seed).kind == "worse" for scenario in MEASURED)
+    ]
+    assert len(alarms) <= NUM_CALM / 200

@@ -1,9 +1,15 @@
 """How far a time may be from what it was before it counts as changed.
 
-A benchmark counts by the median of its runs. The scatter of such medians is taken from the steps
-between benchmarks that follow each other, so neither a drift nor a step in the history passes for
-noise. While there are few, `between` is mixed in as if 4 steps had shown it, widened by how much
-the runs of one benchmark scatter. The margin is `sigmas` times the scatter of the difference.
+A benchmark counts by the median of its runs. The variance of such medians is taken from the steps
+between benchmarks that follow each other (von Neumann et al. 1941), so neither a drift nor a step
+in the history passes for noise; steps far beyond the others are cut. As a few steps may look calm
+by chance, `between`, widened by how much the runs of one benchmark scatter, is mixed in as if 4
+steps had shown it (a moderated variance: Smyth 2004). The margin is `sigmas` times the scatter of
+the difference: the limit of a prediction.
+
+A phase has the same kind of limit with settings of its own: it is shorter than the whole and
+scatters less, so it shows what the whole hides. With some 40 of them in a benchmark, they are held
+to more sigmas.
 """
 
 from __future__ import annotations
@@ -11,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import hypot, sqrt
-from statistics import median
+from math import hypot, inf, sqrt
+from statistics import fmean, median
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +30,7 @@ Reference = Literal["all", "newest", "oldest"]
 Times = Sequence[Sequence[float]]  # of benchmarks, oldest first: the seconds of their runs
 
 ASSUMED_STEPS = 4  # that `between` counts as
+CUT_SIGMAS = 2.5  # of the steps
 END = 3  # benchmarks, at either end of the history
 SIGMA_PER_MEDIAN = 1.2533  # of normal noise: of a median of n values, times sqrt(n)
 
@@ -47,11 +54,22 @@ class Thresholds(Model):
         2.0, gt=0, description="share of what it was that counts, however large the scatter"
     )
     least_s: float = Field(0.25, ge=0, description="seconds that nobody cares about")
+    phase_benchmarks: int = Field(5, ge=1, description="before, below which no phase is judged")
+    phase_relative: float = Field(0.1, ge=0, description="`relative` of a phase")
+    phase_sigmas: float = Field(4.0, ge=0, description="`sigmas` of a phase")
+    phase_between: float = Field(0.05, ge=0, description="`between` of a phase")
+    phase_least_s: float = Field(0.15, ge=0, description="`least_s` of a phase")
 
     @property
     def of_idle(self) -> Thresholds:
         """Those by which idle seconds are judged."""
         return self.model_copy(update={"sigmas": self.idle_sigmas})
+
+    @property
+    def of_phase(self) -> Thresholds:
+        """Those by which a phase is judged; none is certain, as a short one may double by noise."""
+        own = {name: getattr(self, f"phase_{name}") for name in ("relative", "sigmas", "between")}
+        return self.model_copy(update={**own, "least_s": self.phase_least_s, "certain": inf})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,7 @@ def _sigma(
     within_s = SIGMA_PER_MEDIAN * mad(apart_s) / sqrt(num_now)
     assumed_s = hypot(thresholds.between * median(medians), within_s)
     steps_s = [abs(new - old) for old, new in pairwise(medians)]
-    shown_s = SIGMA_PER_MAD * median(steps_s) / sqrt(2) if steps_s else 0.0
-    squares = ASSUMED_STEPS * assumed_s**2 + len(steps_s) * shown_s**2
+    most_s = CUT_SIGMAS * SIGMA_PER_MAD * median(steps_s) if steps_s else 0.0
+    shown = fmean([min(step_s, most_s) ** 2 for step_s in steps_s]) / 2 if steps_s else 0.0
+    squares = ASSUMED_STEPS * assumed_s**2 + len(steps_s) * shown
     return sqrt(squares / (ASSUMED_STEPS + len(steps_s)))

@@ -6,6 +6,9 @@ improvement; and of its oldest, which a drift too slow for the other two adds up
 worse if it is worse than one of them. So a slowdown that stays is reported until the benchmarks
 from before it have left the window; a smaller window forgets sooner.
 
+Each phase is judged likewise. One beyond its limit makes its scenario worse where TTFS went along
+with it, be that within TTFS's own limit: 0.3 s more of one phase drown in the scatter of them all.
+
 The idle seconds until the end of the first epoch are judged likewise, in a verdict of their own: a
 start may take its first step as early as ever, and then wait longer for its data.
 """
@@ -17,13 +20,14 @@ from statistics import median
 from typing import Literal
 
 from ups.config import Model
-from ups.startup.judge.limits import Reference, Thresholds, measure_shift
+from ups.startup.judge.limits import Reference, Shift, Thresholds, measure_shift
 from ups.startup.measure.records import BenchmarkRecord, RunRecord
 
 Kind = Literal["improved", "unchanged", "worse", "no verdict yet"]
 Figure = Literal["TTFS", "idle"]
 
 FIGURES: tuple[Figure, ...] = ("TTFS", "idle")
+WENT_ALONG = 0.25  # of what a phase got longer by: less, and others make up for it
 WAITS = "waits after the first step"  # the part of the idle seconds that is no phase
 KINDS: dict[int, Kind] = {-1: "improved", 0: "unchanged", 1: "worse"}
 
@@ -49,6 +53,7 @@ class Verdict(Model):
         num_before, num_benchmarks: the runs of that part, and the benchmarks that they are of.
         least_runs: before, below which there is no verdict. Verdicts of an earlier version have
             neither this nor `num_benchmarks`.
+        phase_limit_s: of `phase`, where that is what was crossed and not `limit_s`.
         moved_phases: of TTFS, beyond limits of their own, also where others make up for them.
     """
 
@@ -60,6 +65,7 @@ class Verdict(Model):
     after_s: float | None = None
     phase_before_s: float | None = None
     phase_after_s: float | None = None
+    phase_limit_s: float | None = None
     limit_s: float | None = None
     reference: Reference = "all"
     num_before: int
@@ -83,7 +89,9 @@ class Verdict(Model):
         elif self.phase is None:
             cause = "no single phase; "
         else:
-            cause = f"{self.phase} {_change(self.phase_before_s, self.phase_after_s)}; "
+            cause = f"{self.phase} {_change(self.phase_before_s, self.phase_after_s)}"
+            beyond = self.phase_limit_s
+            cause += "; " if beyond is None else f" (its limit {beyond:.2f} s); "
         times = f"{self.figure} {_change(self.before_s, self.after_s)}"
         limit = f"(limit {self.limit_s:.2f} s, median of {self._runs_before})"
         return f"{self.scenario}: {self.kind}: {cause}{times} {limit}{note}"
@@ -157,22 +165,29 @@ def judge(
     reference = [run for runs in window[shift.part] for run in runs]
     moved = _part_that_moved(reference, now, figure, shift.sign) if shift.sign else None
     phase, phase_before_s, phase_after_s = moved or (None, None, None)
+    kind, phase_limit_s = KINDS[shift.sign], None
+    are_judged = figure == "TTFS" and len(window) >= thresholds.phase_benchmarks
+    moved_phases = _moved_phases(window, now, thresholds.of_phase) if are_judged else ()
+    if kind == "unchanged" and (slower := _slower_phase(moved_phases, shift)):
+        kind, phase, phase_limit_s = "worse", slower.phase, slower.limit_s
+        phase_before_s, phase_after_s = slower.before_s, slower.after_s
     return Verdict(
         scenario=scenario,
         figure=figure,
-        kind=KINDS[shift.sign],
+        kind=kind,
         phase=phase,
         before_s=shift.before_s,
         after_s=shift.after_s,
         phase_before_s=phase_before_s,
         phase_after_s=phase_after_s,
+        phase_limit_s=phase_limit_s,
         limit_s=shift.limit_s,
         reference=shift.reference,
         num_before=len(reference),
         num_benchmarks=len(window[shift.part]),
         num_now=len(now),
         least_runs=thresholds.least_runs,
-        moved_phases=_moved_phases(window, now, thresholds) if figure == "TTFS" else (),
+        moved_phases=moved_phases,
     )
 
 
@@ -229,6 +244,13 @@ def _moved_phases(
             times = {"before_s": shift.before_s, "after_s": shift.after_s, "limit_s": shift.limit_s}
             moved.append(MovedPhase(phase=phase, **times))
     return tuple(moved)
+
+
+def _slower_phase(moved: Iterable[MovedPhase], shift: Shift) -> MovedPhase | None:
+    """The one that got longer by most, with TTFS going along; None where none did."""
+    least_s = (shift.after_s - shift.before_s) / WENT_ALONG
+    slower = [p for p in moved if 0 < p.after_s - p.before_s <= least_s]
+    return max(slower, key=lambda p: p.after_s - p.before_s, default=None)
 
 
 def _phases(runs: Iterable[RunRecord]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -79,27 +80,42 @@ SETS: dict[str, tuple[str, ...]] = {"nightly": PLAN, "plan": PLAN, "all": tuple(
 BASES: dict[str, str | None] = {scenario.name: scenario.base for scenario in SCENARIOS}
 
 
+# One that exists: a form offers these, and a server refuses others before there is a run.
+KnownName = Annotated[str, Field(json_schema_extra={"enum": [*SETS, *BY_NAME]})]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what is neither a set nor a scenario.
+
+    Raises:
+        ConfigError: an unknown name, or none at all.
+    """
+    for name in names:
+        if name not in SETS and name not in BY_NAME:
+            close = difflib.get_close_matches(name, [*SETS, *BY_NAME], n=1)
+            raise ConfigError(
+                f"scenarios: found {name!r}, expected sets ({', '.join(SETS)}) or scenarios "
+                f"({', '.join(BY_NAME)})" + (f"; did you mean {close[0]}?" if close else "")
+            )
+    if not names:
+        raise ConfigError("scenarios: found none, expected at least one")
+
+
 def choose(names: Sequence[str], has_gpu: bool) -> tuple[Scenario, ...]:
     """The scenarios of these names and sets, with the bases that they are compared with.
 
     Those that need a GPU are left out where there is none, unless asked for by name.
 
     Raises:
-        ConfigError: an unknown name, or one that needs a GPU where there is none.
+        ConfigError: an unknown name, none, or one that needs a GPU where there is none.
     """
+    check_names(names)
     wanted: set[str] = set()
     for name in names:
-        if name not in SETS and name not in BY_NAME:
-            raise ConfigError(
-                f"scenarios: found {name!r}, expected sets ({', '.join(SETS)}) or scenarios "
-                f"({', '.join(BY_NAME)})"
-            )
         if name in BY_NAME and BY_NAME[name].needs_gpu and not has_gpu:
             raise ConfigError(f"scenarios: {name} needs a GPU, and torch sees none here")
         members = SETS.get(name, (name,))
         wanted |= {m for m in members if has_gpu or not BY_NAME[m].needs_gpu}
-    if not wanted:
-        raise ConfigError("scenarios: found none, expected at least one")
     wanted |= {base for name in wanted if (base := BASES[name]) is not None}
     return tuple(scenario for scenario in SCENARIOS if scenario.name in wanted)
 
