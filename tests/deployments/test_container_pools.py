@@ -126,8 +126,21 @@ def test_a_pod_gets_a_gpu_the_claim_and_the_keys_and_is_not_root():
     assert "nvidia.com/gpu" not in without["resources"]["limits"]
 
 
-def test_no_key_stands_in_job_variables():
+def test_a_run_keeps_no_folder_of_its_worker():
+    [made] = re.findall(r"install -d -o ups -g ups (.+)", (FOLDER / "Dockerfile").read_text())
     for deployment in load("prefect.yaml")["deployments"]:
-        for name, value in deployment["work_pool"]["job_variables"]["env"].items():
-            if re.search("KEY|SECRET|TOKEN", name):
-                assert re.fullmatch(r"\{\{ prefect\.blocks\.secret\.[\w-]+ \}\}", value)
+        env = deployment["work_pool"]["job_variables"]["env"]
+        assert env["PREFECT_HOME"] in made.split()
+
+
+def test_keys_are_read_by_the_worker_and_stand_in_no_job_variable():
+    for deployment in load("prefect.yaml")["deployments"]:
+        env = deployment["work_pool"]["job_variables"]["env"]
+        assert [name for name in env if re.search("KEY|SECRET|TOKEN", name)] == []
+        assert "prefect.blocks" not in json.dumps(env)  # `prefect deploy` would resolve them
+    by_pool = load("docker-pool.json")["variables"]["properties"]["env"]["default"]
+    assert by_pool.keys() == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    blocks = r"\{\{ prefect\.blocks\.secret\.([\w-]+) \}\}"
+    named = {re.fullmatch(blocks, value)[1] for value in by_pool.values()}
+    page = (PROJECT_DIR / "docs" / "containers.md").read_text()
+    assert all(f"`{name}`" in page for name in named)
