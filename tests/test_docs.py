@@ -6,6 +6,7 @@ import os
 import pkgutil
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 import typer
@@ -30,6 +31,7 @@ TEXT = {
 CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")
+ENGINES = ("docker", "kubectl")  # their files exist; what they are told is not checked
 TOOLS = ("pre-commit", "pytest", "ruff", "vastai")
 
 
@@ -134,6 +136,15 @@ def check_prefect(arguments: list[str]) -> None:
             check_parameters(options[1::2])
         case ["worker", "start", "--pool", pool]:
             assert pool in {*POOLS, rented.POOL, *found(r"ups deploy --pool (\S+)")}
+        case ["work-pool", "create", _, "--type", kind, "--base-job-template", path]:
+            assert (ROOT / path).exists()
+            assert kind in path
+        case ["worker", "start", "--pool", pool, "--type", kind]:
+            assert (ROOT / "deployments" / "container" / f"{kind}-pool.json").exists()
+            assert pool == kind
+        case ["deploy", "--prefect-file", path, "--name", name]:
+            of_file = yaml.safe_load((ROOT / path).read_text())["deployments"]
+            assert name in {deployment["name"] for deployment in of_file}
         case ["deploy", "--name", name]:
             assert name in names
         case other:
@@ -150,6 +161,10 @@ def test_a_command_exists_with_its_options(command):
         check_ups(arguments[0], parse_ups(arguments))
     elif name == "prefect":
         check_prefect(arguments)
+    elif name in ENGINES:
+        given = [path for option, path in pairwise(arguments) if option == "-f"]
+        assert given
+        assert all((ROOT / path).exists() for path in given)
     elif name in TOOLS:
         assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()
         assert all((ROOT / a).exists() for a in arguments if "/" in a)
