@@ -56,6 +56,26 @@ SECOND_LOOK_S = 0.1
 LOOK_AHEAD_S = 30.0
 
 
+class QueueIsQuiet(logging.Filter):
+    """Of a run that waits for another of its deployment, say so at first and then ever more rarely.
+
+    Prefect's worker tries it again every few seconds, with two lines each time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tries: dict[object, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        run_id = getattr(record, "flow_run_id", None)
+        if record.msg.startswith("Aborted submission") and "'SCHEDULED'" in record.msg:
+            self._tries[run_id] = tries = self._tries.get(run_id, 0) + 1
+            record.msg, record.args = "waiting for another run, which goes first", ()
+            return tries & (tries - 1) == 0  # 1, 2, 4, 8, ...
+        is_again = run_id in self._tries and "submitting flow run" in record.msg
+        return not is_again
+
+
 def cancel_only_what_is_cancelling() -> None:
     """Have Prefect's worker look at a run's state before it ends the run for an event.
 
@@ -254,6 +274,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     share_tls_contexts()
     keep_environment_of_settings()
     cancel_only_what_is_cancelling()
+    logging.getLogger("prefect.flow_runs.worker").addFilter(QueueIsQuiet())
 
     async def run() -> None:
         task = asyncio.current_task()

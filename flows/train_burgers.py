@@ -16,11 +16,13 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
+from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.cache import cache_task, follow_latent_cache
 from tasks.cancel import told_from_a_crash
+from tasks.failures import failed_with, say_reasons_first, show_refusal
 from tasks.phases import (
     download,
     evaluate,
@@ -86,7 +88,7 @@ def train_burgers(
     features: Features | None = None,
     overwrite_cache: bool = False,
     resume_from: str | None = None,
-) -> None:
+) -> State[Any] | None:
     """Download PDEBench data, encode it once, train a latent operator, and show where time went.
 
     Args:
@@ -101,12 +103,24 @@ def train_burgers(
         resume_from: A checkpoint of another run to go on from. None: start new.
     """
     load_libraries_beside()
+    say_reasons_first()
     changes = dict(zip(PARAMETERS.values(), (latent_dim, latent_tokens, epochs, seed), strict=True))
     changes["features"] = features.model_dump() if features else None
     chosen = {key: value for key, value in changes.items() if value is not None}
     try:
-        resolved, changed = load_changed(config, {**(overrides or {}), **chosen})
+        _train(config, {**(overrides or {}), **chosen}, resume_from, overwrite_cache)
+    except UpsError as error:
+        return failed_with(error)
+    return None
+
+
+def _train(
+    config: str, chosen: dict[str, Any], resume_from: str | None, overwrite_cache: bool
+) -> None:
+    try:
+        resolved, changed = load_changed(config, chosen)
     except ConfigError as error:  # then not even the run's folder is known
+        show_refusal(Path(config).stem, error)
         validate_config(error)
         raise
     if resolved.training.device != "cpu":

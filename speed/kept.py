@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from matplotlib import rc_context
-
 from speed import inputs
 from speed.harness import Comparison, Contender, alternate
 from speed.s3 import BUCKET, make_objects, serve
@@ -22,12 +20,13 @@ from ups.files import write_json
 from ups.latents import store
 from ups.latents.latent_file import LatentFile
 from ups.runs.index import find_runs, short_ids
+from ups.runs.look import look, to_png
 from ups.runs.metrics import write_rows
 from ups.runs.stored import RunInfo
 from ups.startup.judge.compare import Spread, TrendPoint
 from ups.startup.judge.history import History, JudgedBenchmark, write_csv
 from ups.startup.measure.records import RunRecord
-from ups.startup.show.pictures import STYLE, to_png, trend_figure
+from ups.startup.show.pictures import trend_figure
 
 Measured = Callable[[], object]
 Make = Callable[[Settings, Path, int], AbstractContextManager[Measured]]
@@ -207,7 +206,7 @@ def _trend(_settings: Settings, _folder: Path, num: int) -> Iterator[Measured]:
         for name in SCENARIOS
         for i in range(num)
     ]
-    with rc_context(STYLE):
+    with look():
         yield lambda: to_png(trend_figure(points))
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from ups import files
+from ups.errors import Interrupted
 from ups.files import (
     LEFTOVER_AGE_S,
     exclusive_lock,
     is_locked,
     link_or_copy,
+    lock_holder,
     lock_now,
     read_json,
     start_writeback,
@@ -35,6 +37,15 @@ folder = Path(sys.argv[1])
 for _ in range(2):
     with exclusive_lock(folder / "lock"):
         print(is_locked(folder / "lock"))
+"""
+
+LOCK_AND_WAIT = """
+import sys
+from pathlib import Path
+from ups.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1]) / "lock"):
+    print("held", flush=True)
+    input()
 """
 
 
@@ -99,6 +110,30 @@ def test_a_lock_is_had_on_a_file_that_may_only_be_read(open_to_all, as_nobody):
     (open_to_all / "lock").touch(0o444)
     with as_nobody(), exclusive_lock(open_to_all / "lock"):
         assert is_locked(open_to_all / "lock")
+
+
+def test_who_waits_for_a_lock_is_told_whose_it_is_and_again_ever_more_rarely(
+    tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "ups.files")
+    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(files, "LOCK_POLL_S", 0.005)
+    path = tmp_path / "lock"
+    own, stop = lock_now(path), threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(Interrupted, match="stopped while waiting"), exclusive_lock(path, stop):
+        pass
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == f"waiting for this process, which holds {path}"
+    assert all(line.endswith("s so far") for line in lines[1:])
+    assert len(lines) == 3  # at 0, 0.05 and 0.25 s; the next at 1.05
+    os.close(own)
+    holder = [sys.executable, "-c", LOCK_AND_WAIT, tmp_path]
+    with subprocess.Popen(holder, stdin=-1, stdout=-1, text=True) as process:
+        process.stdout.readline()
+        assert lock_holder(path) == f"process {process.pid}"
+        process.communicate("\n")
+    assert lock_holder(path) == "another process"  # nobody's, or not to be seen from here
 
 
 def test_there_is_no_lock_in_a_folder_that_was_just_removed(tmp_path, monkeypatch):

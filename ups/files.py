@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CHECK = b'{"check": "'
 CHECK_DIGITS = 16
 LOCK_POLL_S = 0.05
+FIRST_PAUSE_S = 60.0  # before a wait for a lock is told again; each later one is four times as long
 DISK_MARGIN_BYTES = 64 << 20
 # Such as NFS without its lock service; NFS wants a file that is open for writing, too.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
@@ -225,11 +226,14 @@ def exclusive_lock(path: Path, stop: threading.Event | None = None) -> Iterator[
     Raises:
         Interrupted: `stop` was set while waiting.
     """
-    waiting = False
+    began = said = time.monotonic()
+    pause_s = 0.0
     while (fd := lock_now(path)) is None:
-        if not waiting:
-            waiting = True
-            log.info("waiting for another process that holds %s", path)
+        now = time.monotonic()
+        if now - said >= pause_s:
+            waited = f", for {now - began:.0f} s so far" if pause_s else ""
+            log.info("waiting for %s, which holds %s%s", lock_holder(path), path, waited)
+            said, pause_s = now, 4 * pause_s or FIRST_PAUSE_S
         if stop is not None and stop.is_set():
             raise Interrupted(f"stopped while waiting for the lock {path}")
         time.sleep(LOCK_POLL_S)
@@ -272,6 +276,22 @@ def is_locked(path: Path) -> bool:
         return not try_lock(fd)
     finally:
         os.close(fd)
+
+
+def lock_holder(path: Path) -> str:
+    """Who holds the lock: `this process`, `process 4711`, or `another process` if nobody knows.
+
+    The kernel knows it of processes of this machine, unless a container hides them.
+    """
+    with contextlib.suppress(OSError):
+        at = os.stat(path)
+        place = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            # 7: FLOCK  ADVISORY  WRITE 4711 fe:00:2605305 0 EOF
+            _, kind, _, _, pid, *rest = line.replace("-> ", "").split()
+            if kind == "FLOCK" and rest[0] == place and int(pid) > 0:
+                return "this process" if int(pid) == os.getpid() else f"process {pid}"
+    return "another process"
 
 
 def open_lock_file(path: Path, flags: int) -> int:

@@ -130,7 +130,7 @@ def test_what_has_two_sizes_or_cannot_be_asked_for_by_ranges_does_not_stream(
 
 def test_what_another_process_fetches_or_has_just_fetched_does_not_stream(come, dest):
     lock = lock_now(dest.parent / ".x.h5.lock")
-    with pytest.raises(CannotStream, match="another process is fetching"):
+    with pytest.raises(CannotStream, match="this process is fetching"):
         come().plan((), 1)
     os.close(lock)
     dest.touch()

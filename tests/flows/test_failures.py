@@ -29,11 +29,13 @@ def missing_bucket():
     return [{"key": "burgers1d/burgers1d_train.h5", "bucket": "nowhere"}]
 
 
-def test_a_wrong_config_fails_the_run_with_the_key(flow_config, run):
+def test_a_wrong_config_fails_the_run_with_the_key(flow_config, run, shown):
     state, tasks, _ = run(flow_config(), latent_tokens=7)
     assert state.is_failed()
     assert "latent.tokens: found 7, expected a divisor of the 256 points" in state.message
     assert tasks == {"0 validate-config": "Failed"}
+    page = shown(state)[1]["overhead"]
+    assert "latent.tokens: found 7" in page.split("**Failed:**")[1]
 
 
 def test_all_faults_fail_the_run_at_once_before_any_download(flow_config, run, tmp_path):
@@ -63,7 +65,7 @@ def test_all_faults_fail_the_run_at_once_before_any_download(flow_config, run, t
 
 
 def test_nan_in_the_data_fails_the_run_and_leaves_no_entry(
-    flow_config, run, tiny_data, s3_client, bucket, tmp_path
+    flow_config, run, tiny_data, s3_client, bucket, shown, tmp_path
 ):
     broken = tmp_path / "broken.h5"
     broken.write_bytes((tiny_data / "burgers1d_train.h5").read_bytes())
@@ -76,6 +78,11 @@ def test_nan_in_the_data_fails_the_run_and_leaves_no_entry(
     )
     assert state.is_failed()
     assert "trajectory 3" in state.message
+    page = shown(state)[1]["overhead"].splitlines()
+    assert page[0].startswith("## smoke: failed in ")
+    (how_far,) = [line for line in page if line.startswith("- came as far as: done: ")]
+    assert "0 validate-config" in how_far.partition("; failed: ")[0]
+    assert "not begun: evaluate" in how_far
     assert list(list_entries(tmp_path / "cache")) == []
 
 
@@ -116,7 +123,9 @@ def test_missing_credentials_fail_the_run_with_a_remedy_that_one_download_and_th
     downloads = [how for name, how in tasks.items() if "download" in name]
     assert sorted(downloads) == ["Cancelled", "Cancelled", "Failed"]
     told = [record.name for record in caplog.records if "AWS_ACCESS_KEY_ID" in record.message]
-    assert told == 2 * ["prefect.task_runs"] + 2 * ["prefect.flow_runs"]  # raised, and its end
+    assert told == 2 * ["prefect.task_runs"] + ["prefect.flow_runs"]  # its line, and the ends
+    assert not [record for record in caplog.records if record.exc_info]
+    assert state.message.startswith("StoreRefuses: ")  # not with Prefect's words
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")

@@ -294,9 +294,9 @@ def test_what_another_process_builds_or_fetches_is_left_to_it(streaming, what, c
     held = lock_now(entry if what == "the entry" else train)
     try:
         assert streaming(features__stream="auto")[1] is None
-        with pytest.raises(ConfigError, match="found on, but another process"):
+        with pytest.raises(ConfigError, match="found on, but this process"):
             streaming()
     finally:
         os.close(held)
-    assert "no streaming start: another process" in caplog.text
+    assert "no streaming start: this process" in caplog.text
     assert locks(config) == []

@@ -72,7 +72,7 @@ def test_the_picture_grows_by_the_phases_before_the_trigger():
     spans = [Span(phase="queue", name="queue", start=10, end=11)]
     before = [Span(phase="provision/clone", name="clone", start=0, end=9)]
     heights = [
-        int.from_bytes(draw_gantt(spans, 10, 12, "title", provision)[20:24], "big")
+        int.from_bytes(draw_gantt(spans, 10, 12, provision)[20:24], "big")
         for provision in ((), before)
     ]
     assert heights[1] > heights[0] + 100  # pixels

@@ -22,7 +22,7 @@ from ups.data.sources import PROVISIONAL, file_state
 from ups.data.stamps import beside
 from ups.data.transfer import Download, arrived, compare, publish
 from ups.errors import CannotStream, ChecksumMismatch, Interrupted, UpsError
-from ups.files import lock_now
+from ups.files import lock_holder, lock_now
 from ups.progress import Progress
 from ups.trace import noted
 
@@ -95,11 +95,11 @@ class ComingObject:
             letting_go: what is needed of it, where it is not to be kept: it is never at `path`
                 then, for it is not whole.
         Raises:
-            CannotStream: another process is fetching it, or just has.
+            CannotStream: somebody else is fetching it, or just has.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if (lock := lock_now(beside(self.path, "lock"))) is None:
-            raise CannotStream(f"another process is fetching {self.path}")
+        if (lock := lock_now(held := beside(self.path, "lock"))) is None:
+            raise CannotStream(f"{lock_holder(held)} is fetching {self.path}")
         self._lock.callback(os.close, lock)
         if self.path.exists():
             raise CannotStream(f"another process has just fetched {self.path}")

@@ -24,7 +24,7 @@ from ups.background import Background
 from ups.config import RunConfig, Split
 from ups.data.sources import Staged, check_unchanged
 from ups.errors import CannotStream, ChecksumMismatch, DataError, Interrupted
-from ups.files import exclusive_lock, lock_now
+from ups.files import exclusive_lock, lock_holder, lock_now
 from ups.latents import store
 from ups.latents.arrival import Arrival
 from ups.latents.build import Build, CacheEntry, entry_of, say_built
@@ -211,8 +211,8 @@ class Stream:
                 for source in self.scouted.of_problem(name, split)
             ]
             build = Build(config, sources, fields, encoding_device(config), files)
-            if (lock := lock_now(build.entry / store.LOCK_NAME)) is None:
-                raise CannotStream(f"another process builds {build.entry}")
+            if (lock := lock_now(held := build.entry / store.LOCK_NAME)) is None:
+                raise CannotStream(f"{lock_holder(held)} builds {build.entry}")
             self._locks.callback(os.close, lock)
             if store.valid_generation(config.training.latent_cache_dir, self.scouted.keys[name]):
                 raise NothingToFetch("another process has just built the latents")

@@ -21,7 +21,6 @@ from ups.runs.breakdown import (
 from ups.runs.critical_path import critical_path, seconds_by_phase
 from ups.runs.metrics import add_to_summary
 from ups.runs.record import describe_error, how_it_ended
-from ups.runs.table import headline
 from ups.runs.trace_file import write_trace
 from ups.units import format_size
 
@@ -149,8 +148,7 @@ def draw(breakdown: Breakdown) -> bytes:
     from ups.runs.gantt import draw_gantt
 
     start, end = breakdown.triggered_at, breakdown.triggered_at + breakdown.until_s
-    title, provision = headline(breakdown), breakdown.provision
-    return draw_gantt(breakdown.spans, start, end, title, provision)
+    return draw_gantt(breakdown.spans, start, end, breakdown.provision)
 
 
 def _with_first_step(run: RunState, spans: Sequence[Span]) -> list[Span]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,47 +11,61 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ups.runs.gantt import FONT_PT
+from ups.runs.look import SMALL_DPI, WIDTH_IN, look, to_png
 from ups.runs.metrics import LOSS, VAL, val_of_problems
 
-LOSS_COLOUR, VAL_COLOUR, BEST_COLOUR = "#d9822b", "#3b82c4", "#2e9e5b"
+LOSS_COLOUR, VAL_COLOUR, BEST_COLOUR = "#d9822b", "#6db3f2", "#2e9e5b"
+PROBLEM_COLOURS = ("#e8913a", "#c58fb0", "#c8e66b", "#5fb3b3", "#b3694a", "#9aa5b1")
 LOG_FROM = 5.0  # times the smallest value: below it, a linear scale has the better labels
+LEGEND_LETTERS, ROW_IN = 96, 0.27  # of a row of the names of problems, below the axes
+KEY_LETTERS = 7  # as wide as a line and the space about it
 MARKED = 30  # epochs, up to which each is marked
 
 
+@look(is_laid_out=False)  # it is drawn beside a training, again and again
 def draw_curves(epochs: Sequence[Mapping[str, Any]]) -> bytes:
     """Train loss beside val nRMSE, as PNG; what is not finite is left out.
 
     Args:
         epochs: the rows of `metrics.jsonl`, one at least.
     """
-    figure = Figure(figsize=(9, 3.3))
-    figure.subplots_adjust(left=0.09, right=0.98, top=0.9, bottom=0.16, wspace=0.24)
+    return to_png(curves_figure(epochs), SMALL_DPI)
+
+
+def curves_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
+    """The picture of `draw_curves`; of several problems, a line each and their names below."""
+    problems = val_of_problems(epochs[-1])
+    longest = max(map(len, ("mean", *problems))) + KEY_LETTERS
+    num_columns = max(1, LEGEND_LETTERS // longest)
+    num_rows = -(-(len(problems) + 1) // num_columns) if problems else 0
+    height = 3.3 + ROW_IN * num_rows
+    figure = Figure(figsize=(WIDTH_IN, height))
+    bottom = (0.55 + ROW_IN * num_rows) / height
+    figure.subplots_adjust(left=0.09, right=0.98, top=1 - 0.4 / height, bottom=bottom, wspace=0.24)
     left, right = figure.subplots(1, 2)
     num = [row["epoch"] for row in epochs]
     losses, errors = ([_number(row.get(name)) for row in epochs] for name in (LOSS, VAL))
     marker = "o" if len(epochs) <= MARKED else ""
     left.plot(num, losses, color=LOSS_COLOUR, marker=marker, markersize=4)
     _dress(left, "train loss", losses)
-    problems = val_of_problems(epochs[-1])
     drawn = list(errors)
-    for problem, name in problems.items():
+    colours = itertools.cycle(PROBLEM_COLOURS)
+    for (problem, name), colour in zip(problems.items(), colours, strict=False):
         of_problem = [_number(row.get(name)) for row in epochs]
         drawn += of_problem
-        right.plot(num, of_problem, linewidth=0.9, alpha=0.8, label=problem)
+        right.plot(num, of_problem, color=colour, linewidth=1.2, label=problem)
     label = "mean" if problems else None
     right.plot(num, errors, color=VAL_COLOUR, marker=marker, markersize=4, label=label)
-    _dress(right, "val nRMSE, full rollout", drawn)
     found = [(error, at) for error, at in zip(errors, num, strict=True) if math.isfinite(error)]
+    title = "val nRMSE"
     if found:
         error, at = min(found)
-        name = f"lowest: {error:.4f}, epoch {at}"
-        right.plot([at], [error], "D", color=BEST_COLOUR, markersize=7, label=name)
-    if found or problems:
-        right.legend(loc="upper right", fontsize=FONT_PT - 1, framealpha=0.8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+        title += f": lowest {error:.4f}, epoch {at}"
+        right.plot([at], [error], "D", color=BEST_COLOUR, markersize=7)
+    _dress(right, title, drawn)
+    if problems:
+        figure.legend(loc="lower left", ncols=min(num_columns, len(problems) + 1))
+    return figure
 
 
 def _number(value: float | None) -> float:
@@ -60,8 +74,8 @@ def _number(value: float | None) -> float:
 
 
 def _dress(axes: Axes, title: str, values: Sequence[float]) -> None:
-    axes.set_title(title, fontsize=FONT_PT + 1)
-    axes.set_xlabel("epoch", fontsize=FONT_PT)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(
         MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )
@@ -71,6 +85,3 @@ def _dress(axes: Axes, title: str, values: Sequence[float]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # no offset above the axis
-    axes.tick_params(labelsize=FONT_PT)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -19,6 +19,8 @@ SCORES = ("test nRMSE", "persistence")
 GPU_USE = ("busy", "p10", "at 0 %", "memory, MB", "power, W", "samples")
 NUMBERS = (*STARTUP[1:3], *SCORES, *GPU_USE)  # the columns that are set to the right
 BRIEF = 0.01  # of the time to the first step: what takes less is left out of a line
+FAILED, DONE = "Failed", ("Completed", "Cached")  # states of a task
+WORK = ("download", "cache", "load", "train", "evaluate")  # phases that a whole run has
 CACHE = {None: "", True: "reused", False: "built"}
 
 
@@ -27,8 +29,10 @@ def headline(breakdown: Breakdown) -> str:
     if breakdown.ttfs_s is None and breakdown.failed is None:
         return f"{breakdown.config}: all steps were taken before, none was left to take"
     if breakdown.ttfs_s is None:
-        ended = "stopped" if breakdown.failed == STOPPED else "failed"
-        return f"{breakdown.config}: {ended} after {breakdown.until_s:.1f} s"
+        return f"{breakdown.config}: {_ended(breakdown)} after {breakdown.until_s:.1f} s"
+    if breakdown.failed is not None:
+        step = f"after a first step at {breakdown.ttfs_s:.2f} s"
+        return f"{breakdown.config}: {_ended(breakdown)}, {step}"
     before = provision_s(breakdown.provision)
     provisioned = f" after {before:.1f} s of provisioning" if before else ""
     cache = CACHE[breakdown.cache_reused]  # of a run that goes on, it is not known yet
@@ -36,6 +40,35 @@ def headline(breakdown: Breakdown) -> str:
         f"{breakdown.config}: time to first step {breakdown.ttfs_s:.2f} s{provisioned}, "
         f"{f'cache {cache}, ' if cache else ''}${breakdown.cost_usd:.4f}"
     )
+
+
+def _ended(breakdown: Breakdown) -> str:
+    """`failed in 1 download [val]`, `stopped`."""
+    if breakdown.failed == STOPPED:
+        return "stopped"
+    names = _names(breakdown, FAILED)
+    return f"failed in {names[0]}" if names else "failed"
+
+
+def _how_far(breakdown: Breakdown) -> str:
+    """What was done, what it stopped in and what it did not begin, of a run that did not end."""
+    begun = {span.phase for span in breakdown.spans}
+    ended = {
+        "done": _names(breakdown, *DONE),
+        "failed": _names(breakdown, FAILED),
+        "cut short": _names(breakdown, "Cancelled", "Running", "Crashed"),
+        "not begun": [phase for phase in WORK if phase not in begun],
+    }
+    return "; ".join(f"{how}: {', '.join(names)}" for how, names in ended.items() if names)
+
+
+def _names(breakdown: Breakdown, *states: str) -> list[str]:
+    """The tasks that ended so, in the order of their beginning; those of Prefect's own left out."""
+    return [
+        span.name
+        for span in breakdown.spans
+        if span.state in states and span.phase not in ("queue", "boot")
+    ]
 
 
 def startup_values(breakdown: Breakdown) -> list[tuple[str, float | None, float | None, str]]:
@@ -89,6 +122,8 @@ def gpu_rows(breakdown: Breakdown) -> list[Row]:
 def key_figures(breakdown: Breakdown) -> dict[str, str]:
     """What a run came to, by name, as far as it got."""
     figures = {}
+    if breakdown.failed is not None:
+        figures["came as far as"] = _how_far(breakdown)
     if breakdown.ttfs_s is not None:
         also = " with its provisioning" if breakdown.provision else ""
         figures["time to first step"] = (
@@ -147,7 +182,8 @@ def to_markdown(
     blocks = [f"## {headline(breakdown)}"]
     if breakdown.failed:
         label = "Stopped" if breakdown.failed == STOPPED else "Failed"
-        blocks.append(f"**{label}:** {breakdown.failed}")
+        reason = breakdown.failed.replace("\n", "\n- ")  # faults of a config: one a line
+        blocks.append(f"**{label}:** {reason}")
     if gantt is not None:
         blocks.append(markdown_image("phases up to the first step", gantt))
     blocks.append(markdown_table(startup_rows(breakdown)))

@@ -137,9 +137,9 @@ def require_valid(
             faults.append(f"{check.group}, {check.name}: {check.text}")
     if faults:
         noun = "fault" if len(faults) == 1 else "faults"
-        raise ValidationFailed(
-            "\n".join([f"{len(faults)} {noun}, found before anything was done:", *faults])
-        )
+        between = " " if len(faults) == 1 else "\n"
+        found = f"{len(faults)} {noun}, found before anything was done:"
+        raise ValidationFailed(between.join([found, *faults]))
 
 
 def check_head(

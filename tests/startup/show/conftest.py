@@ -3,10 +3,10 @@
 import pytest
 from matplotlib import rc_context
 
-from ups.startup.show import pictures
+from ups.runs import look
 
 
 @pytest.fixture(autouse=True)
 def style():
-    with rc_context(pictures.STYLE):
+    with rc_context(look.STYLE):
         yield

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from ups.runs import look
+from ups.runs.look import PANEL, to_png
 from ups.startup.judge.compare import (
     PhaseSummary,
     ScenarioSummary,
@@ -21,14 +23,7 @@ from ups.startup.judge.compare import (
 )
 from ups.startup.judge.stats import Interval
 from ups.startup.show import pictures
-from ups.startup.show.pictures import (
-    PANEL,
-    PHASE_COLOURS,
-    phases_figure,
-    shares_figure,
-    to_png,
-    trend_figure,
-)
+from ups.startup.show.pictures import PHASE_COLOURS, phases_figure, shares_figure, trend_figure
 
 WHITE_PAGE, DARK_PAGE = "#ffffff", "#0f1115"
 SHOWN_PX = 900
@@ -242,7 +237,7 @@ def test_a_trend_of_years_draws_as_many_things_as_one_of_days_and_once(monkeypat
     monkeypatch.setattr(Figure, "draw", lambda *a: (drawn.append(a), draw(*a)))
     png = to_png(trend_figure(points(["cold"], [AT, AT + DAY_S])))
     assert len(drawn) == 1
-    assert imread(io.BytesIO(png)).shape[1] == pictures.WIDTH_IN * pictures.DPI
+    assert imread(io.BytesIO(png)).shape[1] == look.WIDTH_IN * look.DPI
 
 
 def test_panels_of_the_trend_come_in_the_order_that_is_asked_for_with_the_latest_figure():
@@ -316,7 +311,7 @@ def test_only_pictures_with_something_to_show_are_drawn(benchmark):
 def test_a_png_is_sharp_opaque_and_in_the_colours_of_its_phases():
     figure = phases_figure(summaries(["legacy", "cold"]))
     image = imread(io.BytesIO(pictures.to_png(figure)))
-    assert image.shape == (int(figure.get_figheight() * pictures.DPI), 2 * SHOWN_PX, 4)
+    assert image.shape == (int(figure.get_figheight() * look.DPI), 2 * SHOWN_PX, 4)
     assert (image[..., 3] == 1).all()
     for colour in (PANEL, *(PHASE_COLOURS[phase] for phase in CRITICAL)):
         is_it = (np.abs(image[..., :3] - to_rgb(colour)) < 0.01).all(axis=-1)
@@ -329,7 +324,7 @@ def test_no_text_reads_well_on_both_pages_so_pictures_bring_their_own():
     assert contrast("#777777", "white") == pytest.approx(4.48, abs=0.01)
     greys = [f"#{level:02x}{level:02x}{level:02x}" for level in range(256)]
     assert max(min(contrast(g, WHITE_PAGE), contrast(g, DARK_PAGE)) for g in greys) < 4.5
-    assert contrast(pictures.TEXT, PANEL) >= 7
+    assert contrast(look.TEXT, PANEL) >= 7
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,7 @@
-"""The pictures of a comparison: where the time goes, its trend, what each optimisation is worth.
-
-No colour of text reads well on a white page and on a near-black one (4.5:1 on one leaves at most
-4.2:1 on the other), so the pictures bring a dark background of their own, which suits both.
-"""
+"""The pictures of a comparison: where the time goes, its trend, what each optimisation is worth."""
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -14,9 +9,7 @@ from datetime import UTC
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,31 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from ups.runs.breakdown import IDLE
 from ups.runs.critical_path import UNACCOUNTED, in_order
 from ups.runs.gantt import COLOURS
+from ups.runs.look import TEXT, WIDTH_IN, look, to_png
 from ups.startup.judge.compare import Comparison, ScenarioSummary, Share, TrendPoint
 from ups.startup.show import wording
 
-WIDTH_IN = 9.0  # shown 900 pixels wide, a point is 1.39 pixels
-DPI = 200  # twice the pixels that are shown, for sharp screens
-PANEL, TEXT, GRID = "#1a1f27", "#e8ecf1", "#3a4350"
-STYLE: dict[Any, Any] = {
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.12,
-    "figure.constrained_layout.h_pad": 0.1,
-    "font.size": 11,
-    **dict.fromkeys(("axes.titlesize", "figure.titlesize"), "medium"),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), PANEL),
-    **dict.fromkeys(("text.color", "axes.labelcolor"), TEXT),
-    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), TEXT),
-    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), GRID),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
-    "patch.force_edgecolor": True,
-    "patch.edgecolor": PANEL,
-    "patch.linewidth": 0.8,
-    "axes.titlelocation": "left",
-    "ytick.major.size": 0,
-    "legend.handlelength": 1.0,
-}
 NAME_LETTERS, TITLE_LETTERS = 24, 42  # of a line of a scenario's name, and of a panel's title
 LETTER_SHARE = 0.0165  # width of a letter, as a share of the longest bar; with a margin
 LEGEND_COLUMNS, LEGEND_LETTERS = 5, 32
@@ -69,7 +41,7 @@ DAY_S = 86_400  # matplotlib's dates are days since 1970
 POINT_SIZES = ((20, 5.0), (100, 3.5), (math.inf, 2.0))  # up to so many benchmarks
 
 
-@rc_context(STYLE)
+@look()
 def draw(comparison: Comparison) -> dict[str, bytes]:
     """name → PNG of `phases`, `trend` and `shares`, without those that have nothing to show."""
     figures = {}
@@ -266,11 +238,3 @@ def _add_legend(figure: Figure) -> None:
         loc="outside lower left",
         ncols=num,
     )
-
-
-def to_png(figure: Figure) -> bytes:
-    """The picture, drawn once: `savefig` draws it a second time, only to lay it out."""
-    buffer = io.BytesIO()
-    figure.set_dpi(DPI)
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
