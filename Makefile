@@ -52,7 +52,7 @@ test: install  ## lint, types, imports, tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
-	@$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-ui: install  ## the UI in a headless chromium, on a stack of its own; screenshots in .ui/
 	@command -v "$${UPS_CHROMIUM:-chromium}" >/dev/null || { \

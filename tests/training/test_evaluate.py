@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_average_told_the_parameter_and_the_time_of_its_
 def test_the_picture_shows_as_many_trajectories_as_are_asked_for(random_state, score):
     score(random_state, num_examples=5)  # of 6, in batches of 4
     with Image.open(score.run_dir / "prediction.png") as picture:
-        assert picture.height == pytest.approx(130 * (5 * 1.7 + 2.5), abs=1)
+        assert picture.height == pytest.approx(130 * (5 * 1.8 + 2.7), abs=1)
 
 
 def test_the_scores_of_pdebench_are_of_all_frames_and_averaged_batch_by_batch(

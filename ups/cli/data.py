@@ -59,7 +59,7 @@ def inspect(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what HDF5 files hold: layout, grid, times, ν or β, a sample's values; what they lack.
+    """Show what HDF5 files hold, and what they lack.
 
     An object is read by ranges, a few MB of it. Exit code 1: a file cannot be trained on.
     """
@@ -111,7 +111,7 @@ def make(
     t_end: Annotated[float, typer.Option(min=1e-6, help="The last of them.")] = 2.0,
     force: ForceOption = False,
 ) -> None:
-    """Solve an equation from random initial conditions, as PDEBench draws and saves them."""
+    """Solve an equation into a file like PDEBench's."""
     with errors_shown():
         given = _given(nu, beta)
         value = _parameter_of(equation, given)
@@ -158,7 +158,7 @@ def put(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload files, several at once, with their digests into the manifest beside them.
+    """Upload files, and their digests beside them.
 
     What the store has already is not sent again; an upload that was cut short goes on.
     """
@@ -196,7 +196,7 @@ def get(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download objects, several at once, and compare them with their digests.
+    """Download objects, and compare their digests.
 
     What is here already and verified is not fetched again; a download that was cut short goes on.
     """
