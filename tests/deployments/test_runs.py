@@ -345,7 +345,12 @@ def test_ctrl_c_of_a_sweep_cancels_what_waits_and_leaves_what_runs(live):
     words = ("--set", "training.seed=0,1,2", "--set", "stages.operator.epochs=100000")
     only = {"flow_runs": {"tags": {"all_": ["swept"]}}, "sort": "START_TIME_ASC"}
     with live.start("sweep", str(live.config), *words, "--tag", "swept") as sweep:
-        live.wait(lambda: "RUNNING" in str(live.ask("POST", "/flow_runs/filter", only)))
+
+        def all_are_made_and_one_runs():
+            states = [run["state_type"] for run in live.ask("POST", "/flow_runs/filter", only)]
+            return len(states) == 3 and "RUNNING" in states
+
+        live.wait(all_are_made_and_one_runs)
         sweep.send_signal(signal.SIGINT)
         _, errors = sweep.communicate()
     assert (sweep.returncode, "cancelled what had not begun: 2 of 3" in errors) == (130, True)
