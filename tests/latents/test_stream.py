@@ -169,17 +169,19 @@ def test_false_data_end_it_and_leave_nothing_to_go_on_from(
 
 
 def test_a_transfer_that_fails_for_good_ends_it_though_others_stall(streaming, sources, proxy):
-    gate, of_train = threading.Event(), []
+    gate, is_fitted, of_train = threading.Event(), threading.Event(), []
 
     def trouble(path):
         if "train" in path:
             of_train.append(path)
-            return len(of_train) > 1 + 4  # the header and the fit's rows come
+            # The header and the fit's rows come, of which a busy machine asks one late.
+            return len(of_train) > 1 + 4 and is_fitted.wait(2)
         return len(proxy.ranges) > 3 and gate.wait(20) and None
 
     proxy.faults.on_range = trouble
     few = {"encoder__fit_trajectories": 4, "training__num_workers": 8}
     _, stream = streaming(data__sources=sources(), **few)
+    is_fitted.set()
     try:
         assert stream.is_done(5)
         with pytest.raises(FetchError, match="train.h5: gave up after 4 attempts"):
