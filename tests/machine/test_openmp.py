@@ -11,7 +11,7 @@ from deployments import worker
 from deployments.layout import BIN_DIR, PROJECT_DIR
 
 SPINS = r"GOMP_SPINCOUNT = '(\d+)'"
-BY_USER = [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+BY_USER = [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
 
 
 @pytest.fixture
