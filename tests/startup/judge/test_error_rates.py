@@ -38,7 +38,7 @@ def shares_worse(num_nights, *, slower_by=1.0, waits_slower_by=1.0, **scatter):
     return num_alone / NUM_DRAWN, num_either / NUM_DRAWN
 
 
-@pytest.mark.parametrize("num_nights", [1, 4, 10, 30])
+@pytest.mark.parametrize("num_nights", [1, 10])
 @pytest.mark.parametrize(
     ("noise", "between", "most"),
     [(0.05, 0.05, 0.005), (0.05, 0.15, 0.02), (0.15, 0.15, 0.025), (0.2, 0.2, 0.04)],
