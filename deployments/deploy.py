@@ -76,7 +76,7 @@ def deploy(
             made_pool = api.create_pool(client, pool, DESCRIPTION, kind)
             try:
                 _register(server, list(wanted.values()))
-            except BaseException:
+            except BaseException:  # Ctrl-C, too, leaves nothing half-made
                 _undo(client, [name for name, found in known.items() if not found], made_pool, pool)
                 raise
         except ServerFault as fault:

@@ -76,7 +76,7 @@ def stopping() -> Iterator[threading.Event]:
     stop = threading.Event()
     try:
         yield stop
-    except BaseException:
+    except BaseException:  # Ctrl-C and an exit, too: the threads would go on
         stop.set()
         raise
 
