@@ -1,4 +1,8 @@
-"""Boot: from a run's trigger to its first task run: cold, warm, and with Prefect's defaults."""
+"""Boot: from a run's trigger to its first task run: cold, warm, and with Prefect's defaults.
+
+Beside each stands a flow of one task that does nothing, started the same way: what the worker, the
+server and Prefect's engine take before any code of ours could.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,7 @@ from ups.runs.index import breakdown_of
 
 DEPLOYMENT = "train-burgers"
 PLAIN = "plain"  # pool and deployment without anything of ours
+EMPTY = {"warm": "empty", "cold": "empty-cold"}  # start mode → deployment of the empty flow
 RUN_TIMEOUT_S, UPS_TIMEOUT_S = 120, 600
 DEFAULTS_REPEATS = 3
 POLL_S = 0.3
@@ -53,8 +59,13 @@ def run(settings: Settings) -> Iterator[Comparison]:
     folder = settings.folder / "boot"
     config = load_config("smoke", {**NO_DATA, **inputs.run_places(inputs.empty(folder))})
     with live_stack(folder, config, ends=MESSAGE) as live:
+        live.add_empty_deployments()
         ways = {"ours, warm": lambda: live.boot("warm"), "ours, cold": lambda: live.boot("cold")}
-        results = alternate(ours_first(ways, _pause), settings.repeats, warm_ups=0)
+        contenders = ours_first(ways, _pause)
+        for mode in EMPTY:
+            bound = partial(live.boot_empty, mode)
+            contenders.append(Contender(f"an empty flow, {mode}", "bound", bound, _pause))
+        results = alternate(contenders, settings.repeats, warm_ups=0)
         with _plain_worker(live):
             plain = Contender("Prefect's defaults", "peer", lambda: live.boot("plain"), _pause)
             results += alternate([plain], min(DEFAULTS_REPEATS, settings.repeats), warm_ups=0)
@@ -90,6 +101,17 @@ class LiveStack:
         seconds = {row.phase: row.seconds for row in self.run_once(mode).phases}
         phases = {f"{phase} s": seconds[phase] for phase in ("queue", "boot")}
         return Sample(sum(phases.values()), phases)
+
+    def boot_empty(self, mode: str) -> Sample:
+        """Run the empty flow once; from its creation to the start of its task, in seconds."""
+        found = self._json("GET", f"/deployments/name/empty/{EMPTY[mode]}")
+        run = self._json("POST", f"/deployments/{found['id']}/create_flow_run", {})
+        _wait(lambda: self._has_completed(run["id"]), RUN_TIMEOUT_S, "the empty run to end")
+        tasks = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+        _wait(lambda: self._json("POST", "/task_runs/filter", tasks), RUN_TIMEOUT_S, "its task")
+        (task,) = self._json("POST", "/task_runs/filter", tasks)
+        begun = datetime.fromisoformat(task["start_time"])
+        return Sample((begun - datetime.fromisoformat(run["created"])).total_seconds())
 
     def run_once(self, mode: str) -> Breakdown:
         """Run to the end; the breakdown. Mode: warm, cold or plain.
@@ -127,6 +149,28 @@ class LiveStack:
         if state["type"] != wanted or (self.ends or "") not in (state["message"] or ""):
             raise RuntimeError(f"the run ended {state['name']}: {state['message']}")
         return True
+
+    def _has_completed(self, run_id: str) -> bool:
+        state = api.read_run(self.client, run_id)["state"]
+        if state["type"] in TERMINAL and state["type"] != "COMPLETED":
+            raise RuntimeError(f"the empty run ended {state['name']}: {state['message']}")
+        return bool(state["type"] == "COMPLETED")
+
+    def add_empty_deployments(self) -> None:
+        """The empty flow on our pool: by our command, and by one with Prefect's imports alone."""
+        ours = self._json("GET", f"/deployments/name/train-burgers/{DEPLOYMENT}")
+        flow_id = self._json("POST", "/flows/", {"name": "empty"})["id"]
+        commands = {"warm": ours["job_variables"]["command"], "cold": "python -m prefect.engine"}
+        for mode, name in EMPTY.items():
+            record = {
+                "name": name,
+                "flow_id": flow_id,
+                "entrypoint": "speed/empty_flow.py:empty",
+                "pull_steps": ours["pull_steps"],
+                "work_pool_name": ours["work_pool_name"],
+                "job_variables": {**ours["job_variables"], "command": commands[mode]},
+            }
+            self._json("POST", "/deployments/", record)
 
     def add_plain_deployment(self) -> None:
         """The same flow in a pool for Prefect's own worker, without a command of ours."""
