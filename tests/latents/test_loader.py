@@ -20,6 +20,7 @@ from ups.latents.datasets import PreloadedCacheDataset
 from ups.latents.encode import fit_encoder
 from ups.latents.on_disk import MappedCacheDataset
 from ups.pipeline.phases import build_cache, load_latents
+from ups.training.step import Feed, epoch_order
 
 INDEX = torch.tensor([3, 0, 17])
 
@@ -62,6 +63,38 @@ def test_no_gpu_falls_back_to_ram_and_too_little_ram_to_disk_which_is_said(
         assert tier().tier == "disk"
     assert "do not fit into the" in caplog.text
     assert "reading them from disk instead" in caplog.text
+
+
+def test_latents_larger_than_memory_stay_there_in_part_and_give_the_same_batches(
+    tier, monkeypatch, tiny_config
+):
+    in_ram = tier(features__preload="ram").train
+    row_mb = in_ram.z_NTKD[0].nbytes / 1e6
+    free_mb = 7.5 * row_mb / tiers.RAM_SHARE
+    monkeypatch.setattr(tiers, "available_ram_mb", lambda: free_mb)
+    loaded = tier()
+    assert loaded.tier == "disk"
+    asked = []
+    on_disk = loaded.train._data
+    read = on_disk.batch
+    monkeypatch.setattr(on_disk, "batch", lambda i, f=None: asked.extend(i.tolist()) or read(i, f))
+    for pairs in (None, 6):
+        config = tiny_config(training__pairs_per_step=pairs)
+        feeds = [Feed(data, config, "cpu") for data in (in_ram, loaded.train)]
+        for epoch in (0, 1):
+            order = epoch_order(in_ram, config, epoch)
+            for feed in feeds:
+                feed.begin_epoch(order, 0)
+            asked.clear()
+            for num in [6] * (len(order) // 6) + [len(order) % 6]:
+                expected, found = (feed.draw(num) for feed in feeds)
+                assert torch.equal(expected[0], found[0])
+                assert torch.equal(expected[1], found[1])
+            if pairs is None and epoch == 0:
+                assert sorted(asked) == list(range(20)), "each was read once"
+                kept = {*order[:6].tolist(), min(order[6:12].tolist())}
+            else:
+                assert set(asked) == set(range(20)) - kept, "what stays is not read again"
 
 
 @pytest.fixture

@@ -101,4 +101,27 @@ def test_a_batch_that_does_not_fit_beside_the_latents_is_a_fault(tiny_config):
 
 def test_the_tier_needs_no_gpu_where_none_may_be_used(tiny_config):
     config = tiny_config(features__preload="disk")
-    assert choose_tier(config, 10**15, "cuda", gpu_mb=0, ram_mb=0) == ("disk", ())
+    assert choose_tier(config, 10**15, "cuda", gpu_mb=0, ram_mb=0) == ("disk", (), 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu_mb", "ram_mb", "tier", "kept_mb"),
+    [
+        ("cpu", None, 1_000, "disk", 700),
+        ("cuda", 5_000, 100_000, "ram", 5_000 - GPU_RESERVE_BYTES / 1e6),
+        ("cuda", 5_000, 1_000, "disk", 5_000 - GPU_RESERVE_BYTES / 1e6),
+        ("cuda", 1_000, 1_000, "disk", 0),
+    ],
+)
+def test_of_latents_that_are_too_large_a_part_stays_where_training_runs_and_that_is_said(
+    tiny_config, device, gpu_mb, ram_mb, tier, kept_mb
+):
+    num_bytes = 10**10 * tiny_config().training.time_stride
+    found = choose_tier(tiny_config(), num_bytes, device, gpu_mb=gpu_mb, ram_mb=ram_mb)
+    assert found.name == tier
+    assert found.kept_mb == pytest.approx(kept_mb)
+    assert (f"{kept_mb:.0f} MB stay there; for the rest" in " ".join(found.stepped_down)) == (
+        kept_mb > 0
+    )
+    only = tiny_config(features__preload="ram")
+    assert choose_tier(only, num_bytes, "cpu", ram_mb=1_000).kept_mb == 0, "it was not asked for"

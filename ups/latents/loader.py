@@ -41,6 +41,7 @@ from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.key import ENCODED_SPLITS, key_fields
 from ups.latents.latent_file import LatentFile
 from ups.latents.on_disk import DiskCacheDataset, MappedCacheDataset
+from ups.latents.partly_resident import keep_part
 from ups.latents.tiers import choose_tier, is_mapped
 from ups.trace import noted
 from ups.units import format_size
@@ -132,7 +133,7 @@ def _load(
                     rows[split].append(Rows.of_latents(own_config, file))
         check_alike(config, rows)
         num_bytes = sum(manifest.num_bytes for manifest in manifests.values())
-        tier, stepped_down = choose_tier(config, num_bytes, device)
+        tier, stepped_down, kept_mb = choose_tier(config, num_bytes, device)
         for reason in stepped_down:
             log.warning("%s", reason)
         mapped = is_mapped(config, tier, num_bytes, device)
@@ -153,6 +154,7 @@ def _load(
         encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
         fields = {name: manifest.key_fields for name, manifest in manifests.items()}
         latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_read)
+        latents.train = keep_part(config, latents.train, kept_mb, device)
         latents.fetches = {name: list(manifest.fetches) for name, manifest in manifests.items()}
         latents.holds = holds.pop_all()
     keys = ", ".join(manifest.config_hash for manifest in manifests.values())

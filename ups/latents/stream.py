@@ -32,6 +32,7 @@ from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
 from ups.latents.loader import Latents, assemble, in_gpu, in_ram, read_exactly
+from ups.latents.partly_resident import keep_part
 from ups.latents.prune import keep_to_budget
 from ups.latents.scout import cannot_stream, may_stream
 from ups.latents.scouted import NothingToFetch, Scouted
@@ -155,7 +156,7 @@ class Stream:
         rows = self._rows()
         check_alike(config, rows)
         num_bytes = sum(f.num_bytes for build in self._builds.values() for f in build.files)
-        tier, stepped_down = choose_tier(config, num_bytes, self._device)
+        tier, stepped_down, kept_mb = choose_tier(config, num_bytes, self._device)
         if tier == "disk":  # the load says the reasons
             raise CannotStream("the latents have no room in memory")
         for reason in stepped_down:
@@ -172,6 +173,7 @@ class Stream:
         encoders = {name: build.encoder for name, build in self._builds.items()}
         fields = {name: build.fields for name, build in self._builds.items()}
         latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
+        latents.train = keep_part(config, latents.train, kept_mb, self._device)
         latents.arrival = arrival
         latents.fetches = {name: build.fetches for name, build in self._builds.items()}
         self.latents = latents

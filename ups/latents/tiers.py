@@ -11,15 +11,22 @@ from ups.config import RunConfig
 from ups.machine.memory import available_ram_mb, check_sufficient_ram
 
 GPU_RESERVE_BYTES = 4 << 30
+RAM_SHARE = 0.7  # of what is free, for latents that are larger: the page cache reads ahead, too
 
 TierName = Literal["gpu", "ram", "disk"]
 
 
 class Tier(NamedTuple):
-    """Where latents go, and a line for each place wanted before that has no room for them."""
+    """Where latents go, and a line for each place wanted before that has no room for them.
+
+    Attributes:
+        kept_mb: of latents that have no room in the memory of the training device, what of them
+            stays there nevertheless; the others come from this tier.
+    """
 
     name: TierName
     stepped_down: tuple[str, ...] = ()
+    kept_mb: float = 0.0
 
 
 def resident_mb(config: RunConfig, num_bytes: int) -> float:
@@ -67,23 +74,31 @@ def choose_tier(
         gpu_mb, ram_mb: free memory; None: asked for where it matters.
     """
     wanted, needed_mb = config.features.preload, resident_mb(config, num_bytes)
-    reasons = []
+    reasons, kept_mb = [], 0.0
     if device == "cuda" and wanted in ("auto", "gpu"):
         free_mb = (free_gpu_mb() if gpu_mb is None else gpu_mb) - GPU_RESERVE_BYTES / 1e6
         if needed_mb <= free_mb:
             return Tier("gpu")
+        kept_mb = max(0.0, free_mb)
         reasons.append(
             f"latents of {needed_mb:.0f} MB do not fit into the {free_mb:.0f} MB of GPU memory "
-            "beside the model: trying RAM instead"
+            f"beside the model: {_instead('trying RAM instead', kept_mb)}"
         )
     elif wanted == "gpu":
         reasons.append(f"features.preload is gpu and the device is {device}: trying RAM instead")
     if wanted != "disk":
         free_mb = available_ram_mb() if ram_mb is None else ram_mb
         if check_sufficient_ram(needed_mb, available_mb=free_mb):
-            return Tier("ram", tuple(reasons))
+            return Tier("ram", tuple(reasons), kept_mb)
+        if device == "cpu" and wanted == "auto":
+            kept_mb = RAM_SHARE * free_mb
+        where = _instead("reading them from disk instead", kept_mb if device == "cpu" else 0.0)
         reasons.append(
             f"latents of {needed_mb:.0f} MB do not fit into the {free_mb:.0f} MB of available RAM: "
-            "reading them from disk instead"
+            f"{where}"
         )
-    return Tier("disk", tuple(reasons))
+    return Tier("disk", tuple(reasons), kept_mb)
+
+
+def _instead(what: str, kept_mb: float) -> str:
+    return what if kept_mb < 1 else f"{kept_mb:.0f} MB stay there; for the rest, {what}"

@@ -15,6 +15,7 @@ from ups.config import RunConfig
 from ups.latents.datasets import LatentDataset
 from ups.latents.on_disk import DiskCacheDataset
 from ups.latents.order import first_epoch_windows
+from ups.latents.partly_resident import PartlyResidentDataset
 from ups.machine.devices import check_compile, limit_torch_threads, training_device
 from ups.models.build import build_operator
 from ups.models.conditioning import num_conditions
@@ -267,7 +268,8 @@ class Feed:
         self._next += num
         condition_BC = self.data.condition_NC.index_select(0, index_B)
         batch = self.data.batch(index_B, frames_BF)
-        if isinstance(self.data, DiskCacheDataset):  # the disk works while this batch is trained on
+        if isinstance(self.data, DiskCacheDataset | PartlyResidentDataset):
+            # The disk works while this batch is trained on.
             self.data.will_need(*self._split(self._order_M[int(self._next) :][:num]))
         return batch, condition_BC.to(self._device, non_blocking=True)
 
