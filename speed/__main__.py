@@ -27,7 +27,7 @@ SECTIONS = {
         name: f"{name}.run"
         for name in (
             *("download", "cache", "load", "batches", "boot", "startup", "busy", "stream"),
-            "growth",
+            *("growth", "larger"),
         )
     },
     "gpu": {
@@ -38,7 +38,13 @@ SECTIONS = {
     },
     "operators": {"operators": "operators.run", "choice": "operators.choose"},
 }
-PREPARED = ("download", "load", "batches", "stream")  # these have `prepare`, which is not timed
+PREPARED = (
+    "download",
+    "load",
+    "batches",
+    "stream",
+    "larger",
+)  # these have `prepare`, which is not timed
 ON_REQUEST = ("choice",)  # run only where --sections names them
 
 
