@@ -51,7 +51,7 @@ def words_of(test: str, examples: dict[str, str]) -> set[str]:
     (None: no more than a folder) stands for all of those that need the same.
     """
     path, name = test.split("::")
-    known = in_reach(path)
+    known = {given: node for given, node in in_reach(path).items() if given != "NEEDS"}
     elsewhere = {command for of_need in NEEDS.values() for command in of_need}
     of_need = {**NEEDS, None: tuple(examples.keys() - elsewhere)}
     takes_examples = "examples_that_need" in {*names_in(known[name])}
