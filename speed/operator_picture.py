@@ -48,6 +48,7 @@ def draw(
         below.set_xlabel("ms a trajectory that is predicted, on one thread")
         for panel in (above, below):
             panel.set_yscale("log")
+            panel.margins(y=0.1)  # room for what is written below the lowest point
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             panel.minorticks_off()

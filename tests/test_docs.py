@@ -9,42 +9,23 @@ import shlex
 from itertools import pairwise
 
 import pytest
-import typer
 import yaml
 
-from deployments import layout, rented
-from deployments.cli.app import app
+from deployments import rented
 from deployments.stack import POOLS
 from deployments.sweep import parse_axes, points
 from flows.benchmark_startup import benchmark_startup
 from flows.train_burgers import train_burgers
+from tests.documented import ROOT, TEXT, fenced, find_command, found
 from ups.cli.options import parse_settings
 from ups.config import RunConfig, load_config
 from ups.startup.measure.scenarios import choose
 
-ROOT = layout.PROJECT_DIR
-DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-TEXT = {
-    page: (ROOT / page).read_text()
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS)
-}
 CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")
 ENGINES = ("docker", "kubectl")  # their files exist; what they are told is not checked
 TOOLS = ("pre-commit", "pytest", "ruff", "vastai")
-
-
-def found(pattern: str) -> list:
-    """What a pattern finds in all pages, each once."""
-    return list(dict.fromkeys(f for text in TEXT.values() for f in re.findall(pattern, text, re.S)))
-
-
-def commands() -> list[str]:
-    """The lines of the pages' bash fences, cut at && and ;."""
-    lines = [line for fence in found(r"```bash\n(.*?)```") for line in fence.splitlines()]
-    cut = [command.strip() for line in lines for command in re.split("&&|;", line)]
-    return list(dict.fromkeys(command for command in cut if command))
 
 
 def links() -> list[tuple[str, str]]:
@@ -74,17 +55,6 @@ def anchors(text: str) -> list[str]:
     """What GitHub makes of the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", text, re.M)
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
-
-
-def find_command(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
-    """The command of `ups` that the words begin with, and the other words."""
-    command = typer.main.get_command(app)
-    while words and hasattr(command, "commands") and not words[0].startswith("-"):
-        assert words[0] in command.commands, f"no command {words[0]!r}"
-        command, words = command.commands[words[0]], words[1:]
-    known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
-    assert {word.split("=")[0] for word in words if word.startswith("-")} <= known
-    return command, words
 
 
 def parse_ups(words: list[str]) -> dict[str, object]:
@@ -151,7 +121,7 @@ def check_prefect(arguments: list[str]) -> None:
             pytest.fail(f"an unknown form: prefect {shlex.join(other)}")
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", fenced())
 def test_a_command_exists_with_its_options(command):
     words = shlex.split(command)
     name, arguments = os.path.basename(words[0]), words[1:]
@@ -224,7 +194,7 @@ def test_every_variable_in_the_pages_has_a_reader():
 
 
 def test_the_pages_hold_what_is_checked():
-    assert len(commands()) > 40
+    assert len(fenced()) > 40
     assert len(links()) > 40
     assert len(named_paths()) > 25
     assert len(named_functions()) > 25

@@ -69,13 +69,15 @@ def test_names_of_commands_configs_keys_runs_and_benchmarks_are_completed(comple
     assert complete("ups report 2026") == ["20260101-ab"]
 
 
-def test_bash_completes_with_the_script_that_ups_shows():
+def test_bash_completes_with_the_script_that_ups_installs(tmp_path):
     script = """
-        source <(ups --show-completion bash) || exit 3
+        ups --install-completion >&2 || exit 3
+        source ~/.bashrc
         COMP_WORDS=(ups train smo); COMP_CWORD=2
         _ups_completion ups
         echo "completed: ${COMPREPLY[*]}"
     """
-    env = {**os.environ, "PATH": f"{BIN_DIR}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{BIN_DIR}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "HOME": str(tmp_path), "PATH": path}
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
     assert done.stdout == "completed: smoke smoke_fno smoke_mixed smoke_unet\n", done.stderr

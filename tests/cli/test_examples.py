@@ -1,17 +1,20 @@
 """Every command has an example in its help, and every example runs: here, or where it can.
 
 `NEEDS` in `tests/live.py` says which examples need more than a folder; the tests of what they need
-run all of those.
+run all of those. Of the commands in the pages those that need a folder only run here, too.
 """
 
 import re
 import shlex
+import shutil
 
+import h5py
 import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import clean, report
 from deployments.cli.app import app
+from tests.documented import commands_run_by
 from ups.config import dump_config
 from ups.latents.build import ensure
 from ups.runs.folder import open_run_dir
@@ -48,10 +51,11 @@ def workplace(tiny_config, tiny_data, stage_all, saved, tmp_path, monkeypatch):
     for dim in (8, 4):
         other = tiny_config(training__latent_cache_dir="data/latent_cache", latent__dim=dim)
         keys.append(ensure(other, stage_all(other)).config_hash)
-    for run_id in ("136fabcd", "24fbabcd"):
+    for run_id in ("136ff0b8", "24fbcaac"):
         with recorded(open_run_dir(config, run_id)):
             pass
-    History(tmp_path / "data" / "benchmarks").save(RECORD)
+    for record in (RECORD, RECORD.model_copy(update={"id": "b2"})):
+        History(tmp_path / "data" / "benchmarks").save(record)
     return {"smoke": "tiny.yaml", "3fa9": keys[0], "b07c": keys[1]}
 
 
@@ -63,3 +67,19 @@ def test_every_example_that_needs_no_more_than_a_folder_runs(workplace, examples
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"{name}\n{done.output}"
         assert done.stdout.strip(), name
+
+
+def test_every_command_of_the_pages_that_needs_no_more_than_a_folder_runs(
+    workplace, request, tiny_data
+):
+    shutil.copy(tiny_data / "burgers1d_test.h5", "mine.h5")
+    with h5py.File("mine.h5", "a") as file:
+        del file.attrs["Nu"]
+    workplace |= {"256": "2", "64": "2"}  # trajectories
+    benchmarks = iter(("b1", "b2"))
+    for line in commands_run_by(request.node.nodeid):
+        words = shlex.split(line.replace("/path/of/the/folder", str(tiny_data)))[1:]
+        words = [next(benchmarks) if word == "ID" else word for word in words]
+        done = CliRunner().invoke(app, [workplace.get(word, word) for word in words])
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+        assert done.stdout.strip(), line

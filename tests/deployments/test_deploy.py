@@ -4,6 +4,7 @@ The server is a stack's, started with login and database; `ups deploy`, the work
 nothing of that stack but the address.
 """
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from deployments.follow import follow
 from deployments.layout import BIN_DIR, PROJECT_DIR, Stack, StackError
 from deployments.servers import NamedServer
 from deployments.stack import up
+from tests.documented import commands_run_by
 from tests.live import free_ports
 from ups.config import SPLITS, load_config
 from ups.data.seed import seed
@@ -203,7 +205,33 @@ def test_deploying_again_changes_nothing_and_another_type_is_refused(live, monke
     again = deploy.deploy("team", names=["gpu"])
     assert (again.made_pool, again.deployments) == (False, [RUN])
     after = live.deployment(RUN)
-    assert {key for key in before if before[key] != after[key]} <= {"updated", "last_polled"}
+    of_the_worker = {"last_polled", "status"}  # which has gone: in a while it is not ready any more
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed <= {"updated", *of_the_worker}
     other = "is of type process, expected docker: give --pool-type process"
     with pytest.raises(StackError, match=other):
         deploy.deploy("team", "docker", ["gpu"])
+
+
+# Prefect's command line once for several lines: a process for each would import it again.
+AS_LINES = """
+import shlex, sys
+from prefect.testing.cli import invoke_and_assert
+for line in sys.argv[1:]:
+    invoke_and_assert(shlex.split(line)[1:], expected_code=0, echo=False)
+"""
+
+
+def test_pools_and_deployments_of_containers_are_made_by_the_lines_of_the_page(
+    live, elsewhere, s3, request
+):
+    command = [sys.executable, "-c", AS_LINES, *commands_run_by(request.node.nodeid)]
+    env = {**elsewhere.env, **s3.env, "AWS_DEFAULT_REGION": "us-east-1"}
+    done = subprocess.run(command, env=env, cwd=PROJECT_DIR, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("docker", "kubernetes"):
+        made = live.deployment(f"train-burgers/{name}")
+        assert made["job_variables"]["env"]["AWS_ENDPOINT_URL_S3"] == s3.endpoint_url
+        pool = live.ask("GET", f"/work_pools/{made['work_pool_name']}")
+        assert (pool["name"], pool["type"]) == (name, name)
+        assert s3.secret_key not in json.dumps([made, pool])

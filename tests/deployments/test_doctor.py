@@ -246,6 +246,8 @@ def test_the_store_of_the_shell_is_asked_with_the_keys_of_the_shell(stack, s3, m
         assert of(found, "credentials")["this shell's"].status == "ok"
         inside = of(store.examine_stores(stack, "mine"), "store")["this shell's"]
         assert (inside.status, "bucket mine can be listed" in inside.what) == ("ok", True)
+        code, output = doctor(stack, "--bucket", "mine")
+        assert (code, inside.what in output) == (0, True), output
         wrong = of(store.examine_stores(stack, "nowhere"), "store")["this shell's"]
         assert (wrong.status, "no such bucket" in wrong.what) == ("fault", True), wrong
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-that-is-long")

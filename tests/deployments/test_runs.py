@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from datetime import datetime
@@ -172,6 +173,9 @@ def test_up_has_made_pools_and_deployments_whose_form_describes_every_field(live
 
 def test_the_object_store_wants_its_keys_which_no_process_shows(live):
     keys = live.stack.store_env()
+    sourced = ["bash", "-c", "set -a; source .stack/env; set +a; env"]  # as the pages say
+    shell = subprocess.run(sourced, cwd=live.folder, env={}, capture_output=True, text=True)
+    assert {f"{name}={value}" for name, value in keys.items()} <= set(shell.stdout.splitlines())
     store = boto3.client(
         "s3",
         endpoint_url=keys["AWS_ENDPOINT_URL_S3"],

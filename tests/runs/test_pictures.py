@@ -80,6 +80,17 @@ def test_of_a_startup_that_failed_the_picture_says_in_what():
     check_texts(figure)
 
 
+def test_the_labels_of_a_linear_axis_have_as_many_decimals_each():
+    for scale, expected in ((1, ["0.08", "0.10", "0.12"]), (1e-6, ["8e-08", "1e-07", "1.2e-07"])):
+        errors = [error * scale for error in (0.12, 0.1, 0.08)]
+        with look(is_laid_out=False):
+            figure = curves_figure([{"epoch": i, LOSS: e, VAL: e} for i, e in enumerate(errors, 1)])
+            figure.draw_without_rendering()
+        axis = figure.axes[1].yaxis
+        assert set(expected) <= {label.get_text() for label in axis.get_ticklabels()}
+        assert axis.get_offset_text().get_text() == ""
+
+
 @pytest.mark.parametrize(
     ("num_epochs", "problems"),
     [

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli.app import app
-from deployments.layout import PROJECT_DIR
+from tests.documented import commands_run_by
 from ups.config import SPLITS
 from ups.latents import store
 from ups.latents.build import ensure
@@ -146,11 +146,8 @@ def test_offline_and_local_files_need_no_store(ups, tiny_data, monkeypatch):
     assert ups("CONFIG")[0] == 1
 
 
-def test_the_examples_of_the_page_run(store_env, tmp_path, monkeypatch):
+def test_the_commands_of_the_page_run(store_env, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
-    page = (PROJECT_DIR / "docs" / "validate.md").read_text()
-    examples = re.findall(r"^ups (validate .*)$", page, re.M)
-    assert len(examples) >= 3
-    for example in examples:
-        result = CliRunner().invoke(app, shlex.split(example))
-        assert result.exit_code == 0, (example, result.output)
+    for command in commands_run_by(request.node.nodeid):
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, (command, result.output)

@@ -17,6 +17,7 @@ from ups.runs.metrics import LOSS, VAL, val_of_problems
 LOSS_COLOUR, VAL_COLOUR, BEST_COLOUR = "#d9822b", "#6db3f2", "#2e9e5b"
 PROBLEM_COLOURS = ("#e8913a", "#c58fb0", "#c8e66b", "#5fb3b3", "#b3694a", "#9aa5b1")
 LOG_FROM = 5.0  # times the smallest value: below it, a linear scale has the better labels
+PLAIN = (1e-3, 1e5)  # values between them need no exponent
 LEGEND_LETTERS, ROW_IN = 96, 0.27  # of a row of the names of problems, below the axes
 KEY_LETTERS = 7  # as wide as a line and the space about it
 MARKED = 30  # epochs, up to which each is marked
@@ -80,8 +81,12 @@ def _dress(axes: Axes, title: str, values: Sequence[float]) -> None:
         MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )
     positive = [value for value in values if value > 0]
-    if positive and max(positive) > LOG_FROM * min(positive):
+    is_log = bool(positive) and max(positive) > LOG_FROM * min(positive)
+    if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # no offset above the axis
+    if not is_log and positive and PLAIN[0] < max(positive) < PLAIN[1]:
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)  # decimals in common
+    else:
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # no offset above the axis
