@@ -191,12 +191,14 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 300 else f"{seconds:.1f} s"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Bytes, seconds and dollars at scale, simulated.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m speed.scale", description="Bytes, seconds and dollars at scale, simulated."
+    )
     parser.add_argument("--config", default=CONFIG)
     for name, what in (("link", "from the bucket"), ("between", "between machines")):
         parser.add_argument(f"--{name}", type=float, default=10.0, help=f"Gbit/s, {what}")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     rates = {"link_bytes_s": given.link * GBIT, "between_bytes_s": given.between * GBIT}
     print(table(load_config(given.config), Machines(**rates)))
 

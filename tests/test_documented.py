@@ -89,7 +89,7 @@ def made(command: str) -> str:
 def names_and_options(command: str) -> set[str]:
     """Program aside: the words up to the first value, and every option."""
     words = [word.split("=")[0] for word in shlex.split(command)[1:]]
-    words = words[2:] if words[:2] == ["-m", "speed"] else words
+    words = words[2:] if words[:1] == ["-m"] and words[1].startswith("speed") else words
     count = 0
     for word in words:
         if not re.fullmatch(r"[a-z][a-z-]+", word) or word.startswith(("smoke", "burgers")):
