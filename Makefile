@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 QUIET := $(shell test -t 2 || echo -q)
 UV = $$(command -v uv || echo $(BIN)/uv)
 
-.PHONY: help install vast up run benchmark down test test-ui speed speed-gpu compare lock clean
+.PHONY: help install vast up run benchmark down test types tests test-ui speed speed-gpu compare lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,9 +50,15 @@ down:  ## stop what `up` and `run` started; say what stays on disk
 test: install  ## lint, types, imports, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(MAKE) --no-print-directory -j 2 types tests
+
+types:
+	@$(BIN)/mypy
+
+# The tests wait for servers more than they compute: two cores have room for four workers, and for mypy.
+tests:
+	@env -u MAKEFLAGS -u MAKELEVEL $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-ui: install  ## the UI in a headless chromium, on a stack of its own; screenshots in .ui/
 	@command -v "$${UPS_CHROMIUM:-chromium}" >/dev/null || { \

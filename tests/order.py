@@ -7,14 +7,41 @@ from typing import Any
 import pytest
 
 # Tests that share a Prefect server, which costs a worker of xdist 15 s.
-ONE_SERVER = ("tests/flows/", "tests/tasks/", "tests/deployments/test_rented.py", "tests/vast/")
+ONE_SERVER = (
+    "tests/deployments/test_rented.py",
+    "tests/vast/test_whole_way.py",
+    "tests/flows/",
+    "tests/tasks/",
+)
+# What takes longest comes first, so that all workers end at about the same time: whoever took up
+# such a file late would go on alone.
+SLOWEST = (
+    "tests/deployments/test_runs.py",
+    *ONE_SERVER,
+    "tests/deployments/test_deploy.py",
+    "tests/pipeline/test_streaming.py",
+    "tests/deployments/test_start.py",
+    "tests/speed/test_sections.py",
+    "tests/startup/judge/test_error_rates.py",
+    "tests/pipeline/test_local_run.py",
+    "tests/cli/test_examples.py",
+    "tests/cli/test_exit_codes.py",
+    "tests/vast/",
+    "tests/tracking/",
+    "tests/training/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a server come first: while others are left, no worker is without a test."""
+    """Files with a server first, which wait the most; of them, and of the others, the slowest."""
     servers = {"prefect_server", "new_stack"}
     with_server = {item.path for item in items if servers & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in with_server)
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        named = (n for n, start in enumerate(SLOWEST) if item.nodeid.startswith(start))
+        return item.path not in with_server, next(named, len(SLOWEST))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)

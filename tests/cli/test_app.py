@@ -91,7 +91,7 @@ def test_train_goes_on_from_a_checkpoint_of_another_run(ups, tmp_path):
 
 
 def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
-    on = ("--set", "logging.tensorboard.enabled=true")
+    on = ("--set", "logging.tensorboard.enabled=true", "--set", "evaluation.num_examples=1")
     code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, *on, "--json")
     assert code == 0, output
     metrics = json.loads(output)["metrics"]

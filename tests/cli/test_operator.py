@@ -37,7 +37,8 @@ def test_score_gives_the_figures_of_the_config_s_test_split(ups, tmp_path):
     code, output, _ = ups("score", "best.pt", "CONFIG", "--json")
     scores = json.loads(output)
     assert (code, scores["num_trajectories"]) == (0, 6)
-    code, output, _ = ups("score", "best.pt", "CONFIG", "-o", "scores")
+    drawn = ("--set", "evaluation.num_examples=1")
+    code, output, _ = ups("score", "best.pt", "CONFIG", "-o", "scores", *drawn)
     assert output.startswith(f"test rollout nRMSE {scores['rollout']['nRMSE']:.4f}, persistence ")
     assert (tmp_path / "scores" / "prediction.png").exists()
 

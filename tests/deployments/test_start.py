@@ -32,7 +32,7 @@ def ready(tmp_path_factory, cuda_driver):
             stdout=output,
             stderr=output,
         )
-    wait_until(lambda: "ready at" in log.read_text(), 60)
+    wait_until(lambda: "ready at" in log.read_text(), 120)
     yield path, log
     zygote.stdin.close()
     assert zygote.wait(20) == 0

@@ -46,6 +46,7 @@ def first_run(prefect_server, s3, bucket_sources, write_tiny, tmp_path_factory):
         "training__latent_cache_dir": str(folder / "cache"),
     }
     given = {"data__generate": None, "data__sources": bucket_sources, **found}
+    given["evaluation__num_examples"] = 1
     path = write_tiny(folder / "tiny.yaml", runs_dir=str(folder / "runs"), **given)
     with s3.used(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

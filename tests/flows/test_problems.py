@@ -39,7 +39,7 @@ def mixed_flow_config(flow_config, mixed_config, mixed_data, bucket, tmp_path):
 def test_a_second_run_that_changes_one_problem_reuses_the_others_entry(
     mixed_flow_config, run, shown, tmp_path
 ):
-    path = mixed_flow_config()
+    path = mixed_flow_config(evaluation__num_examples=1)
     state, tasks, first = run(path)
     keys = {name: figures["config_hash"] for name, figures in first["tasks"].items()}
     assert list(keys) == list(TASKS)
@@ -70,6 +70,7 @@ def test_a_second_run_that_changes_one_problem_reuses_the_others_entry(
 
     tree = yaml.safe_load((tmp_path / "mixed.yaml").read_text())
     tree["data"]["task"][1]["sources"]["train"][0]["rows"] = [0, 8]
+    tree["evaluation"]["num_examples"] = 0
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(tree))
     _, tasks, second = run(path)
     assert tasks[f"2 build-latent-cache [{keys['burgers1d']}] reused"] == "Cached"

@@ -147,7 +147,7 @@ def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
 ):
     monkeypatch.setenv("UPS_PROGRESS_S", "0")
     on = {"logging.wandb.enabled": True, "logging.tensorboard.enabled": True}
-    state, _, breakdown = run(flow_config(), overrides=on)
+    state, _, breakdown = run(flow_config(evaluation__num_examples=1), overrides=on)
     assert state.is_completed()
     folder = tmp_path / "runs" / breakdown["run"]
     log = (folder / "run.log").read_text()
@@ -250,7 +250,7 @@ def test_startup_and_curves_are_shown_while_it_trains_and_in_full_in_the_end(
         return validate(*arguments)
 
     monkeypatch.setattr(ups.training.loop, "validate", look_and_validate)
-    state, _, breakdown = run(flow_config())
+    state, _, breakdown = run(flow_config(evaluation__num_examples=1))
     assert state.is_completed()
     step, epoch, _ = seen
     in_the_end = artifacts(state.state_details.flow_run_id)  # of each key one
@@ -295,7 +295,7 @@ def test_a_server_that_does_not_answer_while_it_trains_holds_up_no_run(
 
     monkeypatch.setattr(tasks.report.Artifacts, "show", show_once_it_answers)
     monkeypatch.setattr(tasks.report, "END_S", 0.1)
-    state, _, breakdown = run(flow_config())
+    state, _, breakdown = run(flow_config(evaluation__num_examples=1))
     assert state.is_completed()
     assert breakdown["nrmse_rollout"]
     assert len(asked) > 1

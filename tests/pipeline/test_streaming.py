@@ -75,8 +75,9 @@ def weights(run):
 
 
 def assert_same(one, other):
+    found, expected = weights(one), weights(other)
     for part in ("model", "ema", "optimizer"):
-        torch.testing.assert_close(weights(one)[part], weights(other)[part], rtol=0, atol=0)
+        torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
 
 
 def spans(run, phase):

@@ -91,6 +91,11 @@ def test_the_picture_shows_as_many_trajectories_as_are_asked_for(random_state, s
         assert picture.height == pytest.approx(130 * (5 * 1.8 + 2.7), abs=1)
 
 
+def test_no_picture_is_drawn_of_no_trajectories(random_state, score):
+    assert score(random_state, num_examples=0).picture is None
+    assert not list(score.run_dir.glob("*.png"))
+
+
 def test_the_scores_of_pdebench_are_of_all_frames_and_averaged_batch_by_batch(
     tiny_config, tiny_data, stage_all, tmp_path
 ):

@@ -192,7 +192,7 @@ def test_a_cuda_graph_on_the_cpu_is_refused(tiny_config):
 
 
 def test_scores_are_in_field_units_beside_persistence(prepared, stage_all):
-    config, latents, run_dir = prepared(stages__operator__epochs=6)
+    config, latents, run_dir = prepared(stages__operator__epochs=6, evaluation__num_examples=1)
     result = train(config, latents, run_dir)
     test = {"burgers1d": stage_all(config)["test"]}
     scores = evaluate(config, result.checkpoint, test, latents.encoders, run_dir)

@@ -3,7 +3,8 @@
 import pytest
 from playwright.sync_api import expect
 
-pytestmark = pytest.mark.ui
+# The pages are of runs that have ended: the benchmark of test_slow_store runs beside them.
+pytestmark = [pytest.mark.ui, pytest.mark.usefixtures("slowed_id")]
 
 UIS = {"v1": "", "v2": "/v2"}
 

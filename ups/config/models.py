@@ -97,7 +97,9 @@ class Evaluation(Model):
         None, description="frames before a rollout, not scored; default: operator.history"
     )
     batch_size: Positive = Field(32, description="trajectories per rollout batch")
-    num_examples: Positive = Field(3, description="trajectories drawn in the picture")
+    num_examples: Annotated[int, Field(ge=0)] = Field(
+        3, description="trajectories drawn in the picture; 0: no picture"
+    )
 
 
 class Features(Model):

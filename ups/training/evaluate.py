@@ -185,9 +185,11 @@ def score_problem(
 
     Args:
         equations: of the whole run, which the model is told apart by.
+        picture: where it goes; none is drawn without, or of no examples.
         progress: takes trajectories done, and in all of the file that is being read.
     """
     stride, given, device = config.training.time_stride, config.given_frames, encoder.device
+    picture = picture if config.evaluation.num_examples else None
     totals: dict[str, Metrics] = defaultdict(Metrics)
     errors: list[Tensor] = []
     zeros: list[Tensor] = []

@@ -144,6 +144,13 @@ def test_rates_are_measured_from_the_disk_where_the_page_cache_is_dropped_and_le
     assert list((tmp_path / "bounds").iterdir()) == []
 
 
+def test_what_takes_many_seconds_is_tried_once(monkeypatch):
+    monkeypatch.setattr(bounds, "ENOUGH_S", 0.0)
+    tried = []
+    assert bounds._best(1, lambda: tried.append(1)) > 0
+    assert len(tried) == 1
+
+
 def test_what_a_run_reads_is_dropped_from_memory_latents_too(config, tmp_path, monkeypatch):
     monkeypatch.setattr(page_cache, "DROP_CACHES", tmp_path / "not" / "ours")
     monkeypatch.setattr(benchmark, "prepare", lambda *_: True)
