@@ -5,6 +5,7 @@ What a test saw lies in `.ui/` afterwards; of a failed test its last view, as `f
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -23,8 +24,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from deployments.layout import PROJECT_DIR
-from tests.live import LiveStack, free_ports
-from tests.ui.slowed import slowed
+from tests.live import LiveStack
 from ups.config import dump_config, load_config
 from ups.startup.measure.scenarios import BY_NAME, overrides_of
 
@@ -105,11 +105,10 @@ def _trigger_benchmark(live: LiveStack, **parameters: Any) -> str:
     return live.ask("POST", f"/deployments/{number}/create_flow_run", body)["id"]
 
 
-@pytest.fixture(scope="session")
-def slowed_id(live: LiveStack) -> Iterator[str]:
-    """Of a benchmark on a store that is slowed to the end: it waits for bytes for a minute."""
-    with slowed(live.stack, *free_ports(1)):
-        yield _trigger_benchmark(live, scenarios=["cold"], repeats=1)
+@pytest.fixture
+def trigger_benchmark(live: LiveStack) -> Callable[..., str]:
+    """`trigger_benchmark(**parameters)`: the id of another small one's run."""
+    return functools.partial(_trigger_benchmark, live)
 
 
 def _run_id(process: subprocess.Popen[str]) -> str:

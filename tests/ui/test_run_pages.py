@@ -3,8 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-# The pages are of runs that have ended: the benchmark of test_slow_store runs beside them.
-pytestmark = [pytest.mark.ui, pytest.mark.usefixtures("slowed_id")]
+pytestmark = pytest.mark.ui
 
 UIS = {"v1": "", "v2": "/v2"}
 
