@@ -38,13 +38,8 @@ SECTIONS = {
     },
     "operators": {"operators": "operators.run", "choice": "operators.choose"},
 }
-PREPARED = (
-    "download",
-    "load",
-    "batches",
-    "stream",
-    "larger",
-)  # these have `prepare`, which is not timed
+# These have `prepare`, which is not timed.
+PREPARED = ("download", "load", "batches", "stream", "larger")
 ON_REQUEST = ("choice",)  # run only where --sections names them
 
 
