@@ -102,8 +102,9 @@ def trigger(stack: Stack, deployment: str, parameters: Sequence[str]) -> str:
     done = subprocess.run(command, env=env, cwd=PROJECT_DIR, text=True, capture_output=True)
     found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
     if done.returncode or not found:
-        output = (done.stderr + done.stdout).strip()
-        raise StackError(f"`prefect deployment run {deployment}` failed:\n{output}")
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        said = [line for line in said if not line.startswith("Creating flow run")] or said
+        raise StackError(f"`prefect deployment run {deployment}` failed: {' '.join(said)}")
     return found.group(1)
 
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 OTHER_PARAMETERS = ("overrides", "features", "overwrite_cache", "resume_from")
+OF_NO_KEY = {  # parameters that change no key of the config: type, and what is allowed
+    "overwrite_cache": (bool, "true or false"),
+    "resume_from": (str, "the path of a checkpoint"),
+}
 
 # What a run's log says again and again, and a bar shows: (what, unit, done and in all).
 COUNTED = (
@@ -294,23 +298,27 @@ def _changes(given: Mapping[str, str]) -> dict[str, Any]:
     """What the flow's own parameters change of the config, by dotted keys.
 
     Raises:
-        BadParameter: the flow has none of this name.
+        BadParameter: the flow has none of this name, or it takes no such value.
     """
     from ups.config import PARAMETERS
 
+    keys = {**PARAMETERS, "features": "features"}
     known = [*PARAMETERS, *OTHER_PARAMETERS]
     if unknown := [name for name in given if name not in known]:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
         raise typer.BadParameter(f"{unknown[0]}: no parameter of the flow; {hint}")
     changes = {}
-    for name in given.keys() & PARAMETERS.keys():
+    for name, text in given.items():
         try:
-            value = json.loads(given[name])  # as `prefect deployment run` takes it
+            value = json.loads(text)  # as `prefect deployment run` takes it
         except ValueError:
-            value = given[name]
-        if value is not None:
-            changes[PARAMETERS[name]] = value
+            value = text
+        if name in keys and value is not None:
+            changes[keys[name]] = value
+        kind, allowed = OF_NO_KEY.get(name, (object, ""))
+        if not isinstance(value, kind):
+            raise typer.BadParameter(f"{name}: found {text!r}, expected {allowed}")
     return changes
 
 
