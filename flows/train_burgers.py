@@ -61,7 +61,7 @@ _Entries = dict[str, PrefectFuture[Any]]
 
 # The form and the server refuse others, with these words.
 Whole = Annotated[int | None, Field(json_schema_extra=or_none("integer"))]
-Count = Annotated[Whole, Field(ge=1)]
+Count = Annotated[int | None, Field(json_schema_extra=or_none("integer", minimum=1))]
 Section = Annotated[Features | None, Field(json_schema_extra=or_none("object"))]
 Overrides = Annotated[dict[str, Any] | None, Field(json_schema_extra=or_none("object"))]
 Text = Annotated[str | None, Field(json_schema_extra=or_none("string"))]
