@@ -1,6 +1,19 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+# `make test PYTHON=python3.13` beside a .venv of another Python: in .venv-3.13, and .venv stays.
+ifneq ($(origin PYTHON),file)
+  minor = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+  ASKED := $(call minor,$(PYTHON))
+  ifeq ($(ASKED),)
+    $(error PYTHON=$(PYTHON) does not run here: name an interpreter of Python 3.11 or newer)
+  endif
+  ifneq ($(wildcard $(VENV)/bin/python),)
+    ifneq ($(call minor,$(VENV)/bin/python),$(ASKED))
+      VENV := .venv-$(ASKED)
+    endif
+  endif
+endif
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SPEED_VENV := .venv-speed

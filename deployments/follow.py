@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from deployments import prefect_api as api
-from deployments.layout import BIN_DIR, LOGIN, Stack, StackError
+from deployments.layout import BIN_DIR, CLIENT_LOGIN, LOGIN, Stack, StackError
+from deployments.servers import NO_ANSWER, NamedServer, named_server
 from ups import PROJECT_DIR
 from ups.config import PROJECT_CONFIGS, find_config
 
@@ -102,13 +103,34 @@ def trigger(stack: Stack, deployment: str, parameters: Sequence[str]) -> str:
     done = subprocess.run(command, env=env, cwd=PROJECT_DIR, text=True, capture_output=True)
     found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
     if done.returncode or not found:
-        output = (done.stderr + done.stdout).strip()
-        raise StackError(f"`prefect deployment run {deployment}` failed:\n{output}")
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        said = [line for line in said if not line.startswith("Creating flow run")] or said
+        raise StackError(f"`prefect deployment run {deployment}` failed: {' '.join(said)}")
     return found.group(1)
 
 
+def server_of(stack: Stack, run_id: str) -> Stack | NamedServer:
+    """Where a run is: on the stack of this machine or, if it knows none such, at the named server.
+
+    Raises:
+        ServerFault: Prefect refuses the settings that name one.
+    """
+    if stack.processes.running("prefect-server"):
+        try:
+            with stack.client(timeout_s=10) as client:
+                if client.get(f"/flow_runs/{run_id}").status_code not in (404, 422):
+                    return stack
+        except httpx.HTTPError:  # it is asked again while the run is followed
+            return stack
+    named = named_server()
+    return stack if named is None or named.url == stack.api_url else named
+
+
 def follow(
-    stack: Stack, run_id: str, say: Callable[[str], None], timeout_s: float | None = None
+    server: Stack | NamedServer,
+    run_id: str,
+    say: Callable[[str], None],
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Print the run's progress until it ends; returns the flow run as the API shows it.
 
@@ -117,7 +139,7 @@ def follow(
         RunTimeout: it goes on after `timeout_s`.
     """
     begin = answered = time.monotonic()
-    with stack.client(timeout_s=10) as client:
+    with server.client(timeout_s=10) as client:
         lines: RunLines | None = None
         while True:
             try:
@@ -131,28 +153,40 @@ def follow(
                     return run
                 answered = time.monotonic()
             except httpx.HTTPError as error:
-                _check_error(stack, run_id, error, time.monotonic() - answered)
+                _check_error(server, run_id, error, time.monotonic() - answered)
             if timeout_s is not None and time.monotonic() - begin > timeout_s:
                 raise RunTimeout(f"the run did not end in {timeout_s:.0f} s")
             time.sleep(POLL_S)
 
 
-def run_url(stack: Stack, run_id: str) -> str:
+def run_url(server: Stack | NamedServer, run_id: str) -> str:
     """The page of a flow run in the UI."""
-    return f"{stack.ui_url}/runs/flow-run/{run_id}"
+    return f"{server.ui_url}/runs/flow-run/{run_id}"
 
 
-def _check_error(stack: Stack, run_id: str, error: httpx.HTTPError, silent_s: float) -> None:
+def _check_error(
+    server: Stack | NamedServer, run_id: str, error: httpx.HTTPError, silent_s: float
+) -> None:
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+    where = server.ui_url if isinstance(server, Stack) else server.shown
     if status in (404, 422):
-        raise StackError(f"no flow run {run_id} on {stack.ui_url}") from None
+        raise StackError(f"no flow run {run_id} on {where}") from None
     if status in (401, 403):
-        raise StackError(
-            f"the Prefect server at {stack.ui_url} wants another login (HTTP {status}): set "
+        is_ours = isinstance(server, Stack)
+        login = (
             f"{LOGIN} to the one that it was started with"
-        ) from None
-    if silent_s > SERVER_LOST_S or not stack.processes.running("prefect-server"):
+            if is_ours
+            else f"{CLIENT_LOGIN} or PREFECT_API_KEY"
+        )
         raise StackError(
-            f"the Prefect server at {stack.ui_url} does not answer ({error!r}): "
-            f"`ups up` starts it again, then `ups follow {run_id}`"
+            f"the Prefect server at {where} wants another login (HTTP {status}): set {login}"
+        ) from None
+    if isinstance(server, Stack):
+        is_gone = not server.processes.running("prefect-server")
+        remedy = f"`ups up` starts it again, then `ups follow {run_id}`"
+    else:
+        is_gone, remedy = False, NO_ANSWER
+    if is_gone or silent_s > SERVER_LOST_S:
+        raise StackError(
+            f"the Prefect server at {where} does not answer ({error!r}): {remedy}"
         ) from None

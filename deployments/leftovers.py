@@ -90,7 +90,7 @@ def on_disk(path: Path) -> int:
 
 def sizes(project: Path, stack: Stack) -> dict[Path, int]:
     """What the large folders take, without those that are not there."""
-    folders = [*(project / name for name in ENVIRONMENTS), stack.folder, project / "data"]
+    folders = [*_environments(project), stack.folder, project / "data"]
     found = {folder: on_disk(folder) for folder in (*folders, project / RUNS)}
     return {folder: num_bytes for folder, num_bytes in found.items() if num_bytes}
 
@@ -112,12 +112,17 @@ def find(project: Path, stack: Stack) -> Leftovers:
     caches = (path for name in CODE for path in (project / name).rglob("__pycache__"))
     for path in (*(project / name for name in WORK), *sorted(caches)):
         _add(path, found.again)
-    for path in (project / name for name in ENVIRONMENTS):  # last: this may run in it
+    for path in _environments(project):  # last: this may run in it
         if path.is_symlink() or (path / "pyvenv.cfg").is_file():
             _add(path, found.again)
         elif path.exists():
             found.others.append((path, on_disk(path), "no environment"))
     return found
+
+
+def _environments(project: Path) -> list[Path]:
+    """Where the Makefile installs; also those of `make test PYTHON=…`."""
+    return [*(project / name for name in ENVIRONMENTS), *sorted(project.glob(".venv-3.*"))]
 
 
 def remove_empty(project: Path, stack: Stack, gone: Iterable[Leftover]) -> None:

@@ -39,10 +39,12 @@ class NamedServer:
 
     Attributes:
         login: the variables that its clients need beside the address.
+        ui_url: where its pages are; empty: unknown.
     """
 
     url: str
     login: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ui_url: str = field(default="", repr=False)
 
     @property
     def shown(self) -> str:
@@ -74,6 +76,7 @@ def named_server() -> NamedServer | None:
     try:
         from prefect.settings import get_current_settings
 
+        ui_url = redacted(get_current_settings().ui_url or "")
         settings = get_current_settings().api
     except ValidationError as error:  # whose text would show the values
         faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
@@ -85,7 +88,7 @@ def named_server() -> NamedServer | None:
         return None
     known = {"PREFECT_API_AUTH_STRING": settings.auth_string, "PREFECT_API_KEY": settings.key}
     login = {name: value.get_secret_value() for name, value in known.items() if value is not None}
-    return NamedServer(settings.url.rstrip("/"), login)
+    return NamedServer(settings.url.rstrip("/"), login, ui_url.rstrip("/"))
 
 
 def ask_for_pools(client: httpx.Client) -> dict[str, dict[str, Any]]:

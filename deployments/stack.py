@@ -40,6 +40,7 @@ POOLS = {"local": "This machine: its worker is started by `ups up`."}
 # The flows, and what defines the types and defaults of their parameters.
 FORM_SOURCES = (
     "flows",
+    "tasks/forms.py",
     "ups/config",
     "ups/machine/page_cache.py",
     "ups/startup/judge/limits.py",

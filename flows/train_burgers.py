@@ -22,7 +22,8 @@ from pydantic import Field
 
 from tasks.cache import cache_task, follow_latent_cache
 from tasks.cancel import told_from_a_crash
-from tasks.failures import failed_with, say_reasons_first, show_refusal
+from tasks.failures import failed_with, say_reasons_first
+from tasks.forms import or_none
 from tasks.phases import (
     download,
     evaluate,
@@ -32,7 +33,7 @@ from tasks.phases import (
     validate_config,
     warm_up_device,
 )
-from tasks.report import Pages, report_overhead
+from tasks.report import Pages, report_overhead, show_refusal
 from ups.background import Background
 from ups.config import PARAMETERS, SPLITS, Features, Problem, RunConfig, load_changed, run_title
 from ups.data.sources import open_store
@@ -58,7 +59,12 @@ logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log
 _Downloads = dict[ProblemSplit, PrefectFuture[Any]]
 _Entries = dict[str, PrefectFuture[Any]]
 
-Count = Annotated[int | None, Field(ge=1)]  # the form refuses others, with these words
+# The form and the server refuse others, with these words.
+Whole = Annotated[int | None, Field(json_schema_extra=or_none("integer"))]
+Count = Annotated[int | None, Field(json_schema_extra=or_none("integer", minimum=1))]
+Section = Annotated[Features | None, Field(json_schema_extra=or_none("object"))]
+Overrides = Annotated[dict[str, Any] | None, Field(json_schema_extra=or_none("object"))]
+Text = Annotated[str | None, Field(json_schema_extra=or_none("string"))]
 THREADS = 8  # a submitted task that waits occupies one, so there are some to spare
 DEFAULT = "smoke"
 
@@ -83,11 +89,11 @@ def train_burgers(
     latent_dim: Count = None,
     latent_tokens: Count = None,
     epochs: Count = None,
-    seed: int | None = None,
-    overrides: dict[str, Any] | None = None,
-    features: Features | None = None,
+    seed: Whole = None,
+    overrides: Overrides = None,
+    features: Section = None,
     overwrite_cache: bool = False,
-    resume_from: str | None = None,
+    resume_from: Text = None,
 ) -> State[Any] | None:
     """Download PDEBench data, encode it once, train a latent operator, and show where time went.
 

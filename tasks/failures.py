@@ -7,12 +7,12 @@ from typing import Any
 
 from prefect.states import Failed, State
 
-from tasks.artifacts import Artifacts
-from tasks.report import STARTUP
 from ups.errors import UpsError
 from ups.runs.record import describe_error, how_it_ended
 
 LOGGERS = ("prefect.task_runs", "prefect.flow_runs")  # where Prefect logs what was raised
+# How it logs a state that a task returned: with all of it, after the task has logged the reason.
+RETURNED = "Task run failed with state: "
 
 
 class ReasonFirst(logging.Filter):
@@ -27,6 +27,8 @@ class ReasonFirst(logging.Filter):
         self._told: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith(RETURNED):
+            return False
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, Exception) or record.levelno < logging.ERROR:
             return True
@@ -61,9 +63,3 @@ def failed_with(error: UpsError) -> State[Any]:
     if how_it_ended(error) != "failed":
         raise error
     return Failed(message=describe_error(error), data=error)
-
-
-def show_refusal(name: str, error: UpsError) -> None:
-    """What the UI shows of a run that is refused before it has so much as a folder."""
-    title = f"{name}: refused before anything was done"
-    Artifacts().show(STARTUP, title, f"## {title}\n\n**Failed:** {describe_error(error)}")

@@ -19,11 +19,13 @@ from prefect.client.schemas.objects import State
 from tasks.artifacts import Artifacts
 from tasks.timeline import close_timeline, phase_task, timeline
 from ups.background import Background
+from ups.errors import UpsError
 from ups.machine.processes import process_started_at
 from ups.pipeline.overhead import break_down, draw, leave, leave_trace
 from ups.pipeline.state import RunState
 from ups.pipeline.training_page import training_page
 from ups.runs.breakdown import Breakdown, Span
+from ups.runs.record import describe_error
 from ups.runs.table import Row, headline, startup_rows, to_markdown
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,12 @@ def _yielding() -> Iterator[None]:
 def report_overhead(pages: Pages) -> Breakdown:
     """Leave the breakdown in the run's folder, and publish it in full."""
     return pages.finish()
+
+
+def show_refusal(name: str, error: UpsError) -> None:
+    """What the UI shows of a run that is refused before it has so much as a folder."""
+    title = f"{name}: refused before anything was done"
+    Artifacts().show(STARTUP, title, f"## {title}\n\n**Failed:** {describe_error(error)}")
 
 
 def _break_down(run: RunState, spans_of: Callable[[UUID], list[Span]]) -> Breakdown:

@@ -1,4 +1,4 @@
-"""What the tasks of a flow run did and when, by their own Prefect states.
+"""What the tasks of a flow run did and when, and why they failed, by their own Prefect states.
 
 The API lags about half a second behind a state, so the breakdown is made from the task-run
 objects that the engine holds in this process: each task enters its own when it starts.
@@ -13,21 +13,35 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from prefect import task
+from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
 
+from tasks.failures import failed_with
+from ups.errors import UpsError
 from ups.runs.breakdown import Span
+from ups.runs.record import describe_error
 
 _timelines: dict[UUID, list[tuple[str, TaskRun]]] = {}
 _lock = threading.Lock()
 
 
+class PhaseTask(Task[..., Any]):
+    """A task whose call raises what the state that it returns failed with."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.pop("return_state", False):
+            return super().__call__(*args, return_state=True, **kwargs)
+        return super().__call__(*args, return_state=True, **kwargs).result()
+
+
 def phase_task(phase: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`@task` for one phase: never cached or persisted, unless said, and seen by the timeline.
 
-    Prefect's default policy would hash every input, tensors included.
+    Prefect's default policy would hash every input, tensors included. The state of one that fails
+    says the reason alone, except where it is cached: there Prefect keeps a failed state that is
+    returned, and finds it again.
     """
     defaults = {"cache_policy": NO_CACHE, "persist_result": False}
 
@@ -35,11 +49,19 @@ def phase_task(phase: str, **options: Any) -> Callable[[Callable[..., Any]], Any
         @functools.wraps(body)
         def watched(*args: Any, **kwargs: Any) -> Any:
             context = TaskRunContext.get()
-            if context is not None:
-                watch(phase, context.task_run)
-            return body(*args, **kwargs)
+            if context is None:
+                return body(*args, **kwargs)
+            watch(phase, context.task_run)
+            try:
+                return body(*args, **kwargs)
+            except UpsError as error:
+                if context.task.cache_policy is not NO_CACHE:
+                    raise
+                state = failed_with(error)
+                get_run_logger().error(describe_error(error))
+                return state
 
-        return task(**{**defaults, **options})(watched)
+        return PhaseTask(watched, **{**defaults, **options})
 
     return decorate
 

@@ -92,7 +92,10 @@ def check_make(target: str, variables: list[str]) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
     for variable in variables:
         key, options = variable.split("=", 1)
-        assert key == "ARGS"
+        assert key in ("ARGS", "PYTHON")
+        if key == "PYTHON":
+            assert re.fullmatch(r"python3\.1[1-9]", options)
+            continue
         check_ups(target, parse_ups([target, *shlex.split(options)]))
 
 

@@ -30,10 +30,15 @@ from ups.progress import Show, progress_shown
 
 if TYPE_CHECKING:
     from deployments.layout import Stack
+    from deployments.servers import NamedServer
 
 app = typer.Typer()
 
 OTHER_PARAMETERS = ("overrides", "features", "overwrite_cache", "resume_from")
+OF_NO_KEY = {  # parameters that change no key of the config: type, and what is allowed
+    "overwrite_cache": (bool, "true or false"),
+    "resume_from": (str, "the path of a checkpoint"),
+}
 
 # What a run's log says again and again, and a bar shows: (what, unit, done and in all).
 COUNTED = (
@@ -83,11 +88,16 @@ def follow(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a run that goes on, and show its breakdown at the end."""
+    """Follow a run that goes on, and show its breakdown at the end.
+
+    One that the stack of this machine does not know is looked for at the server of PREFECT_API_URL
+    or of Prefect's active profile.
+    """
     with errors_shown():
+        from deployments.follow import server_of
         from deployments.layout import Stack
 
-        _follow(Stack.find(), run_id, timeout, as_json)
+        _follow(server_of(Stack.find(), run_id), run_id, timeout, as_json)
 
 
 @app.command(epilog="Example: ups benchmark -s cold,warm --repeats 3")
@@ -188,7 +198,11 @@ def report(
 
 
 def _follow(
-    stack: Stack, run_id: str, timeout_s: float | None, as_json: bool, runs_dir: Path | None = None
+    server: Stack | NamedServer,
+    run_id: str,
+    timeout_s: float | None,
+    as_json: bool,
+    runs_dir: Path | None = None,
 ) -> None:
     """Follow a training to its end, and show its breakdown.
 
@@ -200,33 +214,33 @@ def _follow(
     from ups.cli.runs import show_breakdown
     from ups.runs.index import breakdown_of
 
-    ended = _follow_to_end(stack, run_id, timeout_s, as_json)
+    ended = _follow_to_end(server, run_id, timeout_s, as_json)
     runs_dir = runs_dir or _runs_dir_of(ended)
     found = breakdown_of(PROJECT_DIR / runs_dir, UUID(run_id)) if runs_dir else None
     if as_json:
         state = {"state": ended["state"]["name"], "message": ended["state"]["message"]}
         left = found.model_dump(mode="json") if found else None
-        url = run_url(stack, run_id)
+        url = run_url(server, run_id)
         print_json({"flow_run_id": run_id, "url": url, **state, "breakdown": left})
-    _exit_unless_completed(stack, ended)
+    _exit_unless_completed(server, ended)
     if as_json:
         return
     if found is None:
         where = PROJECT_DIR / runs_dir if runs_dir else "its folder"
-        typer.echo(f"no breakdown.json of this run in {where}", err=True)
+        typer.echo(f"no breakdown.json of this run in {where}: its page has it", err=True)
     else:
         show_breakdown(found)
-    _say_url(stack, run_id, as_error=False)
+    _say_url(server, run_id, as_error=False)
 
 
 def _follow_to_end(
-    stack: Stack, run_id: str, timeout_s: float | None, as_json: bool
+    server: Stack | NamedServer, run_id: str, timeout_s: float | None, as_json: bool
 ) -> dict[str, Any]:
     """The flow run as it ended; Ctrl-C, or the end of the time, leaves it running."""
     from deployments import follow as runs
 
     goes_on = (
-        f"the run goes on: {runs.run_url(stack, run_id)}\n"
+        f"the run goes on: {runs.run_url(server, run_id)}\n"
         f"  follow it  ups follow {run_id}\n"
         f"  cancel it  prefect flow-run cancel {run_id}"
     )
@@ -236,9 +250,9 @@ def _follow_to_end(
 
     try:
         if not sys.stderr.isatty():  # the lines themselves tell how far it has got
-            return runs.follow(stack, run_id, say, timeout_s)
+            return runs.follow(server, run_id, say, timeout_s)
         with progress_shown() as show:
-            return runs.follow(stack, run_id, _with_bars(say, show), timeout_s)
+            return runs.follow(server, run_id, _with_bars(say, show), timeout_s)
     except KeyboardInterrupt:
         typer.echo("\n" + goes_on, err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -259,23 +273,26 @@ def _with_bars(say: Callable[[str], None], show: Show) -> Callable[[str], None]:
     return say_and_count
 
 
-def _exit_unless_completed(stack: Stack, ended: dict[str, Any]) -> None:
+def _exit_unless_completed(server: Stack | NamedServer, ended: dict[str, Any]) -> None:
     state = ended["state"]
     if state["type"] == "CANCELLED":
-        _say_url(stack, ended["id"], as_error=True)
+        _say_url(server, ended["id"], as_error=True)
         typer.echo("the run was cancelled", err=True)
         raise typer.Exit(CANCELLED)
     if state["type"] != "COMPLETED":
-        _say_url(stack, ended["id"], as_error=True)
-        message = state["message"] or f"its log: {stack.processes.log_path('worker')}"
+        _say_url(server, ended["id"], as_error=True)
+        from deployments.layout import Stack
+
+        log = server.processes.log_path("worker") if isinstance(server, Stack) else "on its page"
+        message = state["message"] or f"its log: {log}"
         typer.echo(f"error: the run ended {state['name']}: {message}", err=True)
         raise typer.Exit(FAILED)
 
 
-def _say_url(stack: Stack, run_id: str, as_error: bool) -> None:
+def _say_url(server: Stack | NamedServer, run_id: str, as_error: bool) -> None:
     from deployments.follow import run_url
 
-    typer.echo(f"run   {run_url(stack, run_id)}", err=as_error)
+    typer.echo(f"run   {run_url(server, run_id)}", err=as_error)
 
 
 def _runs_dir_of(flow_run: dict[str, Any]) -> Path | None:
@@ -294,23 +311,27 @@ def _changes(given: Mapping[str, str]) -> dict[str, Any]:
     """What the flow's own parameters change of the config, by dotted keys.
 
     Raises:
-        BadParameter: the flow has none of this name.
+        BadParameter: the flow has none of this name, or it takes no such value.
     """
     from ups.config import PARAMETERS
 
+    keys = {**PARAMETERS, "features": "features"}
     known = [*PARAMETERS, *OTHER_PARAMETERS]
     if unknown := [name for name in given if name not in known]:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
         raise typer.BadParameter(f"{unknown[0]}: no parameter of the flow; {hint}")
     changes = {}
-    for name in given.keys() & PARAMETERS.keys():
+    for name, text in given.items():
         try:
-            value = json.loads(given[name])  # as `prefect deployment run` takes it
+            value = json.loads(text)  # as `prefect deployment run` takes it
         except ValueError:
-            value = given[name]
-        if value is not None:
-            changes[PARAMETERS[name]] = value
+            value = text
+        if name in keys and value is not None:
+            changes[keys[name]] = value
+        kind, allowed = OF_NO_KEY.get(name, (object, ""))
+        if not isinstance(value, kind):
+            raise typer.BadParameter(f"{name}: found {text!r}, expected {allowed}")
     return changes
 
 

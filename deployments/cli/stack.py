@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,6 +139,7 @@ def bring_up(
     from deployments import stack as parts
     from ups.data.seed import is_seeded_by_us
 
+    _say_which_server(stack)
     seeding: list[subprocess.Popen[bytes]] = []
 
     def start_seeding() -> None:
@@ -162,3 +164,16 @@ def bring_up(
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+
+
+def _say_which_server(stack: Stack) -> None:
+    """A shell may name another server, which `prefect` goes to and the stack's commands do not."""
+    from ups.data.s3errors import redacted
+
+    named = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    if named not in ("", stack.api_url):
+        typer.echo(
+            f"note: PREFECT_API_URL names {redacted(named)}; this is the stack of this machine at "
+            f"{stack.api_url}. There: `ups deploy`, `prefect deployment run`, `ups follow`",
+            err=True,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from deployments import prefect_api as api
+from deployments.deploy import flow_name
 from deployments.doctor.findings import Finding, Findings
 from deployments.layout import Stack, is_clone
 from deployments.servers import TIMEOUT_S, NamedServer, ServerFault, ask_for_pools, named_server
@@ -155,6 +156,8 @@ def _examine_pools(server: Server, findings: Findings) -> None:
         )
     else:
         findings.ok("deployments", ", ".join(sorted(one["name"] for one in ours)))
+    if server.is_own and is_clone():
+        _examine_unserved(server, known, findings)
     for name in sorted({one["work_pool_name"] for one in ours} - {None}):
         pool = server.pools.get(name)
         if pool is None:
@@ -165,6 +168,29 @@ def _examine_pools(server: Server, findings: Findings) -> None:
             findings.warn(name, f"type {pool['type']}, paused: runs wait", resume)
         else:
             findings.ok(name, f"type {pool['type']}")
+
+
+def _examine_unserved(
+    server: Server, known: Sequence[Mapping[str, Any]], findings: Findings
+) -> None:
+    """Those that an earlier `ups up` registered, too, and that stand Not Ready ever since.
+
+    A person may have asked for the same ones and have switched their worker off: they are named,
+    and nobody deletes them.
+    """
+    listed = {one["name"]: one for one in prefect_yaml()["deployments"]}
+    for one in known:
+        as_listed = listed.get(one["name"])
+        if as_listed is None or one["name"] in deployment_names():
+            continue
+        pool = one["work_pool_name"]
+        ours = (as_listed["entrypoint"], as_listed["work_pool"]["name"])
+        if (one.get("entrypoint"), pool) != ours or pool not in server.pools:
+            continue
+        if not api.online_workers(server.client, pool):
+            name = f"{flow_name(as_listed)}/{one['name']}"
+            what = f"nobody serves its pool {pool}, so the UI has it as Not Ready"
+            findings.skip(name, what, f"if it is not wanted, `prefect deployment delete {name}`")
 
 
 def _pools_of_prefect_yaml() -> set[str]:

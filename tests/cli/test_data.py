@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from deployments.cli.app import app
 from tests.conftest import TINY_FILE
+from tests.proxy import serving_proxy
 
 
 @pytest.fixture
@@ -194,4 +195,18 @@ def test_put_and_get_refuse_in_one_line(
     code, output, errors = ups(*arguments)
     assert (code, output, errors.count("\n")) == (1, "", 1), errors
     assert errors.startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["inspect", "get"])
+def test_a_bucket_that_may_not_be_listed_is_one_line_and_leaves_nothing(
+    ups, bucket, s3, store_env, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    with serving_proxy(s3.endpoint_url) as handler:
+        handler.proxy.faults.refuse = (403, "AccessDenied", "by a policy")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", handler.proxy.url)
+        code, output, errors = ups(command, f"s3://{bucket}/burgers1d/")
+    assert (code, output, errors.count("\n")) == (1, "", 1), errors
+    assert "refuses access (AccessDenied" in errors
     assert not list(tmp_path.iterdir())

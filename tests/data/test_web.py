@@ -176,7 +176,7 @@ def test_training_streams_from_ranges_and_not_from_a_server_without_them(on_web,
     ],
 )
 def test_what_is_no_file_is_one_line_with_its_url_and_validate_says_it_too(
-    on_web, web, below, message
+    on_web, web, tmp_path, below, message
 ):
     config = on_web(below)
     url = f"{web.url}/{below}{TINY_FILE.format('train')}"
@@ -186,6 +186,11 @@ def test_what_is_no_file_is_one_line_with_its_url_and_validate_says_it_too(
     faults = {c.name: c.text for c in validate_data(config)[0] if c.status == "fault"}
     assert faults.keys() == {f"{split} object" for split in SPLITS}
     assert re.search(message, faults["train object"])
+    for arguments in (["inspect", url], ["get", url, tmp_path / "got"]):
+        done = CliRunner().invoke(app, ["data", *map(str, arguments)])
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.output
+        assert url in done.stderr
+    assert list((tmp_path / "got").rglob("*")) == []
 
 
 def test_validate_reads_headers_of_the_web_too(on_web, web):

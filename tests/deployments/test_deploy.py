@@ -195,6 +195,20 @@ def test_a_worker_elsewhere_trains_with_a_store_of_other_keys(
     ended = live.wait_for_state(run_id)
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + worker.stderr
     assert ended["work_pool_name"] == "team"
+    followed = elsewhere("follow", run_id)
+    assert followed.returncode == 0, followed.stderr
+    for expected in ("4 train-operator", "time to first step", f"{live.stack.ui_url}/runs/flow-r"):
+        assert expected in followed.stdout
+
+
+@pytest.mark.parametrize(
+    ("login", "expected"),
+    [(LOGIN, "no flow run"), (None, "wants another login (HTTP 401): set PREFECT_API_AUTH_STRING")],
+)
+def test_what_cannot_be_followed_elsewhere_is_one_line(elsewhere, login, expected):
+    done = elsewhere("follow", "136ff0b8-3c1d-4a52-9f0e-6f2f5b7e9a10", login=login)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert expected in done.stderr
 
 
 @pytest.mark.usefixtures("deployed")

@@ -131,6 +131,23 @@ def test_pools_are_looked_at_that_deployments_go_to():
     assert (foreign.status, foreign.remedy) == ("warn", "`ups deploy --pool NAME`")
 
 
+def test_deployments_that_nobody_serves_are_named_and_a_persons_own_are_not():
+    entrypoint = "flows/train_burgers.py:train_burgers"
+    older = [
+        {"name": "gpu", "work_pool_name": "gpu", "entrypoint": entrypoint},
+        {"name": "rented", "work_pool_name": "local", "entrypoint": entrypoint},  # elsewhere
+        {"name": "mine", "work_pool_name": "gpu", "entrypoint": entrypoint},
+    ]
+    pools = [pool("local"), pool("gpu")]
+    found = pools_of(api(pools, [*deployments(), *older]))
+    assert found.keys() == {"deployments", "local", "train-burgers/gpu"}
+    unserved = found["train-burgers/gpu"]
+    assert (unserved.status, "Not Ready" in unserved.what) == ("skip", True)
+    assert "`prefect deployment delete train-burgers/gpu`" in unserved.remedy
+    older[0]["entrypoint"] = "mine.py:mine"
+    assert "train-burgers/gpu" not in pools_of(api(pools, [*deployments(), *older]))
+
+
 def test_a_server_that_answers_is_looked_at_with_its_pools_and_workers(stack, running, monkeypatch):
     running("prefect-server", "worker", "object-store")
     workers = [{"name": "ups-local", "status": "ONLINE"}]

@@ -44,7 +44,8 @@ def project(tmp_path, monkeypatch, tiny_config):
     write(root / "prefect.yaml")
     write(root / "ups/__init__.py")
     write(root / "ups/__pycache__/a.pyc")
-    write(root / ".venv/pyvenv.cfg")
+    for name in (".venv", ".venv-3.13"):
+        write(root / name / "pyvenv.cfg")
     write(root / ".ui/page.png")
     write(root / "prefect.toml", TOML_HEADER)
     stack = Stack.find()
@@ -168,7 +169,10 @@ def test_nothing_is_removed_while_the_stack_runs(project, monkeypatch):
 
 def test_down_says_what_stays_on_disk(project):
     last = ups("down").splitlines()[-1]
-    assert re.match(r"on disk  \.venv \S+ KB, \.stack \S+ KB, data \S+ KB; `make clean`", last)
+    assert re.match(
+        r"on disk  \.venv \S+ KB, \.venv-3\.13 \S+ KB, \.stack \S+ KB, data \S+ KB; `make clean`",
+        last,
+    )
 
 
 def test_every_name_in_the_folder_of_a_stack_is_known(project):

@@ -26,8 +26,13 @@ def live(new_stack, tmp_path):
 
 
 def test_a_busy_port_stops_up_before_anything_is_started(live, busy_port):
-    done = live.ups("up", UPS_S3_PORT=str(busy_port))
+    elsewhere = "https://me:secret@prefect.example.org/api"
+    done = live.ups("up", UPS_S3_PORT=str(busy_port), PREFECT_API_URL=elsewhere)
     assert done.returncode == 1
+    note = (
+        "note: PREFECT_API_URL names https://…@prefect.example.org/api; this is the stack of this"
+    )
+    assert note in done.stderr
     assert f"port {busy_port} on 127.0.0.1, wanted for the object store, is taken" in done.stderr
     assert not list(live.stack.folder.glob("processes/*.json"))
 

@@ -99,6 +99,8 @@ def test_a_scenario_that_came_out_worse_is_measured_as_often_again_before_it_fai
     slow = {"cold": [40.0, 40.0, 1.0, 1.0, 1.0, 1.0]}
     names = benchmark(["cold", "warm"], repeats=3, slow=slow)
     assert names[6:] == [f"4 cold {repeat}" for repeat in (4, 5, 6)]
+    with pytest.raises(RegressionFound):  # by the median of both halves, not of the second alone
+        benchmark(["cold", "warm"], repeats=3, slow={"cold": [*[40.0] * 4, 1.0, 1.0]})
     with pytest.raises(
         RegressionFound, match=r"^cold: worse: [^;]*; TTFS 1\.00 -> 40\.00 s [^;]*$"
     ):

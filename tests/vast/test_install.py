@@ -33,7 +33,9 @@ HOSTILE = {"$(touch canary)": "'; touch canary\n`touch canary`", "-x": '"; touch
 def small(tmp_path, committed):
     """A repository with two commits."""
     tree = tmp_path / "small"
-    (tree / "ups" / "vast").mkdir(parents=True)
+    for room in ("vast", "machine"):
+        (tree / "ups" / room).mkdir(parents=True)
+    (tree / "ups" / "machine" / "cgroup.py").write_text("def num_cores(): return 16\n")
     (tree / "deployments").mkdir()
     shutil.copy(ROOT / "ups" / "vast" / "provision.sh", tree / "ups" / "vast")
     (tree / "deployments" / "rented.py").write_text(JOB)
@@ -61,7 +63,8 @@ def image_with(tmp_path, new_image):
 
 def write_torch(site, version):
     (site / "torch").mkdir(parents=True)
-    (site / "torch" / "__init__.py").touch()
+    for name in ("__init__", "unused"):
+        (site / "torch" / f"{name}.py").touch()
     info = site / f"torch-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
@@ -121,6 +124,8 @@ def test_another_torch_is_left_alone_and_the_locked_one_installed(run, image_wit
     log = run(image_with("77.1.0a0+nv1"))  # NVIDIA's, of some day before the release
     assert "the image has no torch 77.1.0" in log
     assert torch_of(log).startswith(str(machine.work / "env"))
+    unused = machine.work.glob("env/lib/*/site-packages/torch/__pycache__/unused.*.pyc")
+    assert len(list(unused)) == 1  # on 16 cores all is compiled at once
 
 
 @pytest.fixture
