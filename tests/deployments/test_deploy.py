@@ -249,3 +249,17 @@ def test_pools_and_deployments_of_containers_are_made_by_the_lines_of_the_page(
         pool = live.ask("GET", f"/work_pools/{made['work_pool_name']}")
         assert (pool["name"], pool["type"]) == (name, name)
         assert s3.secret_key not in json.dumps([made, pool])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("docker", "rented"), ("kubernetes", "gpu")])
+def test_a_pool_of_containers_is_made_and_its_deployment_names_the_image(
+    live, elsewhere, kind, name
+):
+    pool = f"pods-{kind}"
+    options = ("--pool-type", kind, "--image", "NAME:TAG", "--name", name)
+    done = elsewhere("deploy", "--pool", pool, *options)
+    assert done.returncode == 0, done.stderr
+    made = live.deployment(f"train-burgers/{name}")
+    assert (made["work_pool_name"], made["job_variables"]["image"]) == (pool, "NAME:TAG")
+    assert "working_dir" not in made["job_variables"]
+    assert live.ask("GET", f"/work_pools/{pool}")["type"] == kind
