@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ups.config import Model
 from ups.equations import EQUATIONS
@@ -75,7 +75,14 @@ def entries(cache_dir: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.last_used_at, reverse=True)
 
 
-def match_key(found: Sequence[Entry], prefix: str) -> str:
+class Keyed(Protocol):
+    """What has a cache key."""
+
+    @property
+    def config_hash(self) -> str: ...
+
+
+def match_key(found: Sequence[Keyed], prefix: str) -> str:
     """The config hash that starts with `prefix`; an empty one, as of an unset variable, is none's.
 
     Raises:
