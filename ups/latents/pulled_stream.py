@@ -298,7 +298,7 @@ class PulledStream:
             DataError, FetchError, DiskFull, Interrupted, …: as a build would.
         """
         pull, sources = self._pulls[name], self.hits.sources[name]
-        here = fetch_missing(own, sources, self._stop)
+        here = fetch_missing(own, sources, self._is_over)
         self.hits.sources[name] = {split: list(of) for split, of in here.items()}
         staged = [source for split in ENCODED_SPLITS for source in here[split]]
         checksums = [list(file.checksums) for file in pull.manifest.files]
@@ -325,7 +325,7 @@ class PulledStream:
                     self._fill(place, whole, arrival)
 
             num = own.training.num_workers if own.features.parallel_encode else 1
-            at_once(encode, places, max(1, num), self._stop, "the encoder")
+            at_once(encode, places, max(1, num), self._is_over, "the encoder")
         check_unchanged(staged)
         files = tuple(
             file.model_copy(update={"checksums": tuple(of)})
