@@ -29,6 +29,13 @@ def test_the_flow_imports_without_torch_which_loads_beside_the_downloads():
     assert fresh("import sys, flows.train_burgers; print('torch' in sys.modules)") == "False"
 
 
+def test_what_shares_latents_is_imported_by_no_run_that_shares_none():
+    script = "import sys, flows.train_burgers, ups.pipeline.local_run, ups.latents.stream"
+    names = ("sharing", "remote", "pull", "push", "pulled_stream")
+    loaded = f"[n for n in {names} if f'ups.latents.{{n}}' in sys.modules]"
+    assert fresh(f"{script}; print({loaded})") == "[]"
+
+
 def test_no_module_imports_a_package_that_imports_it():
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     faces = {m for m in graph.modules if graph.find_children(m)}
