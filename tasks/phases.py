@@ -185,7 +185,7 @@ def train_operator(
     )
 
 
-@phase_task("push", task_run_name="6 push-latents")
+@phase_task("push", task_run_name="5 push-latents")
 def push_latents(
     sharing: Sharing,
     store: ObjectStore | None,

@@ -11,7 +11,7 @@ def test_a_run_says_that_it_pushed_its_latents_and_the_next_that_it_pulled_them(
     state, tasks, _ = run(flow_config(**first_run.found, **given))
     assert state.is_completed(), state.message
     assert tasks[f"2 build-latent-cache [{key}] reused"] == "Cached"
-    assert ": pushed, " in task_states(state)["6 push-latents"].message
+    assert ": pushed, " in task_states(state)["5 push-latents"].message
 
     state, tasks, pulled = run(flow_config(**given))
     assert state.is_completed(), state.message
@@ -24,4 +24,4 @@ def test_a_run_says_that_it_pushed_its_latents_and_the_next_that_it_pulled_them(
         assert said[f"1 download [{split}]"].startswith("nothing to fetch: the latents are pulled")
     staged = [file.name for file in (tmp_path / "staged").rglob("*.h5")]
     assert staged == [TINY_FILE.format("test")]
-    assert said["6 push-latents"] == "nothing to push: the latents were pulled"
+    assert said["5 push-latents"] == "nothing to push: the latents were pulled"

@@ -1,5 +1,6 @@
 """Runs that share their latents: what one has built, another pulls while it trains."""
 
+import json
 import logging
 import threading
 from contextlib import closing
@@ -95,6 +96,12 @@ def test_a_run_pulls_what_another_has_built_to_the_same_weights_and_asks_for_no_
     assert not [a for a in asked if TINY_FILE.format("train") in a or "_val.h5" in a]
     assert max(latents) < min(test)  # what is scored leaves the line to what is trained on
     assert not [a for a in asked if a.startswith("PUT")]
+    events = json.loads((pulled.run_dir / "trace.json").read_text())["traceEvents"]
+    chunks = [e["args"] for e in events if e["name"] == "pull"]
+    rows = sorted(row for c in chunks if c["split"] == "train" for row in range(*c["rows"]))
+    assert rows == list(range(20))
+    arrows = ["".join(e["ph"] for e in events if e.get("id") == number) for number in (1, 2)]
+    assert sorted(arrows) == ["sf", "stf"]  # fetch, pull, and of train the step that takes it
 
 
 def test_latents_that_turn_out_to_be_damaged_are_built_here_while_training_goes_on(

@@ -105,17 +105,20 @@ def list_(
     directory: CacheDirOption = None,
     config: CacheConfigOption = None,
     remote: RemoteOption = False,
+    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the entries with size, age, last use and state."""
     if remote:
         with errors_shown():
-            cache_shared.list_remote(_sharing(config, place, directory), as_json=as_json)
+            of = _sharing(config, settings, place, directory)
+            cache_shared.list_remote(of, as_json=as_json)
         return
     with errors_shown():
         from ups.cli import cache_rows as rows
         from ups.latents.entries import entries
 
+        _refuse_settings(settings)
         cache_dir = _cache_dir(config, place, directory)
         found = entries(cache_dir)
         if as_json:
@@ -224,6 +227,7 @@ def prune(
     directory: CacheDirOption = None,
     config: CacheConfigOption = None,
     remote: RemoteOption = False,
+    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove entries by age and size, never one in use.
@@ -237,7 +241,7 @@ def prune(
             raise typer.BadParameter("--max-size: the shared cache is pruned by age alone")
         with errors_shown():
             age_s = parse_age(older_than or "1d")
-            of = _sharing(config, directory)
+            of = _sharing(config, settings, directory)
             cache_shared.prune_remote(of, age_s, dry_run=dry_run, as_json=as_json)
         return
     with errors_shown():
@@ -245,6 +249,7 @@ def prune(
         from ups.latents.entries import entries
         from ups.latents.prune import plan_prune, remove
 
+        _refuse_settings(settings)
         max_bytes = parse_size(max_size) if max_size else None
         older_than_s = parse_age(older_than) if older_than else None
         cache_dir = _cache_dir(config, directory)
@@ -310,13 +315,16 @@ app.command("pull", epilog="Example: ups cache pull smoke --set cache.remote=s3:
 )
 
 
-def _sharing(config: str | None, *given: Path | None) -> RunConfig:
+def _sharing(config: str | None, settings: list[str] | None, *given: Path | None) -> RunConfig:
     """The config whose shared cache is meant."""
     if config is None or any(given):
         raise typer.BadParameter("--remote: name the config whose cache.remote it is, by --config")
-    from ups.config import load_config
+    return load_config_here(config, parse_settings(settings))
 
-    return load_config(config)
+
+def _refuse_settings(settings: list[str] | None) -> None:
+    if settings:
+        raise typer.BadParameter("--set: goes with --remote alone; name the directory by --dir")
 
 
 def _cache_dir(config: str | None, *given: Path | None) -> Path:

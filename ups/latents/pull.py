@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -170,6 +170,12 @@ class Pull:
     def num_bytes(self, part: Part) -> int:
         return len(self.rows(part)) * self.manifest.files[part.file].row_bytes
 
+    def facts(self, part: Part) -> dict[str, Any]:
+        """What the trace says of a fetch: where its bytes are."""
+        file, rows = self.manifest.files[part.file], self.rows(part)
+        places = [file.data_offset + row * file.row_bytes for row in (rows.start, rows.stop)]
+        return {"object": f"{self.uri}/{file.name}", "bytes": places}
+
     def split(self, part: Part) -> Split:
         return self.manifest.files[part.file].split
 
@@ -185,14 +191,14 @@ class Pull:
         start = file.data_offset + rows.start * file.row_bytes
         data = memoryview(bytearray(len(rows) * file.row_bytes))
         name = f"{self.manifest.config_hash}/{self.manifest.generation}/{file.name}"
-        with noted("pull", file=file.name, rows=[rows.start, rows.stop]):
+        with noted("fetch", **self.facts(part)):
             self.remote.folder.read(name, start, data)
-            try:
-                self._check(part, name, data)
-            except CacheDamaged:  # on the way, perhaps
-                self.remote.folder.read(name, start, data)
-                self._check(part, name, data)
-            self.write(part.file, start, data)
+        try:
+            self._check(part, name, data)
+        except CacheDamaged:  # on the way, perhaps
+            self.remote.folder.read(name, start, data)
+            self._check(part, name, data)
+        self.write(part.file, start, data)
         with self._lock:
             self._num_fetched += len(data)
         return data

@@ -240,8 +240,10 @@ class PulledStream:
         def take(place: _Place) -> None:
             nonlocal done
             pull, part = self._pulls[place.problem], place.part
-            data = pull.read(part) if (place.problem, part) in there else pull.fetch(part)
-            self._fill(place, data, arrival)
+            facts = {"split": place.split, "rows": [place.first, place.end], "turn": place.turn}
+            with noted("pull", **facts, **pull.facts(part)):
+                data = pull.read(part) if (place.problem, part) in there else pull.fetch(part)
+                self._fill(place, data, arrival)
             with lock:
                 left.discard(place)
                 done += len(data)

@@ -9,10 +9,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from ups.config import RunConfig
-from ups.errors import CacheDamaged, Interrupted, UpsError
+from ups.data.s3errors import answer
+from ups.errors import CacheDamaged, Interrupted, ObjectUnavailable, UpsError
 from ups.latents import store
 from ups.latents.remote import Remote, reason_of
 from ups.latents.store import MANIFEST_NAME, Manifest
+from ups.trace import noted
 from ups.units import format_size
 
 if TYPE_CHECKING:
@@ -76,6 +78,10 @@ def _whole_generation(remote: Remote, key: str, damaged: str) -> str | None:
             return generation
     except CacheDamaged as damage:
         log.info("%s: it is replaced", damage)
+    except ObjectUnavailable as error:
+        if answer(error.__cause__)[1] != 403:
+            raise
+        return None  # without the right to list, AWS says so of what is not there
     return ""
 
 
@@ -125,7 +131,7 @@ def push_all(
     for key in keys:
         began = time.monotonic()
         try:
-            with closing(Remote.opened(config, store_of_run)) as remote:
+            with noted("push", key=key), closing(Remote.opened(config, store_of_run)) as remote:
                 done = push(remote, config, key, replacing=damaged.get(key, ""), stop=stop)
             size, seconds = format_size(done.num_bytes), time.monotonic() - began
             how = "is there already" if done.was_there else f"pushed, {size} in {seconds:.2f} s"

@@ -135,12 +135,14 @@ def reason_of(error: BaseException) -> str:
 
 def _check_files(uri: str, manifest: Manifest) -> None:
     """Refuse files that no build plans: their names become names on this disk."""
-    names = [file.name for file in manifest.files]
+    names, fields = [file.name for file in manifest.files], manifest.key_fields
     is_planned = len(set(names)) == len(names) and all(map(PLAIN.fullmatch, names))
+    made_of = fields["latent"]["tokens"], fields["latent"]["dim"], fields["dtype"]
     for file in manifest.files:
+        is_planned &= (*file.shape[2:], file.dtype) == made_of
         is_planned &= min(*file.shape, file.chunk_rows) > 0
         is_planned = is_planned and len(file.checksums) == file.num_chunks
-    sources = manifest.key_fields["sources"]
+    sources = fields["sources"]
     splits = [split for split in ENCODED_SPLITS for _ in sources[split]]
     if not is_planned or [file.split for file in manifest.files] != splits:
         raise CacheDamaged(f"{uri}: its files are not those of an entry")

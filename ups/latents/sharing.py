@@ -18,6 +18,7 @@ from ups.data.sources import MOST_ASKED, Staged, Wanted, wanted
 from ups.errors import CacheDamaged, Interrupted, UpsError
 from ups.latents.cached import Cached, as_known, is_of
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
+from ups.latents.prune import keep_to_budget
 from ups.latents.pull import Pull, Pulled, pull_whole, say_miss
 from ups.latents.remote import Remote
 from ups.latents.store import Manifest
@@ -174,6 +175,8 @@ class Sharing:
             if stop.is_set():
                 raise
             self.note_fault(fetching, error)
+        else:
+            keep_to_budget(own, {manifest.generation for manifest in hits.manifests.values()})
         return self.pulled.get(name)
 
     def fetched(self) -> dict[tuple[str, Split], list[Staged]]:
