@@ -156,6 +156,7 @@ class LocalRun:
                 scouted, stream = self._prepare(store, stop, show)
             if pulling is not None:
                 ended.callback(pulling.close)
+                ended.callback(halt.set)  # before it: the line is free, and nobody wants it
             if stream is not None:
                 ended.callback(stream.close)
             latents = run.latents
