@@ -173,3 +173,16 @@ def test_a_pull_that_was_killed_is_no_entry_and_the_next_asks_for_the_rest_alone
     pulled = pull_here(other, remote, key)
     assert pulled.num_bytes == entry.num_bytes - cut_short.pulled.num_bytes
     assert files_of(other, key) == files_of(config, key)
+
+
+def test_keys_that_may_write_and_not_list_push_although_what_is_missing_looks_forbidden(
+    tiny_config, stage_all, store_env, proxy, tmp_path, s3_client
+):
+    config = tiny_config(cache__remote="s3://unlisted/team", data__endpoint_url=proxy.url)
+    key = ensure(config, stage_all(config)).config_hash
+    s3_client.create_bucket(Bucket="unlisted")
+    proxy.faults.refuse = (403, "AccessDenied", "as AWS says without s3:ListBucket")
+    with closing(Remote.opened(config)) as remote:
+        assert not push(remote, config, key).was_there
+        proxy.faults.refuse = None
+        assert remote.find(key) is not None
