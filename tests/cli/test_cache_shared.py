@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.documented import commands_run_by
 from ups.latents import store
 
 
@@ -22,7 +23,7 @@ def ups(ups_on, store_env, bucket_sources, tiny_config, tmp_path, monkeypatch):
 
 
 def test_what_is_built_here_is_listed_there_and_pulled_elsewhere_without_the_data(
-    ups, tmp_path, examples_that_need
+    ups, tmp_path, examples_that_need, request
 ):
     code, _, said = ups("build", "CONFIG")
     assert code == 0, said
@@ -46,7 +47,8 @@ def test_what_is_built_here_is_listed_there_and_pulled_elsewhere_without_the_dat
     assert json.loads(shown) == [{"config_hash": key, "num_bytes": 262400, "was_there": False}]
     assert store.valid_generation(other, key)
     assert not [*(tmp_path / "data").rglob("*.h5")]
-    for line in examples_that_need("a shared cache").values():
+    examples = examples_that_need("a shared cache").values()
+    for line in (*examples, *commands_run_by(request.node.nodeid)):
         remote = f"s3://tiny/{tmp_path.name}"
         line = line.replace("smoke", "CONFIG").replace("s3://latents/team", remote)
         code, shown, said = ups(*line.split()[2:])
