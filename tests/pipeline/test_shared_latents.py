@@ -58,14 +58,14 @@ def shared(s3, bucket_sources, proxy_handler, write_tiny, tmp_path_factory):
         built = run("built")
         logging.getLogger("ups").removeHandler(handler)
         proxy.faults.read_only = False
+        asked = [line for line in proxy.asked if "/latents/" in line]
         with closing(Remote.opened(built.config)) as remote:
             assert remote.folder.listed() == {}
             keys = dict(built._state.config_hashes)
             Sharing(built.config).push(None, keys, threading.Event())
             key = keys["burgers1d"]
-            yield SimpleNamespace(
-                run=run, built=built, proxy=proxy, remote=remote, key=key, said=said
-            )
+            of_built = {"built": built, "asked": asked, "said": said, "key": key}
+            yield SimpleNamespace(run=run, proxy=proxy, remote=remote, **of_built)
 
 
 def assert_same(one, other):
@@ -82,6 +82,11 @@ def test_keys_that_may_only_read_skip_the_push_with_one_line(shared):
     (said,) = shared.said
     assert f"latents {shared.key} are not pushed: AccessDenied (HTTP 403)" in said
     assert shared.built._state.scores is not None
+
+
+def test_a_miss_costs_one_request_and_so_does_the_look_before_a_push(shared):
+    pointer = f"GET /{shared.remote.uri.removeprefix('s3://')}{shared.key}/CURRENT"
+    assert [line for line in shared.asked if line.startswith("GET")] == [pointer, pointer]
 
 
 def test_a_run_pulls_what_another_has_built_to_the_same_weights_and_asks_for_no_field_of_it(shared):
