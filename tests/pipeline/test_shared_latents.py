@@ -109,6 +109,15 @@ def test_a_run_pulls_what_another_has_built_to_the_same_weights_and_asks_for_no_
     assert sorted(arrows) == ["sf", "stf"]  # fetch, pull, and of train the step that takes it
 
 
+def test_latents_that_are_read_from_the_disk_are_pulled_whole_before(shared, caplog):
+    caplog.set_level("INFO", "ups")
+    on_disk = shared.run("disk", features__preload="disk")
+    assert_same(shared.built, on_disk)
+    assert on_disk._state.latents.tier == "disk"
+    assert bounds(on_disk)["cache"].startswith("pulled from ")
+    assert "is a miss" not in caplog.text
+
+
 def test_latents_that_turn_out_to_be_damaged_are_built_here_while_training_goes_on(
     shared, monkeypatch, caplog
 ):
