@@ -28,6 +28,7 @@ from tasks.phases import (
     download,
     evaluate,
     load_latents,
+    push_latents,
     stream_latents,
     train_operator,
     validate_config,
@@ -38,7 +39,7 @@ from ups.background import Background
 from ups.config import PARAMETERS, SPLITS, Features, Problem, RunConfig, load_changed, run_title
 from ups.data.sources import open_store
 from ups.errors import ConfigError, UpsError
-from ups.latents.cached import look
+from ups.latents.ahead import comes_meanwhile, look
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
 from ups.latents.scout import may_stream
 from ups.latents.scouted import NothingToFetch, Scouted
@@ -46,13 +47,14 @@ from ups.latents.store import valid_generation
 from ups.machine.cuda_context import make_context_beside
 from ups.machine.torch_import import load_libraries_beside
 from ups.pipeline.provision import claim
-from ups.pipeline.state import ProblemSplit, RunState, running
+from ups.pipeline.state import ProblemSplit, RunState, running, sharing_of
 from ups.progress import logged
 from ups.runs.folder import has_to_build, open_run_dir
 from ups.tracking import Trackers
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
+    from ups.latents.sharing import Hits
 
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
@@ -174,19 +176,21 @@ def _run_phases(
     config = run.config
     warm_up = warm_up_device.submit(config) if config.features.warm_up else None
     problems, downloads = config.data.problems, _Downloads()
+    run.sharing = sharing_of(config)
     looking = Background(
-        lambda: look(config, store, stop, logged, overwrite=overwrite_cache), "look ahead"
+        lambda: look(config, store, stop, logged, overwrite=overwrite_cache, sharing=run.sharing),
+        "look ahead",
     )
     for split, problem in itertools.product(SPLITS, problems):
         wanted, label = (problem.name, split), config.data.label(problem, split)
         of_problem = config.of_problem(problem)
         downloads[wanted] = download.submit(of_problem, split, label, store, looking, stop)
-        if not config.features.parallel_downloads and not isinstance(looking.result(), Scouted):
+        if not config.features.parallel_downloads and not comes_meanwhile(looking.result()):
             run.staged[wanted] = downloads[wanted].result()
     with ExitStack() as ended:
         entries: _Entries = {}
         scouted, found = None, looking.result()
-        if isinstance(found, Scouted):
+        if comes_meanwhile(found):
             scouted = found
             ended.callback(scouted.close)
             entries = _stream(run, scouted, stop, ended)
@@ -202,8 +206,17 @@ def _run_phases(
         ]
         _wait_for(run, downloads, arrived, None)
 
+        def built() -> dict[str, str]:
+            found = {name: future.result()["config_hash"] for name, future in entries.items()}
+            return found or {name: entry.config_hash for name, entry in run.entries.items()}
+
+        pushing, has_stepped = None, threading.Event()
+        if run.sharing is not None:
+            pushing = push_latents.submit(run.sharing, store, built, has_stepped, stop)
+
         def note_first_step(at: float) -> None:
             run.first_step_at = at
+            has_stepped.set()
             trackers.start()
             if scouted is not None and entries:
                 run.staged.update(scouted.so_far())
@@ -227,20 +240,26 @@ def _run_phases(
 
             run.entries[name] = CacheEntry.model_validate(future.result())
             run.config_hashes[name] = run.entries[name].config_hash
+        if run.sharing is not None:
+            run.staged.update(run.sharing.fetched())
         test = {p.name: run.staged[p.name, "test"] for p in config.data.problems}
         run.scores = evaluate(config, run.result.checkpoint, test, latents.encoders, run.run_dir)
         if scouted is not None:
             scouted.remove_let_go()
+        if pushing is not None:
+            pushing.wait()
 
 
-def _stream(run: RunState, scouted: Scouted, stop: threading.Event, ended: ExitStack) -> _Entries:
+def _stream(
+    run: RunState, scouted: Scouted | Hits, stop: threading.Event, ended: ExitStack
+) -> _Entries:
     """Have training read latents as they come, unless all has to be there first: `run.latents`.
 
     Returns:
-        Problem → the task that builds its entry.
+        Problem → the task that builds its entry, or pulls it.
     """
-    config = run.config
-    stream = stream_latents(config, scouted, stop)
+    config, pulled = run.config, not isinstance(scouted, Scouted)
+    stream = stream_latents(config, scouted, run.sharing, stop)
     if stream is None:
         return {}
     ended.callback(stream.close)
@@ -248,7 +267,8 @@ def _stream(run: RunState, scouted: Scouted, stop: threading.Event, ended: ExitS
     run.config_hashes = dict(scouted.keys)
     entries = _Entries()
     for name, key in scouted.keys.items():
-        build = cache_task(config, key, overwrite=False, reused=False, body=follow_latent_cache)
+        body, given = follow_latent_cache, {"overwrite": False, "reused": False, "pulled": pulled}
+        build = cache_task(config, key, body=body, **given)
         entries[name] = build.submit(stream, name, key)
     return entries
 

@@ -27,7 +27,7 @@ SECTIONS = {
         name: f"{name}.run"
         for name in (
             *("download", "cache", "load", "batches", "boot", "startup", "busy", "stream"),
-            *("growth", "larger"),
+            *("growth", "larger", "shared"),
         )
     },
     "gpu": {
@@ -39,7 +39,7 @@ SECTIONS = {
     "operators": {"operators": "operators.run", "choice": "operators.choose"},
 }
 # These have `prepare`, which is not timed.
-PREPARED = ("download", "load", "batches", "stream", "larger")
+PREPARED = ("download", "load", "batches", "stream", "larger", "shared")
 ON_REQUEST = ("choice",)  # run only where --sections names them
 
 

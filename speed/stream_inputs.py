@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,18 @@ def data_sets(settings: Settings) -> list[DataSet]:
 
 def make(settings: Settings) -> None:
     """Write the files, and what of the peers' copies can be written."""
+    make_files(settings, data_sets(settings))
     for data_set in data_sets(settings):
-        if not (data_set.path / "manifest.json").exists():
-            _write_files(settings, data_set)
         for kind in PEERS.values():
             with suppress(WorkerError):  # its row says so
                 convert(settings, data_set, kind)
+
+
+def make_files(settings: Settings, data_sets: Iterable[DataSet]) -> None:
+    """Write the files of these data sets, with their manifests, where they are not there."""
+    for data_set in data_sets:
+        if not (data_set.path / "manifest.json").exists():
+            _write_files(settings, data_set)
 
 
 def _write_files(settings: Settings, data_set: DataSet) -> None:

@@ -56,10 +56,10 @@ class Job:
         return f"{self.data_set.size}, {self.link.name}"
 
 
-def ups_train(job: Job, stream: str) -> Sample:
-    """Seconds from the start of `ups train` to its first step, with `features.stream` so."""
+def changes(job: Job, stream: str) -> dict[str, object]:
+    """What a run of ours changes of its config, with `features.stream` so."""
     sources = {split: [{"key": job.data_set.key(split)}] for split in ("train", "val", "test")}
-    changes = {
+    return {
         **inputs.run_places(job.folder),
         "data.bucket": BUCKET,
         "data.sources": sources,
@@ -70,7 +70,20 @@ def ups_train(job: Job, stream: str) -> Sample:
         "stages.operator.epochs": 1,
         "evaluation.num_examples": 1,
     }
-    sets = [part for name, value in changes.items() for part in ("--set", f"{name}={_json(value)}")]
+
+
+def sets(changes: Mapping[str, object]) -> list[str]:
+    """The same as options of a command."""
+    return [part for name, value in changes.items() for part in ("--set", f"{name}={_json(value)}")]
+
+
+def ups_train(job: Job, stream: str, more: Mapping[str, object] | None = None) -> Sample:
+    """Seconds from the start of `ups train` to its first step, with `features.stream` so.
+
+    Args:
+        more: that it changes of its config.
+    """
+    options = sets({**changes(job, stream), **(more or {})})
 
     def found() -> Breakdown | None:
         file = next((job.folder / "runs").glob(f"*/{Breakdown.FILE}"), None)
@@ -79,7 +92,7 @@ def ups_train(job: Job, stream: str) -> Sample:
         return breakdown if is_done else None
 
     started_at = time.time()
-    command = [sys.executable, "-m", "deployments.cli.app", "train", CONFIG, *sets]
+    command = [sys.executable, "-m", "deployments.cli.app", "train", CONFIG, *options]
     with started(job, command) as process:
         breakdown = wait_for(process, found, job)
     assert breakdown.ttfs_s is not None

@@ -24,6 +24,7 @@ from ups.errors import UpsError
 from ups.progress import logged
 
 if TYPE_CHECKING:
+    from ups.latents.pulled_stream import PulledStream
     from ups.latents.stream import Stream
 
 KEY_PREFIX = "latents-"
@@ -82,11 +83,11 @@ def build_latent_cache(
 
 @phase_task("cache")
 def follow_latent_cache(
-    stream: Stream,
+    stream: Stream | PulledStream,
     problem: str,
     key: str,  # noqa: ARG001 (what Prefect's cache key is made of)
 ) -> dict[str, Any] | State[None]:
-    """Wait for the entry that is built of what arrives; its record as plain JSON.
+    """Wait for the entry that is built, or pulled, of what arrives; its record as plain JSON.
 
     Or Cancelled where that ended with an error, which the training says.
     """
@@ -102,6 +103,7 @@ def cache_task(
     *,
     overwrite: bool,
     reused: bool,
+    pulled: bool = False,
     body: Task[..., Any] = build_latent_cache,
 ) -> Task[..., Any]:
     """`build_latent_cache`, or another body, with key store, results and lock of this directory.
@@ -111,9 +113,11 @@ def cache_task(
 
     Args:
         key: the config hash.
-        reused: whether the entry was valid a moment ago; only the name of the task run says so.
+        reused, pulled: whether the entry was valid a moment ago, or comes from the shared cache;
+            only the name of the task run says so.
     """
-    name = f"2 build-latent-cache [{key}]{' reused' if reused else ''}"
+    how = " reused" if reused else " pulled" if pulled else ""
+    name = f"2 build-latent-cache [{key}]{how}"
     cache_dir = config.training.latent_cache_dir
     is_read_only = cache_dir.exists() and not os.access(cache_dir, os.W_OK)
     if config.features.is_legacy or is_read_only:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Completed, State
 
 from tasks.progress import ProgressArtifact
@@ -20,6 +21,7 @@ from ups.config import ProblemConfig, RunConfig, Split
 from ups.data.s3errors import StoreRefuses
 from ups.data.sources import Staged, stage
 from ups.errors import ConfigError, Interrupted, UpsError
+from ups.latents.ahead import comes_meanwhile
 from ups.latents.cached import Cached
 from ups.latents.scouted import Scouted
 from ups.machine.torch_import import collector_at_rest
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
     from ups.latents.encode import PatchEncoder
     from ups.latents.loader import Latents
+    from ups.latents.pulled_stream import PulledStream
+    from ups.latents.sharing import Hits, Sharing
     from ups.latents.stream import Stream
     from ups.training.evaluate import Scores
     from ups.training.loop import TrainResult
     from ups.training.step import TrainStep
 
-    Looking = Background[Scouted | Cached | None]
+    Looking = Background[Scouted | Cached | Hits | None]
 
 
 @phase_task("validate", task_run_name="0 validate-config")
@@ -84,7 +88,8 @@ def download(
     Args:
         label: the split, after the name of its problem where there are several.
         looking: says whether training reads them as they come: then this follows how far they are;
-            or whether their latents are in the cache: then nothing is fetched.
+            or whether their latents are in the cache: then nothing is fetched; or are pulled: then
+            it is test alone, once they are here.
     Returns:
         They, in the latter case with a state that says so; or Cancelled where the store refuses
         for a reason that another download fails with, or where something else ended the run.
@@ -96,6 +101,13 @@ def download(
             artifact.discard()
             why = f"nothing to fetch: the latents are in the cache, {found.keys[name]}"
             return Completed(message=why, data=found.sources[name][split])
+        if comes_meanwhile(found) and not isinstance(found, Scouted):
+            if split in found.sources[name]:
+                artifact.discard()
+                where = found.remote.folder.uri(found.keys[name])
+                why = f"nothing to fetch: the latents are pulled, {where}"
+                return Completed(message=why, data=found.sources[name][split])
+            found.wait_until_over(stop)
         if isinstance(found, Scouted):
             try:
                 return found.finished(name, split, artifact.update)
@@ -120,11 +132,18 @@ def download(
 
 
 @phase_task("load", task_run_name="3 load-latents")
-def stream_latents(config: RunConfig, scouted: Scouted, stop: threading.Event) -> Stream | None:
-    """Fit the encoder, and have latents be read as they come; None where they cannot be."""
-    from ups.latents.stream import stream_latents as stream
+def stream_latents(
+    config: RunConfig, found: Scouted | Hits, sharing: Sharing | None, stop: threading.Event
+) -> Stream | PulledStream | None:
+    """Have latents be read as they are encoded, or pulled; None where they cannot be."""
+    if isinstance(found, Scouted):
+        from ups.latents.stream import stream_latents as stream
 
-    return stream(config, scouted, stop, logged)
+        return stream(config, found, stop, logged)
+    assert sharing is not None, "who finds something there has looked"
+    from ups.latents.pulled_stream import stream_pulled
+
+    return stream_pulled(config, sharing, found, stop, logged)
 
 
 @phase_task("load", task_run_name="3 load-latents")
@@ -164,6 +183,27 @@ def train_operator(
         on_first_epoch=on_first_epoch,
         progress=progress,
     )
+
+
+@phase_task("push", task_run_name="5 push-latents")
+def push_latents(
+    sharing: Sharing,
+    store: ObjectStore | None,
+    built: Callable[[], Mapping[str, str]],
+    may_begin: threading.Event,
+    stop: threading.Event,
+) -> State[Any]:
+    """Push entries that the shared cache lacks, while training goes on; the state says what came.
+
+    Args: see `push_entries`.
+    """
+    from ups.pipeline.phases import push_entries
+
+    try:
+        line = push_entries(sharing, store, built, may_begin, stop)
+    except CancelledRun:  # the training says why there are none
+        line = ""
+    return Completed(message=line or None)
 
 
 @phase_task("evaluate", task_run_name="5 evaluate")

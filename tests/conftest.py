@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,11 +84,48 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
-def _endpoint(server: subprocess.Popen[bytes], log: Path) -> str:
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server that answers as AWS does: of conditions, among others. It holds all in memory."""
+    command = shutil.which(
+        "moto_server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    if command is None:
+        pytest.skip("moto_server is not installed (the extra dev has it)")
+    folder = tmp_path_factory.mktemp("moto")
+    with (folder / "moto.log").open("wb") as output:
+        server = subprocess.Popen(
+            [command, "-H", "127.0.0.1", "-p", "0"], stdout=output, stderr=output
+        )
+    try:
+        at = r"Running on (http://[\d.]+:\d+)"
+        yield S3Server(_endpoint(server, folder / "moto.log", at), "key", "secret", folder)
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture(params=["rclone", "moto"])
+def any_s3(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A bucket of each S3 server, one after the other, as the one that this process uses."""
+    import boto3
+
+    server = request.getfixturevalue({"rclone": "s3"}.get(request.param, request.param))
+    with server.used(), closing(boto3.client("s3", region_name="us-east-1")) as client:
+        if "shared" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket="shared")
+        yield "shared"
+
+
+def _endpoint(
+    server: subprocess.Popen[bytes],
+    log: Path,
+    at: str = r"Starting s3 server on \[(http://[\d.]+:\d+)/",
+) -> str:
     """The address that the server says it listens on."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and server.poll() is None:
-        if found := re.search(r"Starting s3 server on \[(http://[\d.]+:\d+)/", log.read_text()):
+        if found := re.search(at, log.read_text()):
             return found[1]
         time.sleep(0.02)
     pytest.fail(f"the S3 server did not start: {log.read_text()}")

@@ -190,6 +190,7 @@ NEEDS = {
     "a stack for minutes": ("ups benchmark",),
     "a server": ("ups deploy",),
     "a store": ("ups data put", "ups data get"),
+    "a shared cache": ("ups cache push", "ups cache pull"),
     "vastai": ("ups vast search", "ups vast launch", "ups vast resume", "ups vast onstart",
                "ups vast setup-env"),
 }  # fmt: skip

@@ -33,6 +33,7 @@ class Faults:
         page: a web page with status 200 answers each request.
         head_status: answers each HEAD.
         edit: changes the headers of an answer; takes the request's method and them.
+        read_only: AccessDenied answers what would change something.
         retry_after: goes with SlowDown.
         on_range: called with the path before a range is asked for upstream; where it returns
             True, SlowDown is answered.
@@ -51,6 +52,7 @@ class Faults:
     page: bool = False
     head_status: int | None = None
     edit: Callable[[str, dict[str, str]], object] = lambda method, headers: None
+    read_only: bool = False
     retry_after: str | None = None
     on_range: Callable[[str], object] = lambda path: None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -67,6 +69,7 @@ class Proxy:
     url: str
     faults: Faults = field(default_factory=Faults)
     ranges: list[str] = field(default_factory=list)  # Range headers, as they came
+    asked: list[str] = field(default_factory=list)  # `GET /bucket/key`, as they came
 
 
 def error(code: str, message: str) -> bytes:
@@ -88,6 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         faults, ranged = self.proxy.faults, self.headers["Range"]
+        self._note()
         if self._refused(faults):
             return None
         if ranged is None:
@@ -104,12 +108,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         faults = self.proxy.faults
+        self._note()
         if self._refused(faults):
             return
         if faults.head_status is not None:
             self._answer(faults.head_status, b"")
         else:
             self._forward(Faults(edit=faults.edit))
+
+    def do_PUT(self):
+        """Also of the other requests that change something."""
+        self._note()
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.proxy.faults.read_only:
+            return self._answer(403, error("AccessDenied", "may not write"))
+        return self._forward(Faults(), body)
+
+    do_POST = do_DELETE = do_PUT
+
+    def _note(self):
+        with self.proxy.faults.lock:
+            self.proxy.asked.append(f"{self.command} {self.path}")
 
     def log_message(self, *args):
         pass
@@ -128,7 +147,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self._head(status, {"Content-Length": str(len(body)), **headers}, self.proxy.faults)
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _head(self, status: int, headers: dict[str, str], faults: Faults) -> None:
@@ -138,17 +157,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _forward(self, faults: Faults) -> None:
+    def _forward(self, faults: Faults, given: bytes | None = None) -> None:
         connection = http.client.HTTPConnection(*self.upstream, timeout=20)
         try:
-            connection.request(self.command, self.path, headers=dict(self.headers))
+            connection.request(self.command, self.path, given, headers=dict(self.headers))
             response = connection.getresponse()
             headers, body = dict(response.getheaders()), response
             if headers.pop("Transfer-Encoding", None):  # of a listing
                 whole = response.read()
                 headers["Content-Length"], body = str(len(whole)), io.BytesIO(whole)
             self._head(response.status, headers, faults)
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self._relay(body, faults)
         finally:
             connection.close()

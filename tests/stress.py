@@ -3,6 +3,7 @@
     .venv/bin/python -m tests.stress cancel --rounds 10
     .venv/bin/python -m tests.stress kill --rounds 50
     .venv/bin/python -m tests.stress stream --rounds 8
+    .venv/bin/python -m tests.stress pull --rounds 8
 
 A line for each round, with what was wrong in it; exit code 1 if anything was.
 """
@@ -41,7 +42,7 @@ from ups.training import checkpoint
 CANCEL_S, END_S = 10.0, 600.0
 SAVED_WITHIN_S = 1.5
 HANDLE_S = 30.0  # a signal
-WITHIN_S = {"cancel": 3.0, "kill": 8.0, "stream": 9.0}
+WITHIN_S = {"cancel": 3.0, "kill": 8.0, "stream": 9.0, "pull": 9.0}
 SLOW_S = 0.4  # of a request, or of 64 KiB
 EPOCHS = {"cancel": 100_000, "kill": 40}  # for ever; a few seconds
 
@@ -182,9 +183,14 @@ class Kill(NamedTuple):
 class Streaming:
     """`ups train` on data that arrive slowly, in a folder of its own for each run."""
 
-    def __init__(self, folder: Path, s3: S3Server, endpoint_url: str) -> None:
-        """Upload the data; they are fetched from the endpoint."""
+    def __init__(self, folder: Path, s3: S3Server, endpoint_url: str, *, is_shared: bool) -> None:
+        """Upload the data; they are fetched from the endpoint.
+
+        Args:
+            is_shared: whether runs pull the latents that the first has pushed.
+        """
         self.folder = folder
+        self._shared = {"cache.remote": "s3://tiny/shared"} if is_shared else {}
         reached = {**s3.env, "AWS_ENDPOINT_URL_S3": endpoint_url}
         self.env = {**os.environ, **reached, "PDEBENCH_ROOT": ""}
         grid = {"grid_points": 256, "num_frames": 41, "t_end": 0.4}
@@ -193,7 +199,7 @@ class Streaming:
                 path = folder / f"{split}.h5"
                 generate(path, num, "burgers1d", 0.02, seed=seed, **grid)
                 client.upload(path, "tiny", f"tiny/{split}.h5")
-        self.num_resumed = 0
+        self.num_resumed = self.num_pulled = 0
         self.expected = self.weights("undisturbed", [])
 
     def weights(self, name: str, kills: Sequence[Kill]) -> Any:
@@ -207,6 +213,7 @@ class Streaming:
             "data.generate": None,
             "data.sources": {s: [{"bucket": "tiny", "key": f"tiny/{s}.h5"}] for s in SPLITS},
             "training.latent_cache_dir": str(place / "cache"),
+            **self._shared,
         }
         config = place / "tiny.yaml"
         config.write_text(dump_config(load_config("smoke", overrides)))
@@ -224,6 +231,7 @@ class Streaming:
         assert process.returncode == 0, output_text
         resumed = re.findall(rf"{UNVERIFIED} at epoch 1, step (\d+)", output_text)
         self.num_resumed += any(int(step) > 0 for step in resumed)
+        self.num_pulled += "pulled from s3://tiny/shared" in output_text
         print(f"  resumed before the verdict at steps: {', '.join(resumed) or 'none'}", flush=True)
         (last,) = place.glob("runs/*-mine/checkpoints/last.pt")
         return checkpoint.load(last)
@@ -246,7 +254,9 @@ def stream(streaming: Streaming, name: str, kills: Sequence[Kill]) -> list[str]:
     ]
 
 
-def streams(rounds: int, within_s: float, draw: random.Random) -> Iterator[list[str]]:
+def streams(
+    rounds: int, within_s: float, draw: random.Random, *, is_shared: bool
+) -> Iterator[list[str]]:
     """What was wrong in each round."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -254,13 +264,15 @@ def streams(rounds: int, within_s: float, draw: random.Random) -> Iterator[list[
         server = serving_s3(folder / "s3", folder / "log")
         with server as s3, serving_proxy(s3.endpoint_url) as handler:
             handler.proxy.faults.delay_s = SLOW_S
-            streaming = Streaming(folder, s3, handler.proxy.url)
+            streaming = Streaming(folder, s3, handler.proxy.url, is_shared=is_shared)
             for number in range(1, rounds + 1):
                 kills = [Kill.drawn(draw, within_s) for _ in range(draw.randint(1, 3))]
                 print(f"{number}: stream, {', '.join(map(str, kills))}", flush=True)
                 yield stream(streaming, str(number), kills)
+            if is_shared and streaming.num_pulled < rounds:
+                yield [f"{streaming.num_pulled} of {rounds} have pulled"]
             print(f"{streaming.num_resumed} went on at a step before the verdict", flush=True)
-            if streaming.num_resumed == 0:
+            if streaming.num_resumed == 0 and not is_shared:
                 yield ["none went on at a step before the verdict"]
 
 
@@ -289,8 +301,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     within_s, draw = given.within or WITHIN_S[given.what], random.Random(given.seed)
-    if given.what == "stream":
-        rounds = streams(given.rounds, within_s, draw)
+    if given.what in ("stream", "pull"):
+        rounds = streams(given.rounds, within_s, draw, is_shared=given.what == "pull")
     else:
         rounds = troubled(given.what, given.rounds, within_s, draw)
     bad = 0

@@ -25,8 +25,12 @@ def test_the_whole_library_imports_without_prefect():
     assert fresh(f"{script}print([name for name in {above} if name in sys.modules])") == "[]"
 
 
-def test_the_flow_imports_without_torch_which_loads_beside_the_downloads():
-    assert fresh("import sys, flows.train_burgers; print('torch' in sys.modules)") == "False"
+def test_a_run_imports_neither_torch_at_first_nor_ever_what_shares_latents_unless_it_does():
+    # torch loads beside the downloads.
+    script = "import sys, flows.train_burgers, ups.pipeline.local_run"
+    shares = ("sharing", "remote", "pull", "push", "pulled_stream")
+    names = ("torch", *(f"ups.latents.{name}" for name in shares))
+    assert fresh(f"{script}; print([n for n in {names} if n in sys.modules])") == "[]"
 
 
 def test_no_module_imports_a_package_that_imports_it():

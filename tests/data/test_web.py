@@ -16,7 +16,7 @@ from ups.config import SPLITS, load_config
 from ups.data.sources import open_store, stage
 from ups.data.stamps import hash_file
 from ups.errors import ObjectUnavailable
-from ups.latents.cached import look
+from ups.latents.ahead import look
 from ups.latents.scouted import Scouted
 from ups.progress import logged
 from ups.validate.data import validate_data

@@ -89,6 +89,18 @@ def task_runs(run_id):
 
 
 @pytest.fixture
+def task_states():
+    """`task_states(state)`: the states of a flow run's tasks, by their names."""
+
+    def read(state):
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        with get_client(sync_client=True) as client:
+            return {run.name: run.state for run in client.read_task_runs(flow_run_filter=only)}
+
+    return read
+
+
+@pytest.fixture
 def artifacts():
     """`artifacts(run_id)`: what a flow run shows under each key, of which there is one."""
 

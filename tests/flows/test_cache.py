@@ -3,8 +3,6 @@
 import shutil
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from flows.train_burgers import train_burgers
 from tests.conftest import TINY_FILE
@@ -92,7 +90,7 @@ def test_overwrite_builds_an_entry_again_and_a_retry_takes_what_it_built(
 
 
 def test_a_run_whose_entry_is_valid_fetches_test_alone_and_each_download_says_why(
-    flow_config, run, tmp_path
+    flow_config, run, task_states, tmp_path
 ):
     path = flow_config()
     _, _, first = run(path)
@@ -103,14 +101,8 @@ def test_a_run_whose_entry_is_valid_fetches_test_alone_and_each_download_says_wh
     assert again["cache_reused"] is True
     assert tasks[f"2 build-latent-cache [{key}] reused"] == "Cached"
     assert [file.name for file in staged.rglob("*.h5")] == [TINY_FILE.format("test")]
-    said = {task.name: task.state.message for task in task_runs_of(state)}
+    said = {name: of.message for name, of in task_states(state).items()}
     for split in ("train", "val"):
         why = f"nothing to fetch: the latents are in the cache, {key}"
         assert said[f"1 download [{split}]"] == why
     assert not said["1 download [test]"]
-
-
-def task_runs_of(state):
-    only = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-    with get_client(sync_client=True) as client:
-        return client.read_task_runs(flow_run_filter=only)

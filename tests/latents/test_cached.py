@@ -12,8 +12,9 @@ from ups.config import SPLITS
 from ups.data import lookup
 from ups.data.objectstore import ObjectStore
 from ups.errors import DataError
+from ups.latents.ahead import look
 from ups.latents.build import ensure
-from ups.latents.cached import Cached, find_cached, look
+from ups.latents.cached import Cached, find_cached
 from ups.latents.entries import entries
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.prune import remove

@@ -1,17 +1,18 @@
-"""`ups cache build | list | show | verify | prune | rm`: the latent cache from a shell.
+"""`ups cache build | list | show | verify | prune | rm | push | pull`: the latent cache.
 
 Exit code 1: an error, damage that `verify` found, or an entry in use that `rm` left alone.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ups.cli import completion
+from ups.cli import cache_shared, completion
 from ups.cli.console import errors_shown, print_json, print_table
 from ups.cli.options import (
     KEY_HELP,
@@ -29,8 +30,14 @@ from ups.errors import CacheError
 from ups.progress import progress_shown
 from ups.units import format_size, parse_age, parse_size
 
+if TYPE_CHECKING:
+    from ups.config import RunConfig
+
 app = typer.Typer(no_args_is_help=True, help="The latent cache.")
 
+RemoteOption = Annotated[
+    bool, typer.Option("--remote", help="In the shared cache, cache.remote of --config.")
+]
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help=KEY_HELP, autocompletion=completion.cache_keys)
 ]
@@ -61,6 +68,7 @@ def build(
     with errors_shown():
         from ups.data.sources import open_store
         from ups.pipeline.phases import build_caches, stage_splits
+        from ups.pipeline.state import sharing_of
 
         resolved = load_config_here(
             config, once([*parse_settings(settings).items(), *flags.items()])
@@ -69,6 +77,9 @@ def build(
             staged = stage_splits(resolved, ("train", "val"), open_store(resolved), show)
             entries = build_caches(resolved, staged, show, overwrite=overwrite)
         cache_dir = resolved.training.latent_cache_dir
+        if (sharing := sharing_of(resolved)) is not None:
+            keys = {name: entry.config_hash for name, entry in entries.items()}
+            sharing.push(None, keys, threading.Event())  # the log says what came of it
         if as_json:
             records = [
                 {**entry.model_dump(mode="json"), "task": name, "cache_dir": str(cache_dir)}
@@ -93,13 +104,21 @@ def list_(
     ] = None,
     directory: CacheDirOption = None,
     config: CacheConfigOption = None,
+    remote: RemoteOption = False,
+    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the entries with size, age, last use and state."""
+    if remote:
+        with errors_shown():
+            of = _sharing(config, settings, place, directory)
+            cache_shared.list_remote(of, as_json=as_json)
+        return
     with errors_shown():
         from ups.cli import cache_rows as rows
         from ups.latents.entries import entries
 
+        _refuse_settings(settings)
         cache_dir = _cache_dir(config, place, directory)
         found = entries(cache_dir)
         if as_json:
@@ -207,18 +226,30 @@ def prune(
     ] = False,
     directory: CacheDirOption = None,
     config: CacheConfigOption = None,
+    remote: RemoteOption = False,
+    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove entries by age and size, never one in use.
 
     What no run can read goes first: damaged and replaced entries, and builds that were cut short.
-    What a running job reads or builds stays.
+    What a running job reads or builds stays. With --remote, what no pointer names goes, if it is
+    older than a day (or --older-than): never what a run pulls.
     """
+    if remote:
+        if max_size:
+            raise typer.BadParameter("--max-size: the shared cache is pruned by age alone")
+        with errors_shown():
+            age_s = parse_age(older_than or "1d")
+            of = _sharing(config, settings, directory)
+            cache_shared.prune_remote(of, age_s, dry_run=dry_run, as_json=as_json)
+        return
     with errors_shown():
         from ups.cli import cache_rows as rows
         from ups.latents.entries import entries
         from ups.latents.prune import plan_prune, remove
 
+        _refuse_settings(settings)
         max_bytes = parse_size(max_size) if max_size else None
         older_than_s = parse_age(older_than) if older_than else None
         cache_dir = _cache_dir(config, directory)
@@ -274,6 +305,26 @@ def rm(
             raise CacheError(
                 f"{', '.join(refused)}: in use by a running job, not removed; wait for it"
             )
+
+
+app.command("push", epilog="Example: ups cache push smoke --set cache.remote=s3://latents/team")(
+    cache_shared.push
+)
+app.command("pull", epilog="Example: ups cache pull smoke --set cache.remote=s3://latents/team")(
+    cache_shared.pull
+)
+
+
+def _sharing(config: str | None, settings: list[str] | None, *given: Path | None) -> RunConfig:
+    """The config whose shared cache is meant."""
+    if config is None or any(given):
+        raise typer.BadParameter("--remote: name the config whose cache.remote it is, by --config")
+    return load_config_here(config, parse_settings(settings))
+
+
+def _refuse_settings(settings: list[str] | None) -> None:
+    if settings:
+        raise typer.BadParameter("--set: goes with --remote alone; name the directory by --dir")
 
 
 def _cache_dir(config: str | None, *given: Path | None) -> Path:

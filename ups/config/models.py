@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, field_validator, model_validator
 
 from ups.config.data import Data, Model, Positive, Problem
 from ups.config.operators import LatentTransformer, Operator
+from ups.config.text import shortened
 from ups.config.tokens import such_as
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
+REMOTE = re.compile(r"s3://[a-z0-9][a-z0-9.-]*[a-z0-9](/(?!\.\.?(/|$))[^/@?#]+)*/?")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 OffIsAWord = BeforeValidator(lambda given: "off" if given is False else given)  # YAML 1.1's bool
 OnIsAWord = BeforeValidator(lambda given: "on" if given is True else given)
@@ -68,6 +71,29 @@ class Training(Model):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     seed: int = Field(0, ge=-(2**43), le=2**43)
     log_every: Positive = Field(50, description="steps between readings of the loss")
+
+
+class Cache(Model):
+    """The latent cache beyond this machine; where it lies here, `training` says."""
+
+    remote: str | None = Field(
+        None, description="s3://bucket/prefix of latents that machines share; off if empty"
+    )
+
+    @field_validator("remote")
+    @classmethod
+    def _names_a_folder(cls, remote: str | None) -> str | None:
+        if remote is not None and "@" in remote:
+            raise ValueError(
+                "holds credentials, which would be logged: give them by AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
+        if remote is not None and not REMOTE.fullmatch(remote):
+            raise ValueError(
+                f"found {shortened(remote)}, expected s3://bucket/prefix; "
+                "the store's address is data.endpoint_url"
+            )
+        return remote
 
 
 class Optimizer(Model):
@@ -175,6 +201,7 @@ class RunConfig(Model):
     encoder: Encoder = Encoder()
     operator: Operator = LatentTransformer()
     training: Training = Training()
+    cache: Cache = Cache()
     stages: Stages = Stages()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()

@@ -6,6 +6,7 @@ stands beside the objects (`manifests`).
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -27,6 +28,7 @@ from ups.data.answers import (
 )
 from ups.data.blocks import Blocks, describe_file
 from ups.data.connect import NUM_CONNECTIONS, connect
+from ups.data.folder import Folder
 from ups.data.listing import list_below, list_objects, missing
 from ups.data.manifests import Manifests
 from ups.data.s3errors import (
@@ -39,7 +41,7 @@ from ups.data.s3errors import (
     retrying,
     transport_errors,
 )
-from ups.data.upload import Upload
+from ups.data.upload import Upload, ensure_bucket
 from ups.data.web import WebClient, host_of, is_web, uri_of
 from ups.errors import FetchError, ObjectUnavailable, UpsError
 from ups.progress import Progress
@@ -234,6 +236,14 @@ class ObjectStore:
         sha256, blocks = (entry["sha256"], entry["blocks"]) if entry else (None, None)
         return ObjectInfo(bucket, key, num_bytes, version, sha256, md5_of(found, bucket), blocks)
 
+    def noted(self, bucket: str, key: str) -> dict[str, Any] | None:
+        """What the manifest alone says of an object, see `Manifests.entry`; it is not asked for."""
+        return self._manifests.entry(bucket, key)
+
+    def folder(self, bucket: str, prefix: str, retry: Retry) -> Folder:
+        """What lies below a prefix that ends in a slash, read and written without a manifest."""
+        return Folder(self._client, functools.partial(self._call, retry=retry), bucket, prefix)
+
     def listed(self, bucket: str, keys: Collection[str]) -> list[ObjectInfo]:
         """What `head` says of objects of one folder, as far as one listing tells; see `look_up`.
 
@@ -378,21 +388,6 @@ class ObjectStore:
         return retrying(call, uri=uri, endpoint=endpoint, retry=retry or self.retry)
 
     def _ensure_bucket(self, bucket: str) -> None:
-        if bucket in self._buckets:
-            return
-        refuses = self._client.exceptions.ClientError
-        try:
-            self._client.head_bucket(Bucket=bucket)
-        except refuses as error:
-            if answer(error)[1] != 404:
-                raise
-            region = self._client.meta.region_name
-            where: Any = {"LocationConstraint": region}
-            extra = {} if region == "us-east-1" else {"CreateBucketConfiguration": where}
-            try:
-                self._client.create_bucket(Bucket=bucket, **extra)
-            except refuses as error:
-                if not answer(error)[0].startswith("BucketAlready"):  # by another, just now
-                    raise
-                self._client.head_bucket(Bucket=bucket)
-        self._buckets.add(bucket)
+        if bucket not in self._buckets:
+            ensure_bucket(self._client, bucket)
+            self._buckets.add(bucket)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ups.background import at_once
-from ups.data.s3errors import transport_errors
+from ups.data.s3errors import answer, transport_errors
 from ups.errors import DataError, UpsError
 from ups.files import read_fully
 from ups.progress import Progress
@@ -155,6 +155,25 @@ class Upload:
             self._sent += num_bytes
             if self._progress is not None:
                 self._progress(self._sent, self._total)
+
+
+def ensure_bucket(client: S3Client, bucket: str) -> None:
+    """Create a bucket where it is missing; raises what boto3 raises."""
+    refuses = client.exceptions.ClientError
+    try:
+        client.head_bucket(Bucket=bucket)
+    except refuses as error:
+        if answer(error)[1] != 404:
+            raise
+        region = client.meta.region_name
+        where: Any = {"LocationConstraint": region}
+        extra = {} if region == "us-east-1" else {"CreateBucketConfiguration": where}
+        try:
+            client.create_bucket(Bucket=bucket, **extra)
+        except refuses as error:
+            if not answer(error)[0].startswith("BucketAlready"):  # by another, just now
+                raise
+            client.head_bucket(Bucket=bucket)
 
 
 class _Part(io.RawIOBase):

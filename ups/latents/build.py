@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import shutil
 import threading
 import time
@@ -278,8 +277,7 @@ class Build:
         planned = zip(self.readers, self.files, strict=True)
         encoder = fit_encoder(self.config, [r for r, file in planned if file.split == "train"])
         check_unchanged(self.sources)  # a build that is killed leaves the encoder to the next one
-        generation = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-        directory = self.entry / f"{BUILDING}{generation}"
+        directory = self.entry / f"{BUILDING}{store.new_generation()}"
         directory.mkdir()
         for file in self.files:
             with (directory / file.name).open("wb") as handle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ups.background import at_once
@@ -15,10 +15,7 @@ from ups.data.sources import MOST_ASKED, Staged, Wanted, as_stored, stage_one, w
 from ups.equations import is_same_value
 from ups.errors import CacheError, ObjectUnavailable
 from ups.latents.key import ENCODED_SPLITS, compute_cache_hash
-from ups.latents.scout import scout
-from ups.latents.scouted import Scouted
-from ups.latents.store import POINTER_NAME, open_current
-from ups.progress import Show
+from ups.latents.store import POINTER_NAME, Manifest, open_current
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +31,6 @@ class Cached:
 
     sources: dict[str, dict[str, list[Staged]]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-
-
-def look(
-    config: RunConfig,
-    store: ObjectStore | None,
-    stop: threading.Event,
-    show: Show,
-    *,
-    overwrite: bool = False,
-) -> Scouted | Cached | None:
-    """What of the sources the first step does not wait for; None where it waits for all.
-
-    Args:
-        overwrite: build entries that are there, too.
-        stop, show: see `scout`.
-    Raises: see `scout`.
-    """
-    if store is not None and not overwrite:
-        found = find_cached(config, store, stop)
-        if found.keys:
-            log.info("nothing to fetch of train and val: in the cache is %s", ", ".join(found.keys))
-            return found
-    return scout(config, store, stop, show)
 
 
 def find_cached(config: RunConfig, store: ObjectStore, stop: threading.Event) -> Cached:
@@ -87,14 +61,18 @@ def find_cached(config: RunConfig, store: ObjectStore, stop: threading.Event) ->
 
 
 def _is_valid(config: ProblemConfig, key: str) -> bool:
-    """Whether the entry can be read, and is not of another parameter than the config's.
+    """Whether the entry can be read, and is not of another parameter than the config's."""
+    try:
+        return is_of(config, open_current(config.training.latent_cache_dir, key))
+    except CacheError:
+        return False
+
+
+def is_of(config: ProblemConfig, manifest: Manifest) -> bool:
+    """Whether an entry is not of another parameter than the config's.
 
     The files that were read for it hold that other one: they are fetched, and refused for it.
     """
-    try:
-        manifest = open_current(config.training.latent_cache_dir, key)
-    except CacheError:
-        return False
     expected = config.problem.parameter_value
     found = [value for file in manifest.files for value in file.parameters.values()]
     return expected is None or all(is_same_value(value, expected) for value in found)
@@ -106,25 +84,41 @@ def _as_known(
     store: ObjectStore,
     stop: threading.Event,
 ) -> list[dict[str, list[Staged]]]:
-    """The sources by what the store says, empty where it does not say their SHA-256.
-
-    Twice where their names or the config hold a parameter: only the files tell whether they hold
-    it, too.
-    """
-
+    """The sources by what the store says; see `as_known`."""
     each = [source for of_split in sources.values() for source in of_split]
     listed = look_up(store, [source.place for source in each if source.bucket], stop)
 
-    def ask(source: Wanted) -> Staged | None:
+    def ask(source: Wanted) -> tuple[str, int] | None:
+        info = listed.get(source.place) or store.head(*source.place)
+        return None if info.sha256 is None else (info.sha256, info.num_bytes)
+
+    return as_known(config, sources, ask, stop)
+
+
+def as_known(
+    config: ProblemConfig,
+    sources: Mapping[Split, Sequence[Wanted]],
+    ask: Callable[[Wanted], tuple[str, int] | None],
+    stop: threading.Event,
+) -> list[dict[str, list[Staged]]]:
+    """The sources by what is known of objects, empty where the SHA-256 of one is not.
+
+    Twice where their names or the config hold a parameter: only the files tell whether they hold
+    it, too.
+
+    Args:
+        ask: takes one that is an object; its SHA-256 and bytes, or None.
+    """
+
+    def identify(source: Wanted) -> Staged | None:
         if source.bucket is None:
             return stage_one(config, source, None, stop=stop)
-        info = listed.get(source.place) or store.head(*source.place)
-        if info.sha256 is None:
-            return None
-        return as_stored(source, info.sha256, info.num_bytes, is_here=source.path.exists())
+        known = ask(source)
+        return known and as_stored(source, *known, is_here=source.path.exists())
 
+    each = [source for of_split in sources.values() for source in of_split]
     try:
-        answers = at_once(ask, each, MOST_ASKED, stop, "the object store")
+        answers = at_once(identify, each, MOST_ASKED, stop, "the object store")
     except ObjectUnavailable as error:  # the download of that object says it, with its split
         log.debug("not looked for in the cache: %s", error)
         return []

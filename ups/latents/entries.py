@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ups.config import Model
 from ups.equations import EQUATIONS
@@ -75,7 +75,14 @@ def entries(cache_dir: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.last_used_at, reverse=True)
 
 
-def match_key(found: Sequence[Entry], prefix: str) -> str:
+class Keyed(Protocol):
+    """What has a cache key."""
+
+    @property
+    def config_hash(self) -> str: ...
+
+
+def match_key(found: Sequence[Keyed], prefix: str) -> str:
     """The config hash that starts with `prefix`; an empty one, as of an unset variable, is none's.
 
     Raises:
@@ -159,7 +166,7 @@ def _look(directory: Path, *, current: bool, locked: bool, is_lost: bool) -> Ent
     manifest, summary = None, "no readable manifest"
     with contextlib.suppress(CacheError, LookupError):
         manifest = store.read_manifest(directory)
-        summary = _describe(manifest.key_fields, manifest.files)
+        summary = describe(manifest.key_fields, manifest.files)
     stamp, state = directory / store.IN_USE_NAME, _state(directory, manifest, current)
     if state == "partial":
         stamp, progress = directory / journal.NAME, _progress(directory)
@@ -194,7 +201,7 @@ def _state(directory: Path, manifest: Manifest | None, current: bool) -> State:
     return "complete" if current else "orphaned"
 
 
-def _describe(fields: Mapping[str, Any], files: Sequence[LatentFile]) -> str:
+def describe(fields: Mapping[str, Any], files: Sequence[LatentFile]) -> str:
     """`burgers1d ν 0.01, 16 tokens × 32, float16, 544 trajectories of 2 sources`."""
     tokens, dim = files[0].shape[2:]
     num = sum(file.shape[0] for file in files)
@@ -212,7 +219,7 @@ def _progress(directory: Path) -> str:
         plan, noted = journal.read(directory)
         files = [LatentFile.model_validate(file) for file in plan["files"]]
         done = sum(len(files[index].chunk(chunk)) for index, chunk in noted)
-        return f"{_describe(plan['key_fields'], files)}, {done} of them encoded"
+        return f"{describe(plan['key_fields'], files)}, {done} of them encoded"
     except (CacheDamaged, ValueError, LookupError, TypeError) as error:
         log.debug("%s: unreadable journal: %s", directory, error)
         return ""

@@ -235,7 +235,7 @@ def read_files(
     # Entries may have been built with different chunks, and have different frames before stride.
     most_bytes = max(f.chunk_rows * f.row_bytes for _, f in files)
     most_kept_bytes = max(f.chunk_rows for _, f in files) * math.prod(shape[1:]) * dtype.itemsize
-    resident = in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
+    loaded = in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
     local = threading.local()
 
     def work(job: tuple[Path, LatentFile, int, int]) -> None:
@@ -247,7 +247,7 @@ def read_files(
 
     def load_chunk(path: Path, file: LatentFile, chunk: int, offset: int) -> None:
         in_file = file.chunk(chunk)
-        target = resident[offset + in_file.start : offset + in_file.stop]
+        target = loaded[offset + in_file.start : offset + in_file.stop]
         if on_gpu and not hasattr(local, "upload"):
             local.upload = _Upload(most_kept_bytes, config.training.pin_memory)
         if stride > 1 and not hasattr(local, "buffer"):
@@ -276,7 +276,7 @@ def read_files(
     finally:
         if on_gpu:  # also where it fails: nothing is written to memory that others then have
             torch.cuda.synchronize()
-    return resident
+    return loaded
 
 
 class _Upload:
@@ -303,6 +303,14 @@ class _Upload:
         with torch.cuda.stream(self._stream):
             target.copy_(rows, non_blocking=True)
             self._crossed.record()
+
+
+def resident(config: RunConfig, rows: Sequence[Rows], *, on_gpu: bool) -> Tensor:
+    """(N, T', K, D) of all these trajectories, to be filled."""
+    frames = -(-rows[0].num_frames // config.training.time_stride)
+    shape = (sum(r.num for r in rows), frames, config.latent.tokens, config.latent.dim)
+    dtype = getattr(torch, config.training.latent_cache_dtype)
+    return in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
 
 
 def in_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -70,6 +71,11 @@ class Manifest(Model):
         return [file for file in self.files if file.split == split]
 
 
+def new_generation() -> str:
+    """A name for one, which sorts by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
 def entry_dir(cache_dir: Path, config_hash: str) -> Path:
     return cache_dir / config_hash
 
@@ -86,12 +92,25 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(unseal(path.read_bytes()))
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise CacheDamaged(f"{path}: no manifest") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CacheDamaged(f"{path}: unreadable manifest ({error})") from error
+    return parse_manifest(path, content)
+
+
+def parse_manifest(where: object, content: bytes) -> Manifest:
+    """The manifest that was sealed.
+
+    Raises:
+        CacheDamaged: it is not what was written.
+    """
+    try:
+        return Manifest.model_validate_json(unseal(content))
+    except ValueError as error:
         reason = str(error).partition("\n")[0]
-        raise CacheDamaged(f"{path}: unreadable manifest ({reason})") from error
+        raise CacheDamaged(f"{where}: unreadable manifest ({reason})") from error
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -168,8 +187,7 @@ def publish(cache_dir: Path, manifest: Manifest) -> None:
     Of those that were set aside the newest stays.
     """
     entry, name = entry_dir(cache_dir, manifest.config_hash), manifest.generation
-    pointer = f"{name} {xxhash.xxh3_64_hexdigest(name.encode())}\n"
-    write_atomically(entry / POINTER_NAME, pointer.encode())
+    write_atomically(entry / POINTER_NAME, pointer_to(name))
     damaged = entry.glob(f"{DAMAGED}*")
     last_damaged = max(damaged, key=lambda path: path.stat().st_ctime_ns, default=None)
     for old in entry.iterdir():
@@ -246,13 +264,28 @@ def read_pointer(entry: Path) -> str:
     """
     path = entry / POINTER_NAME
     try:
-        text = path.read_bytes().decode(errors="replace")
+        content = path.read_bytes()
     except FileNotFoundError:
         return ""
+    return parse_pointer(path, content)
+
+
+def pointer_to(generation: str) -> bytes:
+    """What a pointer holds: a generation, and a checksum of its name."""
+    return f"{generation} {xxhash.xxh3_64_hexdigest(generation.encode())}\n".encode()
+
+
+def parse_pointer(where: object, content: bytes) -> str:
+    """The generation that a pointer names.
+
+    Raises:
+        CacheDamaged: it is not what was written.
+    """
+    text = content.decode(errors="replace")
     name, *check = text.split() or [""]  # an earlier version wrote no checksum
     is_name = GENERATION.fullmatch(name)
     if not is_name or check not in ([], [xxhash.xxh3_64_hexdigest(name.encode())]):
-        raise CacheDamaged(f"{path}: found {text[:80]!r}, expected a generation and its checksum")
+        raise CacheDamaged(f"{where}: found {text[:80]!r}, expected a generation and its checksum")
     return name
 
 

@@ -31,7 +31,7 @@ from ups.latents.build import Build, CacheEntry, entry_of, say_built
 from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
-from ups.latents.loader import Latents, assemble, in_gpu, in_ram, read_exactly
+from ups.latents.loader import Latents, assemble, read_exactly, resident
 from ups.latents.partly_resident import keep_part
 from ups.latents.prune import keep_to_budget
 from ups.latents.scout import cannot_stream, may_stream
@@ -167,7 +167,7 @@ class Stream:
         arrival = Arrival(sum(r.num for r in rows["train"]), sources)
 
         def open_split(split: Split, condition_NC: Tensor) -> PreloadedCacheDataset:
-            self._tensors[split] = self._resident(rows[split], tier == "gpu")
+            self._tensors[split] = resident(config, rows[split], on_gpu=tier == "gpu")
             return PreloadedCacheDataset(self._tensors[split], condition_NC, self._device)
 
         encoders = {name: build.encoder for name, build in self._builds.items()}
@@ -226,14 +226,6 @@ class Stream:
             for file in build.files:
                 rows[file.split].append(Rows.of_latents(build.config, file))
         return rows
-
-    def _resident(self, rows: Sequence[Rows], on_gpu: bool) -> Tensor:
-        """(N, T', K, D), to be filled."""
-        config = self._config
-        frames = -(-rows[0].num_frames // config.training.time_stride)
-        shape = (sum(r.num for r in rows), frames, config.latent.tokens, config.latent.dim)
-        dtype = getattr(torch, config.training.latent_cache_dtype)
-        return in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
 
     def _chunks(self) -> list[_Chunk]:
         """All chunks of all builds, in the order in which they arrive."""

@@ -7,9 +7,8 @@ import logging
 import math
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ups.background import Background
 from ups.config import SPLITS, RunConfig
 from ups.data.sources import open_store, wanted
-from ups.latents.cached import Cached, look
+from ups.latents.ahead import look
+from ups.latents.cached import Cached
 from ups.latents.key import ENCODED_SPLITS
 from ups.latents.scouted import Scouted
 from ups.machine.cuda_context import make_context_beside
@@ -25,8 +25,15 @@ from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
 from ups.machine.torch_import import collector_at_rest
 from ups.pipeline.overhead import break_down, leave, leave_trace
-from ups.pipeline.phases import SourcesByProblem, build_caches, load_latents, stage_splits
-from ups.pipeline.state import RunState, running
+from ups.pipeline.phases import (
+    SourcesByProblem,
+    build_caches,
+    load_latents,
+    push_entries,
+    stage_splits,
+)
+from ups.pipeline.state import RunState, running, sharing_of
+from ups.pipeline.timeline import Timeline
 from ups.progress import Show
 from ups.runs.breakdown import Breakdown, Span
 from ups.runs.folder import CHECKPOINTS, LAST, find_run_dir, open_run_dir
@@ -37,6 +44,8 @@ from ups.validate.run import require_valid
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
+    from ups.latents.pulled_stream import PulledStream
+    from ups.latents.sharing import Hits
     from ups.latents.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -103,14 +112,15 @@ class LocalRun:
 
     def _run_phases(self, show: Show, trackers: Trackers) -> None:
         run, config, phase = self._state, self.config, self._timeline.phase
-        stop = threading.Event()
+        stop, has_stepped = threading.Event(), threading.Event()
+        run.sharing = sharing_of(config)
         with ExitStack() as ended:
             ended.callback(stop.set)
 
-            def open_and_look() -> tuple[ObjectStore | None, Scouted | Cached | None]:
+            def open_and_look() -> tuple[ObjectStore | None, Scouted | Cached | Hits | None]:
                 with phase("download"):
                     store = open_store(config)
-                    return store, look(config, store, stop, show)
+                    return store, look(config, store, stop, show, sharing=run.sharing)
 
             looking = Background(open_and_look, "look what there is to stream")
             with phase("warm-up"), collector_at_rest():
@@ -129,18 +139,24 @@ class LocalRun:
             warming = Background(warm_up, "warm up") if config.features.warm_up else None
             with phase("download"):
                 store, found = looking.result()
-            scouted, stream, test = None, None, None
+            scouted, stream, pulling, test = None, None, None, None
+            halt = threading.Event()
+            ended.callback(halt.set)
             if isinstance(found, Scouted):
                 scouted = found
                 ended.callback(scouted.close)
                 self._timeline.follow("download", scouted.wait)
                 stream = self._stream(scouted, stop, show)
-            if isinstance(found, Cached):
-                halt = threading.Event()
-                ended.callback(halt.set)
+            elif isinstance(found, Cached):
                 test = self._prepare_cached(found, store, halt, show)
-            elif stream is None:
+            elif found is not None:
+                pulling, test = self._pull(found, store, halt, stop, show)
+                ended.callback(found.close)
+            if run.latents is None:
                 scouted, stream = self._prepare(store, stop, show)
+            if pulling is not None:
+                ended.callback(pulling.close)
+                ended.callback(halt.set)  # before it: the line is free, and nobody wants it
             if stream is not None:
                 ended.callback(stream.close)
             latents = run.latents
@@ -148,6 +164,7 @@ class LocalRun:
 
             def note_first_step(at: float) -> None:
                 run.first_step_at = at
+                has_stepped.set()
                 trackers.start()
                 if scouted is not None and stream is not None:
                     run.staged.update(scouted.so_far())
@@ -164,6 +181,16 @@ class LocalRun:
                 run.note_steps(last, total)
                 show_progress(last, total)
 
+            coming = stream or pulling
+
+            def built() -> dict[str, str]:
+                entries = run.entries if coming is None else coming.result()
+                return {name: entry.config_hash for name, entry in entries.items()}
+
+            pushing = None
+            if (sharing := run.sharing) is not None:
+                push = functools.partial(push_entries, sharing, store, built, has_stepped, stop)
+                pushing = Background(push, "push the latents")
             with phase("train"):
                 run.result = train(
                     config,
@@ -180,6 +207,9 @@ class LocalRun:
                 run.config_hashes = dict(scouted.keys)
                 for problem, split in product(config.by_problem(), SPLITS):
                     run.staged[problem, split] = scouted.finished(problem, split)
+            if pulling is not None:
+                run.entries = pulling.result()
+                run.staged.update(run.sharing.fetched() if run.sharing else {})
             if test is not None:
                 self._note_staged(test.result())
             with phase("evaluate"):
@@ -188,6 +218,8 @@ class LocalRun:
                 run.scores = evaluate(config, checkpoint, of_test, encoders, self.run_dir)
             if scouted is not None:
                 scouted.remove_let_go()
+            if pushing is not None:
+                pushing.result()
 
     def _stream(self, scouted: Scouted, stop: threading.Event, show: Show) -> Stream | None:
         """Begin to encode what arrives; None where all has to be there first."""
@@ -247,6 +279,41 @@ class LocalRun:
         self._build_and_load(staged, show)
         return fetching
 
+    def _pull(
+        self,
+        hits: Hits,
+        store: ObjectStore | None,
+        halt: threading.Event,
+        stop: threading.Event,
+        show: Show,
+    ) -> tuple[PulledStream | None, Background[SourcesByProblem]]:
+        """Begin to pull what is trained on; or load it, where all has to be there first.
+
+        Args:
+            halt: ends the fetch of test, which leaves the line to what is pulled.
+        Returns: the former, and that fetch.
+        """
+        from ups.latents.pulled_stream import stream_pulled
+
+        config, phase, run = self.config, self._timeline.phase, self._state
+        assert run.sharing is not None
+
+        def fetch_test() -> SourcesByProblem:
+            hits.wait_until_over(halt)
+            with phase("download"):
+                return stage_splits(config, ("test",), store, show, stop=halt)
+
+        with phase("load"):
+            pulling = stream_pulled(config, run.sharing, hits, stop, show)
+        fetching = Background(fetch_test, "fetch test")
+        self._note_staged(hits.sources)
+        if pulling is None:
+            self._build_and_load(hits.sources, show)
+        else:
+            run.latents, run.config_hashes = pulling.latents, dict(hits.keys)
+            self._timeline.follow("cache", pulling.result)
+        return pulling, fetching
+
     def _build_and_load(self, staged: SourcesByProblem, show: Show) -> None:
         run, config, phase = self._state, self.config, self._timeline.phase
         if config.features.preload != "off":
@@ -300,43 +367,3 @@ def scores_of_complete_run(run_dir: Path, config: RunConfig) -> dict[str, float]
         what = f"stages.operator.epochs is {config.stages.operator.epochs}"
         log.info("%s is complete, nothing is trained: %s, raise it to go on", run_dir, what)
     return scores
-
-
-class Timeline:
-    """Notes phases of this process, which may go on beside one another."""
-
-    def __init__(self) -> None:
-        self._spans: list[Span] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Note a phase by what happens inside; it failed if that raises."""
-        now, state = time.time(), "Failed"
-        with self._lock:
-            place = len(self._spans)
-            self._spans.append(Span(phase=name, name=name, start=now, end=now, state="Running"))
-        try:
-            yield
-            state = "Completed"
-        finally:
-            ended = {"end": time.time(), "state": state}
-            self._spans[place] = self._spans[place].model_copy(update=ended)
-
-    def follow(self, name: str, wait: Callable[[], object]) -> None:
-        """Note a phase that goes on elsewhere, until this call returns or raises."""
-
-        def watch() -> None:
-            with self.phase(name):
-                wait()
-
-        Background(watch, f"note {name}")
-
-    @property
-    def spans(self) -> list[Span]:
-        """In order of their start; a phase that goes on ends now."""
-        now = {"end": time.time()}
-        return [
-            span.model_copy(update=now) if span.state == "Running" else span
-            for span in sorted(self._spans, key=lambda span: span.start)
-        ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ups.machine.gpu import FIRST_EPOCH, by_phase
 from ups.pipeline.state import RunState
@@ -23,9 +22,6 @@ from ups.runs.metrics import add_to_summary
 from ups.runs.record import describe_error, how_it_ended
 from ups.runs.trace_file import write_trace
 from ups.units import format_size
-
-if TYPE_CHECKING:
-    from ups.latents.build import CacheEntry
 
 
 def break_down(
@@ -220,11 +216,16 @@ def _bounds(run: RunState) -> dict[str, str]:
     if num_absent:
         bounds["download"] += f"; {num_absent} files not needed: latents in the cache"
     if run.entries:
-        bounds["cache"] = _bound_of_cache(run.entries.values())
+        bounds["cache"] = _bound_of_cache(run)
+    elif _is_pulling(run):
+        bounds["cache"] = "pulled from the shared cache, as training takes the rows"
     elif run.latents is not None and run.latents.arrival is not None:
         bounds["cache"] = "read, encode, write: as the rows come"
     if run.latents is not None and run.latents.arrival is not None:
-        bounds["load"] = "rows for the encoder's fit arrive; the others come behind it"
+        what = "rows for the encoder's fit arrive; the others"
+        if _is_pulling(run):
+            what = "memory for what is pulled; its rows"
+        bounds["load"] = f"{what} come behind it"
     elif run.latents is not None:
         latents = run.latents
         rate = latents.num_bytes / 1e6 / max(latents.seconds, 1e-3)
@@ -236,15 +237,23 @@ def _bounds(run: RunState) -> dict[str, str]:
     return bounds
 
 
-def _bound_of_cache(entries: Collection[CacheEntry]) -> str:
-    built = [entry for entry in entries if not entry.reused]
-    reused = sum(entry.num_bytes for entry in entries if entry.reused)
+def _is_pulling(run: RunState) -> bool:
+    """Whether what is trained on comes, or came, from the shared cache meanwhile."""
+    return run.sharing is not None and run.sharing.hits is not None
+
+
+def _bound_of_cache(run: RunState) -> str:
+    pulled = {} if run.sharing is None else run.sharing.pulled
+    found = [entry for name, entry in run.entries.items() if name not in pulled]
+    built = [entry for entry in found if not entry.reused]
+    reused = sum(entry.num_bytes for entry in found if entry.reused)
     parts = []
     if built:
         count = sum(entry.num_trajectories for entry in built)
         rate = count / max(sum(entry.seconds for entry in built), 1e-3)
         parts.append(f"read, encode, write: {count} trajectories, {rate:,.0f}/s")
-    if reused or not built:
+    parts += map(str, pulled.values())
+    if reused or not parts:
         parts.append(f"{format_size(reused)} reused")
     return "; ".join(parts)
 
@@ -252,7 +261,8 @@ def _bound_of_cache(entries: Collection[CacheEntry]) -> str:
 def _phase_bytes(run: RunState) -> dict[str, int]:
     moved = {
         "download": sum(s.fetched_bytes for s in run.files()),
-        "cache": sum(entry.num_bytes for entry in run.entries.values() if not entry.reused),
+        "cache": sum(entry.num_bytes for entry in run.entries.values() if not entry.reused)
+        + sum(pulled.num_bytes for pulled in (run.sharing.pulled if run.sharing else {}).values()),
         "load": 0 if run.latents is None else run.latents.num_bytes,
     }
     return {phase: num_bytes for phase, num_bytes in moved.items() if num_bytes}

@@ -6,13 +6,14 @@ What imports torch is imported in the bodies: the first bytes are on their way m
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ups.background import in_context
+from ups.background import WATCH_S, in_context
 from ups.config import Problem, ProblemConfig, RunConfig, Split
 from ups.data.sources import Staged, stage
+from ups.errors import UpsError
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
 from ups.progress import Progress, Show
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
     from ups.latents.build import CacheEntry
     from ups.latents.loader import Latents
+    from ups.latents.sharing import Sharing
 
 SourcesBySplit = Mapping[str, Sequence[Staged]]
 SourcesByProblem = Mapping[str, SourcesBySplit]
@@ -118,6 +120,30 @@ def build_cache(
         stop=stop,
         progress=progress,
     )
+
+
+def push_entries(
+    sharing: Sharing,
+    store: ObjectStore | None,
+    built: Callable[[], Mapping[str, str]],
+    may_begin: threading.Event,
+    stop: threading.Event,
+) -> str:
+    """Push the entries that the shared cache lacks, behind the first step.
+
+    Args:
+        built: waits for them; problem → its cache key.
+        may_begin: set once the first step is done.
+    Returns: what became of them, in a line; empty where there are none, or the run has ended.
+    """
+    try:
+        keys = built()
+    except UpsError:  # the training says it
+        return ""
+    while not may_begin.wait(WATCH_S):
+        if stop.is_set():
+            return ""
+    return sharing.push(store, keys, stop)
 
 
 def load_latents(

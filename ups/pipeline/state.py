@@ -22,6 +22,7 @@ from ups.tracking import Trackers, tracked
 if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
     from ups.latents.loader import Latents
+    from ups.latents.sharing import Sharing
     from ups.training.evaluate import Scores
     from ups.training.loop import TrainResult
 
@@ -50,6 +51,7 @@ class RunState:
         provision: before the trigger, on a machine rented for this run.
         trace: what its threads did.
         staged: the files of a split of a problem.
+        sharing: the shared cache, where the config names one.
         config_hashes, entries: by the names of the problems.
         result: of the training; while it goes on, what it had come to after the first epoch.
     """
@@ -64,6 +66,7 @@ class RunState:
     staged: dict[ProblemSplit, Sequence[Staged]] = field(default_factory=dict)
     config_hashes: dict[str, str] = field(default_factory=dict)
     entries: dict[str, CacheEntry] = field(default_factory=dict)
+    sharing: Sharing | None = None
     latents: Latents | None = None
     result: TrainResult | None = None
     scores: Scores | None = None
@@ -103,6 +106,15 @@ class RunState:
     def files(self) -> list[Staged]:
         """All that is staged; a file that several splits read is there several times."""
         return [staged for of_split in self.staged.values() for staged in of_split]
+
+
+def sharing_of(config: RunConfig) -> Sharing | None:
+    """The shared cache of a run; None, and no import, where its config names none."""
+    if config.cache.remote is None or config.features.is_legacy:
+        return None
+    from ups.latents.sharing import Sharing
+
+    return Sharing(config)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ups.trace import Steps, Stretch, Thread, Trace
 
 TRACE = "trace.json"
 PHASES, THREADS = 1, 2  # as if they were processes: a viewer groups their rows
-FETCH, ENCODE = "fetch", "encode"  # names of stretches
+FETCH, ENCODE, PULL = "fetch", "encode", "pull"  # names of stretches
 INSIDE_US = 0.5  # an arrow leads to the slice around its end: so far inside of that it ends
 
 Event = dict[str, Any]
@@ -152,7 +152,7 @@ def _arrows(
     """From the bytes of a chunk to its latents, and on to the first step that they are taken by."""
     fetches = _Fetches(stretches)
     first_step = _first_steps(steps, len(step_stretches))
-    streamed = (s for s in stretches if s.name == ENCODE and "turn" in s.facts)
+    streamed = (s for s in stretches if s.name in (ENCODE, PULL) and "turn" in s.facts)
     for number, chunk in enumerate(streamed, 1):
         encoded_at = clock(chunk.end) - _inside(chunk)
         stations = [(chunk, encoded_at)]

@@ -15,6 +15,7 @@ from ups.validate.cache import Found, finds_entries, to_build, validate_cache, w
 from ups.validate.check import GROUPS, Check, Checks, Group, Report
 from ups.validate.disk import validate_disk
 from ups.validate.memory import Memory, validate_ram_for_cache, validate_training_memory
+from ups.validate.remote import validate_remote
 from ups.validate.shared import compare_sources
 from ups.validate.sources import Sources, find_sources
 from ups.validate.training import (
@@ -56,7 +57,9 @@ def validate(
     with _guarded("cache", checks):
         found, entries = validate_cache(config, sources)
         checks += found
-        sources = without_cached(config, sources, entries)
+        found, hits = validate_remote(config, sources, entries)
+        checks += found
+        sources = without_cached(config, sources, {**entries, **hits})
     with _guarded("device", checks):
         found, device = validate_device(config)
         checks += found
