@@ -50,13 +50,24 @@ def look(
         overwrite: build entries that are there, too.
         stop, show: see `scout`.
     Raises: see `scout`.
+        MissingExtra, ClusterError: a cluster is to encode, and cannot.
     """
     if store is not None and not overwrite:
         found = find_cached(config, store, stop)
         if found.keys:
             log.info("nothing to fetch of train and val: in the cache is %s", ", ".join(found.keys))
             return found
+    if store is not None and config.encodes_on_cluster and _is_missing(config):
+        from ups.latents.cluster import require_cluster
+
+        require_cluster(config)  # before anything is fetched for it
     return scout(config, store, stop, show)
+
+
+def _is_missing(config: RunConfig) -> bool:
+    """Whether a file of train or val is not here."""
+    each = [wanted(own, split) for own in config.by_problem().values() for split in ENCODED_SPLITS]
+    return not all(source.path.exists() for sources in each for source in sources)
 
 
 def find_cached(config: RunConfig, store: ObjectStore, stop: threading.Event) -> Cached:
