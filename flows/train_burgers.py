@@ -318,7 +318,12 @@ def _find_entry(run: RunState, problem: Problem, overwrite: bool, stop: threadin
     is_cached = not overwrite and found is not None
     build = cache_task(config, key, overwrite=overwrite, reused=is_cached)
     keep = [entry.generation for entry in run.entries.values()]
-    state = build(config, encoded, key, overwrite, keep, stop, return_state=True)
+    spread = None
+    if config.encodes_on_cluster:
+        from tasks.cluster import parts_as_tasks
+
+        spread = parts_as_tasks()
+    state = build(config, encoded, key, overwrite, keep, stop, spread, return_state=True)
     entry = CacheEntry.model_validate(state.result())
     # What Prefect found was written by the run that built the entry.
     reused = entry.reused or state.name == "Cached"

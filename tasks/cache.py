@@ -24,6 +24,7 @@ from ups.errors import UpsError
 from ups.progress import logged
 
 if TYPE_CHECKING:
+    from ups.latents.parts import Spread
     from ups.latents.pulled_stream import PulledStream
     from ups.latents.stream import Stream
 
@@ -66,17 +67,19 @@ def build_latent_cache(
     overwrite: bool,
     keep: Sequence[str],
     stop: threading.Event,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Build the entry, or find it; its record as plain JSON, paths relative to the cache directory.
 
     Args:
         keep: generations of the other problems' entries, which no budget removes.
+        spread: how a cluster encodes, where the config has one do it.
     """
     from ups.pipeline.phases import build_cache
 
     progress = logged("encoded", "trajectories")
     entry = build_cache(
-        config, sources, overwrite=overwrite, keep=keep, stop=stop, progress=progress
+        config, sources, overwrite=overwrite, keep=keep, stop=stop, progress=progress, spread=spread
     )
     return entry.model_dump(mode="json")
 

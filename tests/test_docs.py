@@ -25,7 +25,7 @@ CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")
 ENGINES = ("docker", "kubectl")  # their files exist; what they are told is not checked
-TOOLS = ("pre-commit", "pytest", "ruff", "vastai")
+TOOLS = ("dask", "pre-commit", "pytest", "ruff", "vastai")
 
 
 def links() -> list[tuple[str, str]]:

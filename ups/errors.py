@@ -16,6 +16,7 @@ UpsError
 ├── DeviceError         a device was asked for that this machine does not have
 ├── CacheError          a cache entry cannot be used
 │   └── CacheDamaged    its bytes differ from its manifest
+├── ClusterError        a Dask cluster is not there, or its workers cannot encode for this run
 ├── TrainingDiverged    the loss, or a score, is not finite
 ├── CheckpointError     a checkpoint is missing, unreadable, or of another model
 ├── RunError            a run's folder is another run's, or open in another process
@@ -141,6 +142,10 @@ class CacheError(UpsError):
 
 class CacheDamaged(CacheError):
     """Raised when the bytes of a cache entry are not those that its manifest describes."""
+
+
+class ClusterError(UpsError):
+    """Raised when a Dask cluster does not answer, is of another version, or loses a part."""
 
 
 class TrainingDiverged(UpsError):

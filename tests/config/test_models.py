@@ -48,6 +48,9 @@ def test_the_root_can_be_set_from_outside(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"encode.address": "tcp://a:1"}, "encode.address: found tcp://a:1, expected none with"),
+        ({"encode.engine": "dask", "features.preload": "off"}, "encode.engine: found dask, exp"),
+        ({"encode.engine": "dask", "features.stream": "on"}, "features.stream: found on, expected"),
         ({"latent.tokens": 15}, "tokens: found 15, expected a divisor of the 1024 points"),
         ({"data.grid_points": 500}, "points of an encoded frame, such as 20, 25 or 10"),
         ({"data.grid_points": 500, "latent.tokens": 300}, "frame, such as 250, 500 or 125"),

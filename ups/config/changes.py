@@ -17,7 +17,7 @@ from ups.config.text import read_yaml
 UNDERSTOOD = ("training.", "stages.operator.")  # sections that a run's name does without
 # Keys that a run's name leaves out: where things lie, how many are generated there, and the name.
 UNNAMED = re.compile(
-    r"name|runs_dir|training\.latent_cache_dir|data\.root"
+    r"name|runs_dir|training\.latent_cache_dir|data\.root|encode\.address"
     r"|data\.(.+\.)?(sources|num_trajectories)(\..+)?"
 )
 MOST_NAMED = 4  # changes in the name of a run

@@ -39,6 +39,20 @@ class Encoder(Model):
     normalise: bool = True
 
 
+class Encode(Model):
+    """What encodes the latents: this machine, or several."""
+
+    engine: Literal["local", "dask"] = Field(
+        "local", description="dask: a Dask cluster encodes, then training begins; needs its extra"
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="of the cluster's scheduler, tcp://HOST:8786; default: a cluster of this "
+        "machine, while it encodes",
+    )
+
+
 class Training(Model):
     batch_size: Positive = Field(
         12, description="trajectories per step, of which it takes all pairs of frames"
@@ -199,6 +213,7 @@ class RunConfig(Model):
     data: Data = Data()
     latent: Latent = Latent()
     encoder: Encoder = Encoder()
+    encode: Encode = Encode()
     operator: Operator = LatentTransformer()
     training: Training = Training()
     cache: Cache = Cache()
@@ -228,6 +243,16 @@ class RunConfig(Model):
     def given_frames(self) -> int:
         """Frames, one operator step apart, that a rollout is given and that are not scored."""
         return self.evaluation.given_frames or self.operator.history
+
+    @property
+    def encodes_on_cluster(self) -> bool:
+        """Whether a Dask cluster builds the cache entries; legacy mode never asks one."""
+        return self.encode.engine == "dask" and not self.features.is_legacy
+
+    @property
+    def may_stream(self) -> bool:
+        """Whether nothing in the config rules a streaming start out."""
+        return self.features.may_stream and not self.encodes_on_cluster
 
     @property
     def data_root(self) -> Path:
@@ -280,6 +305,7 @@ class RunConfig(Model):
                 f"evaluation.given_frames: found {self.given_frames}, expected at least "
                 f"operator.history ({operator.history})"
             )
+        faults += self._of_the_cluster()
         training = self.training
         if training.compile == "graph" and training.accumulation_steps > 1:
             faults.append(
@@ -289,6 +315,28 @@ class RunConfig(Model):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _of_the_cluster(self) -> list[str]:
+        """What does not go with `encode`."""
+        features = self.features
+        if self.encode.engine == "local":
+            if self.encode.address is None:
+                return []
+            return [
+                f"encode.address: found {self.encode.address}, expected none with encode.engine "
+                "local: set that to dask"
+            ]
+        if features.preload == "off":
+            return [
+                "encode.engine: found dask, expected local with features.preload off, which "
+                "builds no cache entry"
+            ]
+        if features.stream == "on":
+            return [
+                "features.stream: found on, expected auto or off with encode.engine dask, which "
+                "encodes before training begins"
+            ]
+        return []
 
 
 class ProblemConfig(RunConfig):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from ups.config import RunConfig
 from ups.data.objectstore import ObjectStore
+from ups.data.sources import wanted
 from ups.latents.cached import Cached, find_cached
+from ups.latents.key import ENCODED_SPLITS
 from ups.latents.scout import may_stream, scout
 from ups.latents.scouted import Scouted
 from ups.progress import Show
@@ -35,6 +37,7 @@ def look(
         stop, show: see `scout`.
         sharing: the shared cache, where the config names one.
     Raises: see `scout`.
+        MissingExtra, ClusterError: a cluster is to encode, and cannot.
     """
     if store is not None and not overwrite:
         found = find_cached(config, store, stop)
@@ -46,7 +49,17 @@ def look(
         if found.keys:
             log.info("nothing to fetch of train and val: in the cache is %s", ", ".join(found.keys))
             return found
+    if store is not None and config.encodes_on_cluster and _is_missing(config):
+        from ups.latents.cluster import require_cluster
+
+        require_cluster(config)  # before anything is fetched for it
     return scout(config, store, stop, show)
+
+
+def _is_missing(config: RunConfig) -> bool:
+    """Whether a file of train or val is not here."""
+    each = [wanted(own, split) for own in config.by_problem().values() for split in ENCODED_SPLITS]
+    return not all(source.path.exists() for sources in each for source in sources)
 
 
 def comes_meanwhile(found: Scouted | Cached | Hits | None) -> TypeGuard[Scouted | Hits]:

@@ -20,7 +20,7 @@ from ups.background import in_context
 from ups.config import Model, ProblemConfig
 from ups.data.pdebench import TrajectoryFile
 from ups.data.sources import Staged, check_unchanged, fetch_missing, is_untouched, open_file
-from ups.errors import CacheDamaged, CacheError, DataError, Interrupted
+from ups.errors import CacheDamaged, DataError, Interrupted
 from ups.files import (
     exclusive_lock,
     require_free_space,
@@ -33,7 +33,6 @@ from ups.latents.chunks import ChunkEncoder
 from ups.latents.encode import PatchEncoder, fit_encoder
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
-from ups.latents.latent_file import LatentFile
 from ups.latents.prune import keep_to_budget
 from ups.latents.store import BUILDING, DAMAGED, Manifest
 from ups.progress import Progress
@@ -66,6 +65,7 @@ def ensure(
     keep: Collection[str] = (),
     stop: threading.Event | None = None,
     progress: Progress | None = None,
+    plan: Callable[..., Build] | None = None,
 ) -> CacheEntry:
     """The cache entry of this config and data: the one that is there, or a new one.
 
@@ -74,6 +74,7 @@ def ensure(
         device: where to encode; on a CUDA out-of-memory the batch is halved, then the CPU used.
         keep: generations that no budget removes: of the other problems of the run.
         progress: called with trajectories done and in all.
+        plan: makes the build, as `Build` does; default: one by the threads of this process.
     Raises:
         Interrupted: `stop` was set; what is encoded is kept, and the next build goes on from it.
         DataError, DiskFull.
@@ -86,13 +87,13 @@ def ensure(
         started = time.monotonic()
         if overwrite:
             store.drop_partial_builds(entry)
-        elif manifest := _open_or_set_aside(cache_dir, config_hash):
+        elif manifest := store.open_or_set_aside(cache_dir, config_hash):
             store.mark_used(entry / manifest.generation)  # no prune takes it before it is loaded
             return entry_of(manifest, reused=True, seconds=time.monotonic() - started)
         changed = store.explain_miss(cache_dir, fields)
         if changed:
             log.info("cache entry %s is new: %s", config_hash, "; ".join(changed))
-        build = Build(config, fetch_missing(config, sources, stop), fields, device)
+        build = (plan or Build)(config, fetch_missing(config, sources, stop), fields, device)
         try:
             manifest = build.run(stop or threading.Event(), progress or (lambda _done, _all: None))
         except DataError:
@@ -130,6 +131,7 @@ class Build:
     Args:
         readers: of the sources of train, and of those of val; default: the files are opened.
     Attributes:
+        resources: what is open while it is built.
         fetches: what brought the sources' bytes, which may turn out to be others than their SHA-256
             says; what was encoded of them is gone on with by a build of the same bytes alone.
     """
@@ -152,31 +154,27 @@ class Build:
         self.readers = readers
         names = [f"{split}_{i:03d}" for split in ENCODED_SPLITS for i in range(len(sources[split]))]
         self.files = [
-            _plan_file(config, reader, name, source.split)
+            latent_file.plan_file(config, reader, name, source.split)
             for reader, name, source in zip(readers, names, self.sources, strict=True)
         ]
         self.done: dict[Job, str] = {}
         self._lock = threading.Lock()
-        self._opened = ExitStack()
+        self.resources = ExitStack()
 
     def run(self, stop: threading.Event, progress: Progress) -> Manifest:
         total = sum(file.shape[0] for file in self.files)
-        with self._opened:
+        with self.resources:
             self.begin()
             finished = sum(len(self.files[index].chunk(chunk)) for index, chunk in self.done)
             progress(finished, total)
 
-            def work(job: Job) -> None:
+            def count(job: Job) -> None:
                 nonlocal finished
-                if stop.is_set():
-                    raise Interrupted("the cache build was stopped; a new one goes on from here")
-                with noted("encode", file=self.files[job[0]].name, chunk=job[1]):
-                    self.encode(job)
                 with self._lock:
                     finished += len(self.files[job[0]].chunk(job[1]))
                     progress(finished, total)
 
-            self._map(work, self.jobs())
+            self._encode_all(stop, count)
             self.sync()
         check_unchanged(self.sources)
         return self.finish()
@@ -189,7 +187,7 @@ class Build:
             DiskFull: there is no room for the entry.
         """
         self.directory, self.encoder, self.done = self._resume() or self._start()
-        enter = self._opened.enter_context
+        enter = self.resources.enter_context
         self._chunks = enter(ChunkEncoder(self.config, self.encoder, self.device))
         self._notes = enter((self.directory / journal.NAME).open("a", buffering=1))
         self._handles = [
@@ -216,18 +214,25 @@ class Build:
             Its bytes as stored, which hold until the calling thread encodes its next chunk.
         """
         index, chunk = job
-        file, handle = self.files[index], self._handles[index]
-        rows = file.chunk(chunk)
+        rows = self.files[index].chunk(chunk)
         data = self._chunks.encode(self.readers[index], rows.start, rows.stop)
-        offset = file.data_offset + rows.start * file.row_bytes
+        self.write(job, data)
+        self.note(job, xxhash.xxh3_64_hexdigest(data))
+        return data
+
+    def write(self, job: Job, data: memoryview) -> None:
+        """Write the latents of a chunk into their place in their file."""
+        file, handle = self.files[job[0]], self._handles[job[0]]
+        offset = file.data_offset + file.chunk(job[1]).start * file.row_bytes
         write_fully(handle, data, offset)
         start_writeback(handle, offset, len(data))
-        checksum = xxhash.xxh3_64_hexdigest(data)
+
+    def note(self, job: Job, checksum: str) -> None:
+        """Take a chunk as done, in the journal, too: its bytes are in their place."""
         with self._lock:
             self.done[job] = checksum
-            if is_untouched(self.sources[index]):  # else another build must not trust it
+            if is_untouched(self.sources[job[0]]):  # else another build must not trust it
                 self._notes.write(journal.line(job, checksum))
-        return data
 
     def sync(self) -> None:
         """Have all chunks on the disk."""
@@ -236,7 +241,7 @@ class Build:
 
     def close(self) -> None:
         """Close the files; what is encoded is kept, and the next build goes on from it."""
-        self._opened.close()
+        self.resources.close()
 
     def move_to(self, entry: Path, fields: dict[str, Any]) -> None:
         """Go on as the build of another key, whose lock is held: before, it was not known."""
@@ -249,8 +254,21 @@ class Build:
         shutil.rmtree(self.directory)
         store.remove_empty(self.entry)
 
-    def _map(self, work: Callable[[Job], None], jobs: list[Job]) -> None:
-        """Run the jobs on the workers; a fault, or Ctrl-C, ends the others at their chunk."""
+    def _encode_all(self, stop: threading.Event, count: Callable[[Job], None]) -> None:
+        """Encode what is not done yet; a fault, or Ctrl-C, ends the workers at their chunk.
+
+        Args:
+            count: called with each chunk that is done.
+        """
+
+        def work(job: Job) -> None:
+            if stop.is_set():
+                raise Interrupted("the cache build was stopped; a new one goes on from here")
+            with noted("encode", file=self.files[job[0]].name, chunk=job[1]):
+                self.encode(job)
+            count(job)
+
+        jobs = self.jobs()
         workers = self.config.training.num_workers if self.config.features.parallel_encode else 0
         if workers <= 1:
             for job in jobs:
@@ -271,7 +289,7 @@ class Build:
 
     def _start(self) -> tuple[Path, PatchEncoder, dict[Job, str]]:
         store.drop_partial_builds(self.entry)
-        needed = sum(file.data_offset + file.num_bytes for file in self.files)
+        needed = sum(file.file_bytes for file in self.files)
         what = f"the latent cache of {self.config.name}"
         require_free_space(self.entry, needed, what, CACHE_REMEDY)
         planned = zip(self.readers, self.files, strict=True)
@@ -282,7 +300,7 @@ class Build:
         for file in self.files:
             with (directory / file.name).open("wb") as handle:
                 handle.write(file.header)
-                os.posix_fallocate(handle.fileno(), 0, file.data_offset + file.num_bytes)
+                os.posix_fallocate(handle.fileno(), 0, file.file_bytes)
         journal.begin(directory, self._plan(encoder))
         return directory, encoder, {}
 
@@ -360,18 +378,6 @@ class Build:
         return manifest
 
 
-def _plan_file(config: ProblemConfig, reader: TrajectoryFile, stem: str, split: Any) -> LatentFile:
-    return LatentFile(
-        name=f"{stem}.safetensors",
-        split=split,
-        shape=(reader.num_trajectories, reader.num_frames, config.latent.tokens, config.latent.dim),
-        dtype=config.training.latent_cache_dtype,
-        dt=reader.dt,
-        parameters={reader.equation.parameter: reader.parameter},
-        chunk_rows=config.training.encode_batch_size,
-    )
-
-
 def entry_of(manifest: Manifest, **how: Any) -> CacheEntry:
     return CacheEntry(
         config_hash=manifest.config_hash,
@@ -380,18 +386,3 @@ def entry_of(manifest: Manifest, **how: Any) -> CacheEntry:
         num_bytes=manifest.num_bytes,
         **how,
     )
-
-
-def _open_or_set_aside(cache_dir: Path, config_hash: str) -> Manifest | None:
-    """The manifest of a valid entry; what is damaged is set aside, which is said.
-
-    The caller holds the entry's lock.
-    """
-    try:
-        return store.open_valid(cache_dir, config_hash)
-    except CacheDamaged as damage:
-        aside = store.set_aside(store.entry_dir(cache_dir, config_hash))
-        log.warning("%s; moved to %s; building it anew", damage, aside or "nowhere")
-    except CacheError as error:
-        log.info("cache not valid: %s", error)
-    return None

@@ -7,12 +7,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import xxhash
 
-from ups.config import Model, Split
+from ups.config import Model, ProblemConfig, Split
 from ups.errors import CacheDamaged
+
+if TYPE_CHECKING:
+    from ups.data.pdebench import TrajectoryFile
 
 DATA_ALIGNMENT = 4096
 SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
@@ -47,6 +50,10 @@ class LatentFile(Model):
         return self.shape[0] * self.row_bytes
 
     @property
+    def file_bytes(self) -> int:
+        return self.data_offset + self.num_bytes
+
+    @property
     def header(self) -> bytes:
         """The safetensors header, padded so that the tensor starts on a page boundary."""
         fields = {
@@ -77,6 +84,19 @@ class LatentFile(Model):
         """The rows of a chunk."""
         first = index * self.chunk_rows
         return range(first, min(first + self.chunk_rows, self.shape[0]))
+
+
+def plan_file(config: ProblemConfig, reader: TrajectoryFile, stem: str, split: Split) -> LatentFile:
+    """The file that the latents of a source go into, before anything is encoded."""
+    return LatentFile(
+        name=f"{stem}.safetensors",
+        split=split,
+        shape=(reader.num_trajectories, reader.num_frames, config.latent.tokens, config.latent.dim),
+        dtype=config.training.latent_cache_dtype,
+        dt=reader.dt,
+        parameters={reader.equation.parameter: reader.parameter},
+        chunk_rows=config.training.encode_batch_size,
+    )
 
 
 def verify_file(path: Path, file: LatentFile) -> None:
@@ -148,9 +168,8 @@ def check_size(path: Path, file: LatentFile) -> os.stat_result:
         stat = path.stat()
     except FileNotFoundError as error:
         raise CacheDamaged(f"{path} is gone") from error
-    expected = file.data_offset + file.num_bytes
-    if stat.st_size != expected:
-        raise CacheDamaged(f"{path} has {stat.st_size} bytes, expected {expected}")
+    if stat.st_size != file.file_bytes:
+        raise CacheDamaged(f"{path} has {stat.st_size} bytes, expected {file.file_bytes}")
     return stat
 
 

@@ -63,10 +63,14 @@ def scout(
 def may_stream(config: RunConfig) -> bool:
     """Whether the features allow it.
 
+    A build by a cluster says it itself: what is in the cache already needs none.
+
     Raises:
         ConfigError: one asks for it, and another forbids it.
     """
     features = config.features
+    if config.encodes_on_cluster:
+        return False
     if not features.may_stream and features.stream != "off" and not features.is_legacy:
         cannot_stream(config, CannotStream(f"features.preload is {features.preload}"))
     return features.may_stream

@@ -167,6 +167,21 @@ def open_valid(cache_dir: Path, config_hash: str) -> Manifest:
     return manifest
 
 
+def open_or_set_aside(cache_dir: Path, config_hash: str) -> Manifest | None:
+    """The manifest of a valid entry; what is damaged is set aside, which is said.
+
+    The caller holds the entry's lock.
+    """
+    try:
+        return open_valid(cache_dir, config_hash)
+    except CacheDamaged as damage:
+        aside = set_aside(entry_dir(cache_dir, config_hash))
+        log.warning("%s; moved to %s; building it anew", damage, aside or "nowhere")
+    except CacheError as error:
+        log.info("cache not valid: %s", error)
+    return None
+
+
 def valid_generation(cache_dir: Path, config_hash: str) -> str | None:
     """The generation that readers use; None where there is no valid one."""
     try:

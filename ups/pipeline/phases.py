@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ups.background import WATCH_S, in_context
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
     from ups.latents.build import CacheEntry
     from ups.latents.loader import Latents
+    from ups.latents.parts import Spread
     from ups.latents.sharing import Sharing
 
 SourcesBySplit = Mapping[str, Sequence[Staged]]
@@ -98,11 +100,13 @@ def build_cache(
     keep: Collection[str] = (),
     stop: threading.Event | None = None,
     progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> CacheEntry:
     """Build or find the entry of a problem that `load_latents` reads, as the features say.
 
     Args:
         keep: generations that no budget removes: of the other problems of the run.
+        spread: how a cluster encodes, where the config has one do it; default: plain Dask.
     """
     limit_torch_threads()
     if config.features.is_legacy:
@@ -111,14 +115,21 @@ def build_cache(
         return legacy.precompute(config, sources, stop=stop, progress=progress)
     from ups.latents.build import ensure
 
+    plan = None
+    if config.encodes_on_cluster:
+        from ups.latents.dask_workers import over_dask
+        from ups.latents.parts import SpreadBuild
+
+        plan = partial(SpreadBuild, spread=spread or over_dask)
     return ensure(
         config,
         sources,
-        device=encoding_device(config),
+        device="cpu" if plan else encoding_device(config),
         overwrite=overwrite,
         keep=keep,
         stop=stop,
         progress=progress,
+        plan=plan,
     )
 
 

@@ -60,7 +60,7 @@ def _download_bytes(config: RunConfig, sources: Sources, to_build: Collection[st
     Without `data.keep_sources` that is what test is cut of, and what is on its way.
     """
     whole = {known.wanted.path: _still(known) for known in sources}
-    streams = config.features.may_stream and len(to_build) == len(config.data.problems)
+    streams = config.may_stream and len(to_build) == len(config.data.problems)
     without_blocks = {known.wanted.path for known in sources if not known.has_blocks}
     passing = whole.keys() - without_blocks
     if config.data.keep_sources or not streams or not passing:

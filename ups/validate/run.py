@@ -20,6 +20,7 @@ from ups.validate.shared import compare_sources
 from ups.validate.sources import Sources, find_sources
 from ups.validate.training import (
     validate_checkpoint,
+    validate_cluster,
     validate_device,
     validate_device_early,
     validate_library,
@@ -63,6 +64,8 @@ def validate(
     with _guarded("device", checks):
         found, device = validate_device(config)
         checks += found
+        if not of_data.get("offline"):
+            checks += validate_cluster(config)
     with _guarded("memory", checks):
         memory = Memory.of_this_machine(ask_gpu=device == "cuda")
         checks += validate_ram_for_cache(config, sources, device, memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ups.config import RunConfig
-from ups.errors import CheckpointError, DeviceError, MissingExtra
+from ups.errors import CheckpointError, ClusterError, DeviceError, MissingExtra
 from ups.machine.devices import check_compile, has_gpu_node, training_device
 from ups.runs.folder import CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.units import format_size
@@ -15,7 +15,7 @@ from ups.validate.sources import Sources
 
 
 def validate_library(config: RunConfig) -> list[Check]:
-    """Look for the library that the kind of operator needs, if it needs one."""
+    """Look for the libraries that the kind of operator and the encoding need, if they need some."""
     checks = Checks("config")
     try:
         config.operator.require_library()
@@ -24,6 +24,30 @@ def validate_library(config: RunConfig) -> list[Check]:
     else:
         if config.operator.library is not None:
             checks.ok("library", f"{config.operator.library} is installed")
+    if config.encodes_on_cluster:
+        from ups.latents.cluster import require_dask
+
+        try:
+            require_dask()
+        except MissingExtra as error:
+            checks.fault("dask", str(error))
+        else:
+            checks.ok("dask", "dask is installed")
+    return checks
+
+
+def validate_cluster(config: RunConfig) -> list[Check]:
+    """Look for the cluster that is to encode, and whether its workers can."""
+    checks = Checks("device")
+    if config.encodes_on_cluster and config.encode.address is not None:
+        from ups.latents.cluster import require_cluster
+
+        try:
+            require_cluster(config)
+        except (ClusterError, MissingExtra) as error:
+            checks.fault("cluster", str(error))
+        else:
+            checks.ok("cluster", f"the workers of {config.encode.address} can encode")
     return checks
 
 
