@@ -7,11 +7,9 @@ nothing of that stack but the address.
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,43 +23,21 @@ from deployments.layout import BIN_DIR, PROJECT_DIR, Stack, StackError
 from deployments.servers import NamedServer
 from deployments.stack import up
 from tests.documented import commands_run_by
-from tests.live import free_ports
+from tests.team import DATABASE_PASSWORD as PASSWORD
+from tests.team import find_initdb, serving_postgres
 from ups.config import SPLITS, load_config
 from ups.data.seed import seed
 
-LOGIN, PASSWORD = "admin:of the server", "of-the-database"
+LOGIN = "admin:of the server"
 RUN = "train-burgers/gpu"
-
-
-def find_initdb():
-    """Debian keeps it out of PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(shutil.which("initdb") or (found[-1] if found else ""))
 
 
 @pytest.fixture(scope="module")
 def postgres():
-    """The address of a database with a password, in a cluster of its own."""
-    initdb = find_initdb()
-    if not initdb.is_file():
+    if not find_initdb().is_file():
         pytest.skip("needs PostgreSQL's initdb: `apt-get install postgresql`")
-    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
-    with tempfile.TemporaryDirectory() as name:
-        folder, (port,) = Path(name), free_ports(1)
-        if user:
-            shutil.chown(folder, "postgres")
-        (folder / "password").write_text(PASSWORD)
-        cluster = ["-D", str(folder / "db")]
-        options = ["-U", "ups", "-A", "scram-sha-256", "--no-sync", "--pwfile", folder / "password"]
-        quick = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
-        subprocess.run([initdb, *cluster, *options], **quick)
-        control = [initdb.with_name("pg_ctl"), *cluster, "-w", "-l", folder / "log"]
-        server = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
-        subprocess.run([*control, "-o", server, "start"], **quick)
-        try:
-            yield f"postgres://ups:{PASSWORD}@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **quick)
+    with serving_postgres() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
