@@ -44,6 +44,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 
 from deployments.patience import be_patient
 from deployments.processes import say_ending
+from deployments.servers import LoginRefused, check_login
 from deployments.settings import environment_of_settings, keep_environment_of_settings
 from deployments.tls import share_tls_contexts
 from ups.machine.openmp import bound_spinning
@@ -303,10 +304,14 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
         async with warm_process(given.warm_socket):
             await asyncio.to_thread(begin)
+            await asyncio.to_thread(check_login)  # Prefect's worker would end with pages of text
             await work(given.pool, given.name, given.queue, given.limit)
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(run())
+        try:
+            asyncio.run(run())
+        except LoginRefused as fault:
+            sys.exit(f"error: {fault}")
 
 
 if __name__ == "__main__":

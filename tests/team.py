@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -24,7 +24,8 @@ from deployments.layout import BIN_DIR, CLIENT_LOGIN, LOGIN, PROJECT_DIR, WORKER
 from deployments.processes import Processes
 from deployments.servers import NamedServer
 from deployments.stack import prefect_yaml
-from tests.live import free_ports, wait_until
+from tests.live import LiveStack, free_ports, wait_until
+from ups.files import write_json
 
 SETTINGS = PROJECT_DIR / "deployments" / "team" / "server.env"
 DATABASE_PASSWORD = "of-the-database"
@@ -124,6 +125,23 @@ class Team:
                 times = [one.cpu_times() for one in family]
                 used[path.stem] = sum(t.user + t.system for t in times)
         return used
+
+
+def as_server_of(live: LiveStack, team: Team) -> None:
+    """Have a stack take the first of a team's servers for its own, as if `ups up` had started it.
+
+    Store, worker and deployments are then made as ever; whoever stops the stack stops that server.
+    """
+    live.stack.remember()
+    record = team.processes.record("server-0")
+    assert record is not None
+    path = live.stack.folder / "processes" / "prefect-server.json"
+    write_json(path, {**asdict(record), "name": "prefect-server"})
+
+
+def env_of_stack_on(team: Team) -> dict[str, str]:
+    """What a stack that is to take a team's server is asked for."""
+    return {"UPS_PREFECT_PORT": str(httpx.URL(team.urls[0]).port), LOGIN: team.login}
 
 
 def _bare() -> dict[str, str]:

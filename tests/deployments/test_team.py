@@ -5,9 +5,10 @@ import sys
 import httpx
 import pytest
 
-from deployments import deploy
+from deployments import deploy, servers
 from deployments import prefect_api as api
 from deployments.layout import PROJECT_DIR, StackError
+from deployments.servers import LoginRefused
 from tests.live import wait_until
 from tests.team import POOL, deploy_light, missing, serving_team
 
@@ -31,12 +32,11 @@ def listening(team, tmp_path_factory):
     with team.client(0) as client:
         deployment = deploy_light(client)
     env = {**team.client_env(1), "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "600"}
-    command = [sys.executable, "-m", "deployments.worker", POOL, "--name", "worker", "--limit", "1"]
-    command += ["--warm-socket", str(folder / "warm.sock")]
+    command = [sys.executable, "-m", "deployments.cli.app", "worker", "--pool", POOL]
     team.processes.start("worker", command, env=env, cwd=PROJECT_DIR)
     log = team.processes.log_path("worker")
-    wait_until((folder / "warm.sock").exists, 120, 0.1)
-    wait_until(lambda: "listening for scheduled runs" in log.read_text(), 120, 0.1)
+    for said in ("ready at", "listening for scheduled runs"):
+        wait_until(lambda words=said: words in log.read_text(), 120, 0.1)
     return deployment
 
 
@@ -51,8 +51,9 @@ def test_a_run_created_at_one_server_is_heard_by_a_worker_at_the_other(team, lis
             run = api.read_run(second, run_id)
             said = f"{run['state']['message']} {team.processes.log_tail('worker')}"
             assert run["state"]["type"] == "COMPLETED", said
-    begun = [line.split()[0] for line in (tmp_path / "begun").read_text().splitlines()]
-    assert sorted(begun) == sorted(runs)
+    begun = [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
+    assert sorted(run_id for run_id, *_ in begun) == sorted(runs)
+    assert {start for *_, start in begun} == {"warm"}
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,6 @@ def test_without_the_login_both_servers_refuse_and_the_remedy_is_one_line(
             deploy.deploy(POOL)
         remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY"
         assert str(caught.value) == f"{url}: {said} (HTTP 401): {remedy}"
+        monkeypatch.setattr(servers, "named_server", lambda s=server: s)
+        with pytest.raises(LoginRefused, match=f"^{url}: {said} "):
+            servers.check_login()  # of the worker
