@@ -178,9 +178,10 @@ def destroy(
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Give instances back, with all that is on their disks; nothing of them is paid for any more.
+    """Give instances back, with all that is on their disks.
 
-    Runs, checkpoints and cache that lie there are lost: copy first what you want to keep.
+    Nothing of them is paid for any more. Runs, checkpoints and cache that lie there are lost: copy
+    first what you want to keep.
     """
     with errors_shown():
         from ups.vast import fleet
