@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ups import PROJECT_DIR
 from ups.cli.console import errors_shown
 
 app = typer.Typer()
@@ -49,5 +50,6 @@ def worker(
         env = {**WORKER_ENV, **os.environ, **server.env, **fixed}
         typer.echo(f"{server.shown}: serving {pool}; Ctrl-C ends it, and the runs under way")
         sys.stdout.flush()
+        os.chdir(PROJECT_DIR)  # runs work in the folder of their worker, and find the flows there
         command = [sys.executable, "-m", "deployments.worker", *arguments]
         os.execve(sys.executable, command, env)

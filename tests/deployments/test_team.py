@@ -7,7 +7,7 @@ import pytest
 
 from deployments import deploy, servers
 from deployments import prefect_api as api
-from deployments.layout import PROJECT_DIR, StackError
+from deployments.layout import StackError
 from deployments.servers import LoginRefused
 from tests.live import wait_until
 from tests.team import POOL, deploy_light, missing, serving_team
@@ -33,7 +33,7 @@ def listening(team, tmp_path_factory):
         deployment = deploy_light(client)
     env = {**team.client_env(1), "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "600"}
     command = [sys.executable, "-m", "deployments.cli.app", "worker", "--pool", POOL]
-    team.processes.start("worker", command, env=env, cwd=PROJECT_DIR)
+    team.processes.start("worker", command, env=env, cwd=folder)
     log = team.processes.log_path("worker")
     for said in ("ready at", "listening for scheduled runs"):
         wait_until(lambda words=said: words in log.read_text(), 120, 0.1)
