@@ -5,7 +5,7 @@ import sys
 import httpx
 import pytest
 
-from deployments import deploy, servers
+from deployments import deploy, follow, servers
 from deployments import prefect_api as api
 from deployments.layout import StackError
 from deployments.servers import LoginRefused
@@ -51,6 +51,12 @@ def test_a_run_created_at_one_server_is_heard_by_a_worker_at_the_other(team, lis
             run = api.read_run(second, run_id)
             said = f"{run['state']['message']} {team.processes.log_tail('worker')}"
             assert run["state"]["type"] == "COMPLETED", said
+    lines: list[str] = []
+    seen = follow.follow(team.at(1), runs[1], lines.append)  # of `ups follow`
+    assert seen["state"]["type"] == "COMPLETED"
+    assert any("2 solve" in line and "Completed" in line for line in lines)
+    with pytest.raises(StackError, match="another login .*: set PREFECT_API_AUTH_STRING to"):
+        follow.follow(team.at(0, "admin:no"), runs[1], lines.append)
     begun = [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
     assert sorted(run_id for run_id, *_ in begun) == sorted(runs)
     assert {start for *_, start in begun} == {"warm"}

@@ -149,7 +149,9 @@ def page(browser: Browser, live: LiveStack) -> Iterator[Page]:
         locale="en-US",
         reduced_motion="reduce",
     )
-    elsewhere = re.compile(rf"^(?!{re.escape(live.pages_url)}/)https?://")
+    # Links in artifacts lead to the server that the run knows.
+    ours = "|".join(re.escape(url) for url in {live.pages_url, live.stack.ui_url})
+    elsewhere = re.compile(rf"^(?!({ours})/)https?://")
     if login := live.stack.login:  # as the page of the login keeps it
         context.add_init_script(f"localStorage['prefect-password'] = btoa({json.dumps(login)})")
     context.route(elsewhere, lambda route: route.abort())
