@@ -32,7 +32,16 @@ def listening(team, tmp_path_factory):
     with team.client(0) as client:
         deployment = deploy_light(client)
     env = {**team.client_env(1), "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "600"}
-    command = [sys.executable, "-m", "deployments.cli.app", "worker", "--pool", POOL]
+    command = [
+        sys.executable,
+        "-m",
+        "deployments.cli.app",
+        "worker",
+        "--pool",
+        POOL,
+        "--name",
+        "gpu-1",
+    ]
     team.processes.start("worker", command, env=env, cwd=folder)
     log = team.processes.log_path("worker")
     for said in ("ready at", "listening for scheduled runs"):
@@ -55,7 +64,7 @@ def test_a_run_created_at_one_server_is_heard_by_a_worker_at_the_other(team, lis
     seen = follow.follow(team.at(1), runs[1], lines.append)  # of `ups follow`
     assert seen["state"]["type"] == "COMPLETED"
     assert any("2 solve" in line and "Completed" in line for line in lines)
-    with pytest.raises(StackError, match="another login .*: set PREFECT_API_AUTH_STRING to"):
+    with pytest.raises(StackError, match="another login .*: set PREFECT_API_AUTH_STRING or"):
         follow.follow(team.at(0, "admin:no"), runs[1], lines.append)
     begun = [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
     assert sorted(run_id for run_id, *_ in begun) == sorted(runs)

@@ -12,7 +12,7 @@ TWO = [
     {"id": 11, "gpu_name": "RTX 4090", "dph_total": 0.3},
     {"id": 12, "gpu_name": "H100 SXM", "dph_total": 1.9},
 ]
-LAUNCH = ("launch", "-c", "smoke", "--auto-shutdown", "--count", "2")
+LAUNCH = ("launch", "--config", "smoke", "--auto-shutdown", "--count", "2")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_several_are_figures_too_and_a_dry_run_of_them_asks_nobody(ups, market):
         (778, "ups-smoke-2", 12),
     ]
     calls = len(market.calls)
-    output = ups(*LAUNCH, "--dry-run")
+    output = ups(*LAUNCH, "--max-total", "9", "--dry-run")
     assert output.count("vastai create instance OFFER") == 2
     assert len(market.calls) == calls
 
