@@ -42,6 +42,7 @@ class Deployed:
 
     Attributes:
         deployments: `<flow>/<deployment>`, in the order of `prefect.yaml`.
+        queue: that they go to; None: the pool's default.
     """
 
     server: str
@@ -49,35 +50,59 @@ class Deployed:
     kind: PoolKind
     made_pool: bool
     deployments: list[str]
+    queue: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is to be other than `prefect.yaml` has it; None: nothing.
+
+    Attributes:
+        image: of the container that a run gets, which the pool says otherwise.
+        queue: the work queue of the pool; the deployments are called after it, so that each queue
+            has its own.
+        at_once: how many runs of a deployment go on at the same time; more of them wait.
+    """
+
+    image: str | None = None
+    queue: str | None = None
+    at_once: int | None = None
 
 
 def deploy(
-    pool: str, kind: PoolKind = "process", names: Sequence[str] = (), image: str | None = None
+    pool: str,
+    kind: PoolKind = "process",
+    names: Sequence[str] = (),
+    changes: Changes = Changes(),
+    priority: int | None = None,
 ) -> Deployed:
     """Send deployments of `prefect.yaml` to a work pool of the server that this shell names.
 
     Args:
         names: of the deployments; none: `train-burgers`.
-        image: of the container that a run gets; None: what the pool says.
+        priority: of the queue: 1 goes first; None: as it is, or after all others.
     Raises:
         StackError: there is no server, it refuses, the pool is of another type, or a deployment
             is in use elsewhere; nothing was made then.
     """
     require_clone()
-    wanted = _wanted(names or ["train-burgers"], pool, kind, image)
+    wanted = _wanted(names or ["train-burgers"], pool, kind, changes)
     server = named_server()
     if server is None:
         raise StackError(NO_SERVER)
     with server.client() as client:
         try:
-            _check_pool(server, ask_for_pools(client), pool, kind, image)
+            _check_pool(server, ask_for_pools(client), pool, kind, changes.image)
             known = {name: api.read_deployment(client, name) for name in wanted}
             _check_deployments(server, known, pool)
-            made_pool = api.create_pool(client, pool, DESCRIPTION, kind)
+            made = _Made(pool, [name for name, found in known.items() if not found])
             try:
+                made.pool_too = api.create_pool(client, pool, DESCRIPTION, kind)
+                if changes.queue and api.create_queue(client, pool, changes.queue, priority):
+                    made.queue = changes.queue
                 _register(server, list(wanted.values()))
             except BaseException:  # Ctrl-C, too, leaves nothing half-made
-                _undo(client, [name for name, found in known.items() if not found], made_pool, pool)
+                _undo(client, made)
                 raise
         except ServerFault as fault:
             raise ServerFault(f"{server.shown}: {fault.what}", fault.remedy) from None
@@ -86,11 +111,21 @@ def deploy(
             raise StackError(f"{server.shown}: {said}; nothing was deployed") from None
         except httpx.HTTPError as error:
             raise ServerFault(f"{server.shown}: no answer ({error!r})", NO_ANSWER) from None
-    return Deployed(server.shown, pool, kind, made_pool, list(wanted))
+    return Deployed(server.shown, pool, kind, made.pool_too, list(wanted), changes.queue)
+
+
+@dataclass(slots=True)
+class _Made:
+    """What was not there before."""
+
+    pool: str
+    deployments: list[str]
+    pool_too: bool = False
+    queue: str | None = None
 
 
 def _wanted(
-    names: Sequence[str], pool: str, kind: PoolKind, image: str | None
+    names: Sequence[str], pool: str, kind: PoolKind, changes: Changes
 ) -> dict[str, dict[str, Any]]:
     """`<flow>/<deployment>` → what `prefect.yaml` says of it, sent to the pool."""
     known = {deployment["name"]: deployment for deployment in prefect_yaml()["deployments"]}
@@ -106,10 +141,16 @@ def _wanted(
         variables = changed["work_pool"]["job_variables"]
         if kind != "process":  # a container begins in the folder that its image says
             del variables["working_dir"]
-        if image is not None:
-            variables["image"] = image
+        if changes.image is not None:
+            variables["image"] = changes.image
         changed["work_pool"] = {"name": pool, "job_variables": variables}
-        found[f"{flow_name(deployment)}/{name}"] = changed
+        if changes.queue is not None:
+            changed["work_pool"]["work_queue_name"] = changes.queue
+            changed["name"] = f"{name}-{changes.queue}"
+        if changes.at_once is not None:
+            limit = changed.get("concurrency_limit", {"collision_strategy": "ENQUEUE"})
+            changed["concurrency_limit"] = {**limit, "limit": changes.at_once}
+        found[f"{flow_name(deployment)}/{changed['name']}"] = changed
     return found
 
 
@@ -181,11 +222,13 @@ def _register(server: NamedServer, deployments: list[dict[str, Any]]) -> None:
         raise StackError(f"`prefect deploy` failed, nothing was deployed: {redacted(said)}")
 
 
-def _undo(client: httpx.Client, new: Sequence[str], made_pool: bool, pool: str) -> None:
+def _undo(client: httpx.Client, made: _Made) -> None:
     """Remove what was not there before, as far as the server still answers."""
     with contextlib.suppress(httpx.HTTPError):
-        for name in new:
+        for name in made.deployments:
             if number := api.find_deployment(client, name):
                 api.delete_deployment(client, number)
-        if made_pool:
-            api.delete_pool(client, pool)
+        if made.pool_too:  # and its queues with it
+            api.delete_pool(client, made.pool)
+        elif made.queue:
+            api.delete_queue(client, made.pool, made.queue)

@@ -5,25 +5,16 @@ Plain HTTP instead of Prefect's client: importing `prefect` takes longer than al
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import httpx
 
 from deployments.pools import PoolKind, job_template
+from ups.vast.server import authorization as authorization
 
 WORKER_NAME = "ups-local"
-
-
-def authorization(env: Mapping[str, str]) -> dict[str, str]:
-    """The header that a server with a login, or Prefect Cloud, wants; as Prefect's client does."""
-    if login := env.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
-    if key := env.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    return {}
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -56,11 +47,25 @@ def delete_deployment(client: httpx.Client, deployment_id: str) -> None:
     client.delete(f"/deployments/{deployment_id}").raise_for_status()
 
 
-def create_queue(client: httpx.Client, pool: str, name: str) -> None:
-    """Create a work queue in a pool, if it is not there."""
-    response = client.post(f"/work_pools/{pool}/queues", json={"name": name})
+def create_queue(client: httpx.Client, pool: str, name: str, priority: int | None = None) -> bool:
+    """Create a work queue in a pool; False if it is there, which then gets the priority."""
+    given = {} if priority is None else {"priority": priority}
+    response = client.post(f"/work_pools/{pool}/queues", json={"name": name, **given})
     if response.status_code != 409:
         _json(response)
+        return True
+    if given:
+        client.patch(f"/work_pools/{pool}/queues/{name}", json=given).raise_for_status()
+    return False
+
+
+def delete_queue(client: httpx.Client, pool: str, name: str) -> None:
+    client.delete(f"/work_pools/{pool}/queues/{name}").raise_for_status()
+
+
+def queue_names(client: httpx.Client, pool: str) -> set[str]:
+    """The names of a pool's work queues."""
+    return {queue["name"] for queue in _json(client.post(f"/work_pools/{pool}/queues/filter"))}
 
 
 def find_deployment(client: httpx.Client, name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from deployments import prefect_api as api
 from deployments.layout import StackError
 from ups.data.s3errors import redacted
 
+log = logging.getLogger("prefect.worker.login")
 TIMEOUT_S = 5.0
 WRONG_ADDRESS = "the address ends with /api: correct PREFECT_API_URL"
 NO_ANSWER = "start that server, or name another; `prefect config view` says where this one stands"
@@ -31,6 +33,10 @@ class ServerFault(StackError):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.remedy}"
+
+
+class LoginRefused(ServerFault):
+    """Raised when a server wants a login, or another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +97,36 @@ def named_server() -> NamedServer | None:
     return NamedServer(settings.url.rstrip("/"), login, ui_url.rstrip("/"))
 
 
+def check_login() -> None:
+    """Ask the server that this shell names once; one that is away may come back.
+
+    Raises:
+        LoginRefused: it refuses the login, or there is none.
+    """
+    server = named_server()
+    if server is None:
+        return
+    with server.client() as client:
+        try:
+            ask_for_pools(client)
+        except LoginRefused as fault:
+            raise LoginRefused(f"{server.shown}: {fault.what}", fault.remedy) from None
+        except ServerFault as fault:
+            log.warning("%s: %s: asking on", server.shown, fault.what)
+
+
 def ask_for_pools(client: httpx.Client) -> dict[str, dict[str, Any]]:
     """The server's work pools, by their names.
 
     Raises:
-        ServerFault: it does not answer, wants another login, or is no Prefect server.
+        LoginRefused: it wants a login, or another one.
+        ServerFault: it does not answer, or is no Prefect server.
     """
     try:
         answer = client.post("/work_pools/filter", json={})
         if answer.status_code in (401, 403):
             said = "refuses this login" if "Authorization" in client.headers else "wants a login"
-            raise ServerFault(
+            raise LoginRefused(
                 f"it {said} (HTTP {answer.status_code})",
                 "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY",
             )

@@ -6,7 +6,8 @@
 Prefect's own worker asks every 10 seconds by default; asking more often makes SQLite refuse writes.
 The stream tells within milliseconds that a run was scheduled. Events only wake: what is to be
 run is always what the server answers, so an event that is lost, late or double loses and doubles
-nothing. A run scheduled for later is waited for by the clock.
+nothing. A run scheduled for later is waited for by the clock. One that waited because a worker had
+as many as it may begins as soon as another ends.
 
 Prefect's worker cancels a run through the process that it has told to watch for that. Where there
 is none yet, or none any more, the run would stay Cancelling and keep its deployment's slot; here it
@@ -43,6 +44,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 
 from deployments.patience import be_patient
 from deployments.processes import say_ending
+from deployments.servers import LoginRefused, check_login
 from deployments.settings import environment_of_settings, keep_environment_of_settings
 from deployments.tls import share_tls_contexts
 from ups.machine.openmp import bound_spinning
@@ -97,6 +99,18 @@ class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.under_way: Counter[UUID] = Counter()  # a retry may begin before its first attempt left
+        self.when_free: Callable[[], None] = lambda: None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many runs as it may."""
+        return self._limiter is not None and self._limiter.available_tokens == 0
+
+    def _release_limit_slot(self, flow_run_id: UUID) -> None:
+        """As Prefect's; the next run in the queue need not wait until the server is polled."""
+        super()._release_limit_slot(flow_run_id)
+        if self._limiter is not None:
+            self.when_free()
 
     async def setup(self) -> None:
         """As Prefect's; a server that is busy for a while crashes no run from now on."""
@@ -148,6 +162,8 @@ class Waker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), await self._seconds_until_next())
             self._wake.clear()
+            if self.worker.is_full:  # the end of a run wakes it
+                continue
             try:
                 if not await self.worker.get_and_submit_flow_runs():
                     # An event can be a little ahead of what queries see.
@@ -222,6 +238,7 @@ async def _wake_on_events(worker: Worker) -> None:
     while not worker._has_successfully_synced:
         await asyncio.sleep(0.05)
     waker = Waker(worker)
+    worker.when_free = waker.wake
     async with anyio.create_task_group() as group:
         group.start_soon(waker.submit_when_woken)
         group.start_soon(waker.listen)
@@ -287,10 +304,14 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
         async with warm_process(given.warm_socket):
             await asyncio.to_thread(begin)
+            await asyncio.to_thread(check_login)  # Prefect's worker would end with pages of text
             await work(given.pool, given.name, given.queue, given.limit)
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(run())
+        try:
+            asyncio.run(run())
+        except LoginRefused as fault:
+            sys.exit(f"error: {fault}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class LiveStack:
     def __init__(self, folder: Path, examples: dict[str, str], **env: str) -> None:
         self.folder, self.examples = folder, examples
         prefect_port, s3_port = free_ports(2)
+        prefect_port = int(env.get("UPS_PREFECT_PORT", prefect_port))
         self.env = {
             "UPS_STACK_DIR": str(folder / ".stack"),
             "UPS_PREFECT_PORT": str(prefect_port),
@@ -56,6 +57,7 @@ class LiveStack:
                 patch.setenv(name, value)
             self.stack = Stack.find(prefect_port=prefect_port, s3_port=s3_port)
         self.env["PREFECT_API_URL"] = self.stack.api_url  # whatever prefect.toml the clone has
+        self.pages_url = self.stack.ui_url
         self.api = self.stack.client(timeout_s=60)  # as Prefect's clients
         self.means = {"4300": str(prefect_port)}  # what stands for the words of an example
         self._done: dict[str, subprocess.CompletedProcess[str]] = {}
@@ -188,11 +190,11 @@ NEEDS = {
         *("ups up", "ups status", "ups doctor", "ups run", "ups sweep", "ups follow", "ups down"),
     ),
     "a stack for minutes": ("ups benchmark",),
-    "a server": ("ups deploy",),
+    "a server": ("ups deploy", "ups worker"),
     "a store": ("ups data put", "ups data get"),
     "a shared cache": ("ups cache push", "ups cache pull"),
     "vastai": ("ups vast search", "ups vast launch", "ups vast resume", "ups vast onstart",
-               "ups vast setup-env"),
+               "ups vast destroy", "ups vast setup-env"),
 }  # fmt: skip
 
 

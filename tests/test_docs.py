@@ -24,7 +24,8 @@ from ups.startup.measure.scenarios import choose
 CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")
-ENGINES = ("docker", "kubectl")  # their files exist; what they are told is not checked
+ENGINES = ("docker", "kubectl", "helm")  # their files exist; what they are told is not checked
+SYSTEM = ("sudo",)  # what others than this project are started with
 TOOLS = ("dask", "pre-commit", "pytest", "ruff", "vastai")
 
 
@@ -102,13 +103,19 @@ def check_make(target: str, variables: list[str]) -> None:
 def check_prefect(arguments: list[str]) -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     names = {deployment["name"] for deployment in deployments}
+    queues = found(r"ups deploy [^\n]*--queue (\w+)")
+    of_queues = {f"{name}-{queue}" for name in names for queue in queues}
     match [a for a in arguments if a != "--no-prompt"]:
         case ["deployment", "run", name, *options]:
-            assert name.removeprefix("train-burgers/") in names
+            assert name.removeprefix("train-burgers/") in names | of_queues
             assert options[::2] == ["-p"] * (len(options) // 2)
             check_parameters(options[1::2])
         case ["worker", "start", "--pool", pool]:
             assert pool in {*POOLS, rented.POOL, *found(r"ups deploy --pool (\S+)")}
+        case ["server", "start", "--no-services", "--host", _, "--port", port]:
+            assert port.isdigit()
+        case ["server", "services", "start"]:
+            pass
         case ["work-pool", "create", _, "--type", kind, "--base-job-template", path]:
             assert (ROOT / path).exists()
             assert kind in path
@@ -135,14 +142,14 @@ def test_a_command_exists_with_its_options(command):
     elif name == "prefect":
         check_prefect(arguments)
     elif name in ENGINES:
-        given = [path for option, path in pairwise(arguments) if option == "-f"]
-        assert given
+        given = [path for option, path in pairwise(arguments) if option in ("-f", "--values")]
+        assert given or arguments[:2] in (["create", "secret"], ["repo", "add"])
         assert all((ROOT / path).exists() for path in given)
     elif name in TOOLS:
         assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()
         assert all((ROOT / a).exists() for a in arguments if "/" in a)
     else:
-        assert name in SHELL
+        assert name in SHELL + SYSTEM
 
 
 @pytest.mark.parametrize("command", found(r"`((?:ups|make) [^`]+|prefect deployment run [^`]+)`"))
@@ -192,7 +199,7 @@ def test_every_variable_in_the_pages_has_a_reader():
     named = set(found(r"\b(?:UPS|PDEBENCH)_[A-Z0-9_]+"))
     assert len(named) > 5
     sources = [path.read_text() for folder in CODE for path in (ROOT / folder).rglob("*.py")]
-    sources.append((ROOT / "Makefile").read_text())
+    sources += [(ROOT / path).read_text() for path in ("Makefile", "tests/ui/conftest.py")]
     assert {name for name in named if not any(name in source for source in sources)} == set()
 
 

@@ -46,6 +46,10 @@ def process_worker():
     assert worker._work_pool_name == "pool"
     assert worker._has_successfully_synced is False
     assert asyncio.run(worker.get_and_submit_flow_runs()) == []  # until then it asks nobody
+    assert worker._limiter is None
+    assert "_limiter = (" in inspect.getsource(ProcessWorker.setup)  # made of `limit`
+    takes(f"{ProcessWorker.__module__}:ProcessWorker._release_limit_slot", "self flow_run_id")
+    assert "_release_limit_slot" in inspect.getsource(ProcessWorker._submit_run_and_capture_errors)
 
 
 def control_listener():
@@ -180,7 +184,7 @@ CHECKS = {
     fp: "_fp",
     foreach: "_foreach_add_ _foreach_mul_ _foreach_sub _foreach_zero_",
     control_listener: "_set_intent prefect._internal",
-    process_worker: "_has_successfully_synced _work_pool_name",
+    process_worker: "_has_successfully_synced _limiter _work_pool_name",
     raw_stream: "_raw_stream",
     storage_cdata: "_cdata",
     sync: "_sync",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import clean, deploy, doctor, runs, stack, sweep
+from deployments.cli import clean, deploy, doctor, runs, stack, sweep, worker
 from ups import __version__
 from ups.cli.app import app as ups_app
 from ups.cli.console import EXIT_CODES
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(stack.app)
 app.add_typer(deploy.app)
+app.add_typer(worker.app)
 app.add_typer(doctor.app)
 app.add_typer(clean.app)
 app.add_typer(runs.app)

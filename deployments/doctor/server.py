@@ -146,7 +146,7 @@ def _examine_pools(server: Server, findings: Findings) -> None:
     """The deployments of `prefect.yaml`, and the pools that they go to."""
     wanted = deployment_names() if is_clone() else set()  # on the stack; elsewhere also others
     known = server.client.post("/deployments/filter", json={}).raise_for_status().json()
-    ours = [one for one in known if one["name"] in wanted]
+    ours = [one for one in known if _plain_name(one) in wanted]
     missing = sorted(wanted - {one["name"] for one in ours})
     if server.is_own and missing:
         findings.fault("deployments", f"without {', '.join(missing)}", "`ups up` deploys them")
@@ -191,6 +191,11 @@ def _examine_unserved(
             name = f"{flow_name(as_listed)}/{one['name']}"
             what = f"nobody serves its pool {pool}, so the UI has it as Not Ready"
             findings.skip(name, what, f"if it is not wanted, `prefect deployment delete {name}`")
+
+
+def _plain_name(deployment: Mapping[str, Any]) -> str:
+    """Its name in `prefect.yaml`: `ups deploy --queue` ends it with the queue's."""
+    return str(deployment["name"]).removesuffix(f"-{deployment.get('work_queue_name')}")
 
 
 def _pools_of_prefect_yaml() -> set[str]:

@@ -7,61 +7,37 @@ nothing of that stack but the address.
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from deployments import deploy
+from deployments import deploy, serve
 from deployments.doctor.server import examine_servers
 from deployments.follow import follow
 from deployments.layout import BIN_DIR, PROJECT_DIR, Stack, StackError
 from deployments.servers import NamedServer
 from deployments.stack import up
 from tests.documented import commands_run_by
-from tests.live import free_ports
+from tests.team import DATABASE_PASSWORD as PASSWORD
+from tests.team import find_initdb, serving_postgres
 from ups.config import SPLITS, load_config
 from ups.data.seed import seed
 
-LOGIN, PASSWORD = "admin:of the server", "of-the-database"
-RUN = "train-burgers/gpu"
-
-
-def find_initdb():
-    """Debian keeps it out of PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(shutil.which("initdb") or (found[-1] if found else ""))
+LOGIN = "admin:of the server"
+RUN = "train-burgers/gpu-urgent"
 
 
 @pytest.fixture(scope="module")
 def postgres():
-    """The address of a database with a password, in a cluster of its own."""
-    initdb = find_initdb()
-    if not initdb.is_file():
+    if not find_initdb().is_file():
         pytest.skip("needs PostgreSQL's initdb: `apt-get install postgresql`")
-    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
-    with tempfile.TemporaryDirectory() as name:
-        folder, (port,) = Path(name), free_ports(1)
-        if user:
-            shutil.chown(folder, "postgres")
-        (folder / "password").write_text(PASSWORD)
-        cluster = ["-D", str(folder / "db")]
-        options = ["-U", "ups", "-A", "scram-sha-256", "--no-sync", "--pwfile", folder / "password"]
-        quick = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
-        subprocess.run([initdb, *cluster, *options], **quick)
-        control = [initdb.with_name("pg_ctl"), *cluster, "-w", "-l", folder / "log"]
-        server = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
-        subprocess.run([*control, "-o", server, "start"], **quick)
-        try:
-            yield f"postgres://ups:{PASSWORD}@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **quick)
+    with serving_postgres() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +140,35 @@ def test_what_cannot_be_finished_is_removed_again(live, monkeypatch):
     assert {pool["name"] for pool in live.ask("POST", "/work_pools/filter", {})} == {"local"}
 
 
+@pytest.mark.parametrize(
+    ("pool", "queues", "expected"),
+    [
+        ("nowhere", [], "no pool nowhere at .*: `ups deploy --pool nowhere` makes it"),
+        ("local", ["default", "x"], "no queue x in the pool local .*, expected one of default: "),
+    ],
+)
+def test_a_worker_is_told_what_is_not_there(live, monkeypatch, pool, queues, expected):
+    login = {"PREFECT_API_AUTH_STRING": LOGIN}
+    monkeypatch.setattr(serve, "named_server", lambda: NamedServer(live.stack.api_url, login))
+    with pytest.raises(StackError, match=expected):
+        serve.find_served(pool, queues)
+    assert serve.find_served("local", ["default"]).url == live.stack.api_url
+
+
+def test_a_queue_has_deployments_of_its_own_and_else_prefect_yaml_says_how_many_run_at_once():
+    plain = deploy._wanted(["gpu"], "team", "process", deploy.Changes())
+    assert plain["train-burgers/gpu"]["work_pool"].keys() == {"name", "job_variables"}
+    assert plain["train-burgers/gpu"]["concurrency_limit"]["limit"] == 1
+    changed = deploy.Changes(queue="night", at_once=3)
+    found = deploy._wanted(["rented"], "team", "process", changed)["train-burgers/rented-night"]
+    assert found["work_pool"]["work_queue_name"] == "night"
+    assert found["concurrency_limit"] == {"limit": 3, "collision_strategy": "ENQUEUE"}
+
+
 @pytest.fixture(scope="module")
 def deployed(elsewhere):
-    return elsewhere("deploy", "--pool", "team", "--name", "gpu")
+    queue = ("--queue", "urgent", "--priority", "1", "--at-once", "4")
+    return elsewhere("deploy", "--pool", "team", "--name", "gpu", *queue)
 
 
 def test_a_worker_elsewhere_trains_with_a_store_of_other_keys(
@@ -189,12 +191,12 @@ def test_a_worker_elsewhere_trains_with_a_store_of_other_keys(
     run = [prefect, "deployment", "run", RUN, "-p", f"config={config}"]
     done = subprocess.run(run, env=elsewhere.env, capture_output=True, text=True)
     run_id = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)[1]
-    start = [prefect, "worker", "start", "--pool", "team", "--run-once"]
+    start = [prefect, "worker", "start", "--pool", "team", "--work-queue", "urgent", "--run-once"]
     env = {**elsewhere.env, **s3.env}
     worker = subprocess.run(start, env=env, cwd=PROJECT_DIR, capture_output=True, text=True)
     ended = live.wait_for_state(run_id)
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + worker.stderr
-    assert ended["work_pool_name"] == "team"
+    assert (ended["work_pool_name"], ended["work_queue_name"]) == ("team", "urgent")
     followed = elsewhere("follow", run_id)
     assert followed.returncode == 0, followed.stderr
     for expected in ("4 train-operator", "time to first step", f"{live.stack.ui_url}/runs/flow-r"):
@@ -216,12 +218,16 @@ def test_deploying_again_changes_nothing_and_another_type_is_refused(live, monke
     server = NamedServer(live.stack.api_url, {"PREFECT_API_AUTH_STRING": LOGIN})
     monkeypatch.setattr(deploy, "named_server", lambda: server)
     before = live.deployment(RUN)
-    again = deploy.deploy("team", names=["gpu"])
+    changes = deploy.Changes(queue="urgent", at_once=4)
+    again = deploy.deploy("team", names=["gpu"], changes=changes)
     assert (again.made_pool, again.deployments) == (False, [RUN])
     after = live.deployment(RUN)
     of_the_worker = {"last_polled", "status"}  # which has gone: in a while it is not ready any more
     changed = {key for key in before if before[key] != after[key]}
     assert changed <= {"updated", *of_the_worker}
+    assert after["global_concurrency_limit"]["limit"] == 4
+    queues = live.ask("POST", "/work_pools/team/queues/filter", {})
+    assert {q["name"]: q["priority"] for q in queues} == {"urgent": 1, "default": 2}
     other = "is of type process, expected docker: give --pool-type process"
     with pytest.raises(StackError, match=other):
         deploy.deploy("team", "docker", ["gpu"])

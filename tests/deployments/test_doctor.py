@@ -127,6 +127,10 @@ def test_pools_are_looked_at_that_deployments_go_to():
     assert missing.remedy == "`prefect work-pool create --type process other`"
     some = pools_of(api([pool("local")], deployments()[1:]))["deployments"]
     assert (some.status, deployments()[0]["name"] in some.what) == ("fault", True)
+    queued = {**deployments("team")[0], "work_queue_name": "urgent"}
+    queued["name"] += "-urgent"
+    of_queue = pools_of(api([pool("team")], [queued]), is_own=False)
+    assert [one.status for one in of_queue.values()] == ["ok", "ok"]
     foreign = pools_of(api([pool("local")], []), is_own=False)["deployments"]
     assert (foreign.status, foreign.remedy) == ("warn", "`ups deploy --pool NAME`")
 

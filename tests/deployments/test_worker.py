@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from anyio import CapacityLimiter
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectHTTPStatusError
@@ -21,6 +22,7 @@ class CountingWorker:
     """Stands where a worker is asked to look for runs, and says when the next one is due."""
 
     _work_pool_name = "pool"
+    is_full = False
 
     def __init__(self, due_in_s=None, failures=0):
         self.looks = 0
@@ -166,3 +168,23 @@ def test_the_worker_that_prefect_sets_up_is_patient(monkeypatch):
     monkeypatch.setattr("deployments.worker.be_patient", patient.append)
     asyncio.run(Worker(work_pool_name="pool").setup())
     assert patient == ["its client"]
+
+
+def test_a_worker_that_is_full_asks_for_nothing_until_a_run_of_its_own_ends():
+    class Full(CountingWorker):
+        is_full = True
+
+    assert looks_after(Full(), 0.2, wakes=[0.02, 0.1]) == 0
+
+    async def scenario():
+        worker, woken = Worker(work_pool_name="pool", limit=1), []
+        worker._limiter, worker.when_free = CapacityLimiter(1), lambda: woken.append(worker.is_full)
+        run_id = uuid4()
+        assert not worker.is_full
+        worker._limiter.acquire_on_behalf_of_nowait(run_id)
+        assert worker.is_full
+        worker._release_limit_slot(run_id)
+        return woken
+
+    assert asyncio.run(scenario()) == [False]
+    assert not Worker(work_pool_name="pool").is_full

@@ -1,5 +1,8 @@
 """A stack of this folder's own with a small benchmark on it, and a headless browser to look at it.
 
+With UPS_TEST_TEAM=1 the stack has the first of a team's two servers (`tests/team.py`), and the
+browser looks at the second, with the login.
+
 What a test saw lies in `.ui/` afterwards; of a failed test its last view, as `failed-<test>.png`.
 """
 
@@ -14,7 +17,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from deployments.layout import PROJECT_DIR
 from tests.live import LiveStack
+from tests.team import as_server_of, env_of_stack_on, serving_team
 from ups.config import dump_config, load_config
 from ups.startup.measure.scenarios import BY_NAME, overrides_of
 
@@ -64,8 +68,15 @@ def live(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LiveStack]:
     """With a benchmark that ended, one refused while it ran, and a tiny config for its data."""
-    folder = tmp_path_factory.mktemp("ui")
-    with new_stack(folder, examples_that_need("a stack for minutes")) as live:
+    folder, examples = tmp_path_factory.mktemp("ui"), examples_that_need("a stack for minutes")
+    with ExitStack() as started:
+        if os.environ.get("UPS_TEST_TEAM"):
+            team = started.enter_context(serving_team(tmp_path_factory.mktemp("team")))
+            live = started.enter_context(new_stack(folder, examples, **env_of_stack_on(team)))
+            as_server_of(live, team)
+            live.pages_url = team.urls[1].removesuffix("/api")
+        else:
+            live = started.enter_context(new_stack(folder, examples))
         done = live.ups("up")
         assert done.returncode == 0, done.stderr
         _run_benchmark(live)
@@ -132,13 +143,17 @@ def _write_config(folder: Path) -> Path:
 def page(browser: Browser, live: LiveStack) -> Iterator[Page]:
     """A page in a context of its own, which reaches the stack alone; times are shown in UTC."""
     context = browser.new_context(
-        base_url=live.stack.ui_url,
+        base_url=live.pages_url,
         viewport={"width": WIDTH, "height": HEIGHT},
         timezone_id="UTC",
         locale="en-US",
         reduced_motion="reduce",
     )
-    elsewhere = re.compile(rf"^https?://(?!127\.0\.0\.1:{live.stack.prefect_port}/)")
+    # Links in artifacts lead to the server that the run knows.
+    ours = "|".join(re.escape(url) for url in {live.pages_url, live.stack.ui_url})
+    elsewhere = re.compile(rf"^(?!({ours})/)https?://")
+    if login := live.stack.login:  # as the page of the login keeps it
+        context.add_init_script(f"localStorage['prefect-password'] = btoa({json.dumps(login)})")
     context.route(elsewhere, lambda route: route.abort())
     expect.set_options(timeout=15_000)
     context.set_default_timeout(15_000)

@@ -18,7 +18,11 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from ups.cli.app import app
+from ups.vast import script
+from ups.vast.launch import SENT
 from ups.vast.script import Onstart
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +85,24 @@ class Vastai:
 @pytest.fixture
 def vastai(tmp_path: Path) -> Vastai:
     return Vastai(tmp_path / "tool")
+
+
+@pytest.fixture
+def ups(tmp_path, monkeypatch, vastai, checkout):
+    """`ups(*arguments)`: the output of `ups vast`, in a folder of its own; it ends as expected."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(vastai.folder), prepend=":")
+    monkeypatch.setattr(script, "PROJECT_DIR", checkout)
+    for name in SENT:
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments, exit_code=0):
+        result = CliRunner().invoke(app, ["vast", *map(str, arguments)])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert result.exit_code == exit_code, result.output
+        return result.output
+
+    return call
 
 
 @dataclass

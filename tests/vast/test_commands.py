@@ -6,35 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from ups.cli.app import app
 from ups.vast import script
-from ups.vast.launch import SENT
 from ups.vast.offers import default_image
 
 OFFERS = [
     {"id": 11, "gpu_name": "RTX 4090", "dph_total": 0.34567, "gpu_ram": 24564, "rentable": True},
     {"id": 12, "gpu_name": "H100 SXM", "dph_total": 1.9, "geolocation": "Sweden, SE"},
 ]
-
-
-@pytest.fixture
-def ups(tmp_path, monkeypatch, vastai, checkout):
-    """`ups(*arguments)`: the output of `ups vast`, in a folder of its own; it ends as expected."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(vastai.folder), prepend=":")
-    monkeypatch.setattr(script, "PROJECT_DIR", checkout)
-    for name in SENT:
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments, exit_code=0):
-        result = CliRunner().invoke(app, ["vast", *map(str, arguments)])
-        assert result.exception is None or isinstance(result.exception, SystemExit)
-        assert result.exit_code == exit_code, result.output
-        return result.output
-
-    return call
 
 
 @pytest.fixture
@@ -126,7 +105,8 @@ def test_a_dry_run_writes_the_script_prints_the_command_and_asks_nobody(ups, vas
     ],
 )
 def test_a_server_of_this_machine_is_reached_by_a_tunnel(ups, vast, url, options):
-    output = ups("launch", "-c", "smoke", "--offer", "11", "--api-url", url)
+    given = ("--offer", "11", "--api-url", url, "--no-validate")  # it is not there to be asked
+    output = ups("launch", "-c", "smoke", *given)
     assert ("by a tunnel" in output) == (options is not None)
     if options:
         assert f"tunnel: ssh {options} $(vastai ssh-url 777)\n" in output
@@ -165,6 +145,10 @@ IPV6 = "http://[::1]:99999/api"
         (2, ["onstart", "-c", "smoke", "--max-stall-hours", "1"], "--max-stall-hours: nothing"),
         (2, ["launch", "-c", "smoke", "--offer", "-3"], "'--offer': Input should be greater"),
         (2, ["launch", "-c", "smoke", "--volume", "-3"], "'--volume': Input should be greater"),
+        (2, ["launch", "-c", "smoke", "--count", "0"], "'--count': Input should be greater"),
+        (2, ["launch", "-c", "smoke", "--count", "2", "--offer", "9"], "--offer is of one machine"),
+        (2, ["launch", "-c", "smoke", "--count", "2", "--volume", "9"], "--volume is of one"),
+        (2, ["launch", "-c", "smoke", "--max-total", "2", "--offer", "9"], "--max-total chooses"),
         (2, ["launch", "-c", "smoke", "--label", "a\nb"], "'a\\nb', expected one line"),
     ],
 )
@@ -365,5 +349,6 @@ def test_the_examples_of_the_help_run(ups, vastai, examples_that_need, monkeypat
     stopped = {"id": 1, "label": "ups-train_burgers_32dim", "actual_status": "exited"}
     vastai.answers("show instances", [stopped])
     vastai.answers("start instance", "starting instance 1.\n")
+    vastai.answers("destroy instance", "destroying instance 1.\n")
     for name, line in examples_that_need("vastai").items():
         assert ups(*shlex.split(line)[2:]), name

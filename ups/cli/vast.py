@@ -1,4 +1,4 @@
-"""`ups vast search | launch | resume | onstart | setup-env`: train on a GPU rented from Vast.ai.
+"""`ups vast search | launch | resume | destroy | onstart | setup-env`: GPUs rented from Vast.ai.
 
 Exit code 1: a value is wrong, `vastai` is missing or has no key, or Vast refuses.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,11 +64,20 @@ def launch(
         str | None, typer.Option(help="Docker image (default: PyTorch's with the locked torch).")
     ] = None,
     label: LabelOption = None,
+    count: Annotated[
+        int, typer.Option(min=1, max=64, help="Machines, each with a run of its own; all or none.")
+    ] = 1,
+    max_total: Annotated[
+        float | None, typer.Option(min=0, help="Dollars per hour of all machines, at most.")
+    ] = None,
     volume: Annotated[
         int | None, typer.Option(min=1, help="Id of a volume of yours to mount at --mount.")
     ] = None,
     no_validate: Annotated[
-        bool, typer.Option("--no-validate", help="Do not check config and objects before renting.")
+        bool,
+        typer.Option(
+            "--no-validate", help="Do not check config, login and objects before renting."
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -76,53 +87,72 @@ def launch(
 ) -> None:
     """Rent a machine that trains once: clone, install, worker, run.
 
-    Config and commit are checked before, and the config's objects where this shell has the keys.
-    Without --auto-shutdown the instance goes on, and is paid for, until you stop it.
+    Config, commit and the server's login are checked before, and the config's objects where this
+    shell has the keys. Without --auto-shutdown the instance goes on, and is paid for, until you
+    stop it. With --count, several do the same at once.
     """
+    if count > 1 and (offer or volume):
+        given = "--offer" if offer else "--volume"
+        raise typer.BadParameter(f"{given} is of one machine, and --count asks for {count}")
+    if offer and max_total is not None:
+        raise typer.BadParameter("--max-total chooses among offers, and --offer names one")
     with errors_shown():
+        from ups.vast import fleet, offers
         from ups.vast import launch as vast
-        from ups.vast import offers
 
         rents = not dry_run
         onstart = _plan(run, rents)
         checks = [] if no_validate else _check(run.config, onstart, rents)
         wishes = _wishes(wanted)
-        chosen = _choose(offer, wishes) if rents else None
-        if chosen is not None:
-            onstart = vast.at_price(onstart, chosen.dph_total)
-        number = offer or (chosen.id if chosen else None)
-        command = vast.create_command(
-            str(number) if number else vast.OFFER,
-            vast.write_script(onstart),
-            image=image or offers.default_image(),
-            disk_gb=wishes.disk_gb,
-            label=label or f"ups-{Path(run.config).stem}",
-            volume=volume,
-            mount=onstart.mount,
-        )
-        instance = vast.create(command) if rents else None
+        names = fleet.labels(label or f"ups-{Path(run.config).stem}", count)
+        chosen = _choose(offer, wishes, count, max_total) if rents else [None] * count
+        machines = [
+            _machine(
+                vast.at_price(onstart, one.dph_total) if one else onstart,
+                vast.FOLDER / (name if count > 1 else ""),
+                number=offer or (one.id if one else None),
+                image=image or offers.default_image(),
+                disk_gb=wishes.disk_gb,
+                label=name,
+                volume=volume,
+            )
+            for name, one in zip(names, chosen, strict=True)
+        ]
+        ids = fleet.rent([machine.command for machine in machines]) if rents else []
+        rented: list[int | None] = [*ids] or [None] * count
         if as_json:
-            print_json(
+            rows = [
                 {
                     "instance": instance,
-                    "offer": chosen.model_dump() if chosen else number,
-                    "commit": onstart.commit,
-                    "checks": [check.model_dump(mode="json") for check in checks],
-                    "command": ["vastai", *command],
-                    "onstart": str(vast.FOLDER / vast.SCRIPT),
+                    "label": name,
+                    "offer": one.model_dump() if one else machine.number,
+                    "command": ["vastai", *machine.command],
+                    "onstart": str(machine.script),
                 }
-            )
+                for instance, name, one, machine in zip(
+                    rented, names, chosen, machines, strict=True
+                )
+            ]
+            shared = {
+                "commit": onstart.commit,
+                "checks": [check.model_dump(mode="json") for check in checks],
+            }
+            print_json({**shared, **(rows[0] if count == 1 else {"machines": rows})})
             return
         for check in checks:
             typer.echo(f"checked  {check.group}, {check.name}: {check.text}")
-        typer.echo(f"onstart  {vast.FOLDER / vast.SCRIPT}, commit {onstart.commit[:12]}")
-        if number is None:
-            typer.echo(f"search   {_command_line(wishes.command(1))}")
-        typer.echo(f"command  {_command_line(command)}")
-        if instance is not None:
-            price = f", ${chosen.dph_total:.3f}/h, {chosen.gpu_name}" if chosen else ""
-            typer.echo(f"rented   instance {instance}{price}; its log: vastai logs {instance}")
-        _hint(onstart, instance)
+        typer.echo(f"onstart  {machines[0].script}, commit {onstart.commit[:12]}")
+        if machines[0].number is None:
+            typer.echo(f"search   {_command_line(wishes.command(count))}")
+        for machine in machines:
+            typer.echo(f"command  {_command_line(machine.command)}")
+        for instance, name, one in zip(ids, names, chosen, strict=bool(ids)):
+            price = f", ${one.dph_total:.3f}/h, {one.gpu_name}" if one else ""
+            called = f" ({name})" if count > 1 else ""
+            typer.echo(
+                f"rented   instance {instance}{called}{price}; its log: vastai logs {instance}"
+            )
+        _hint(onstart, rented, names)
 
 
 @app.command(epilog="Example: ups vast resume ups-train_burgers_32dim")
@@ -138,6 +168,41 @@ def resume(
 
         number, is_started = vast.resume(instance)
         typer.echo(f"instance {number} " + ("is starting" if is_started else "runs already"))
+
+
+@app.command(epilog="Example: ups vast destroy ups-train_burgers_32dim --yes")
+def destroy(
+    instances: Annotated[
+        list[str],
+        typer.Argument(metavar="INSTANCE…", help="Ids or labels; a label with --count: all of it."),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Give instances back, with all that is on their disks.
+
+    Nothing of them is paid for any more. Runs, checkpoints and cache that lie there are lost: copy
+    first what you want to keep.
+    """
+    with errors_shown():
+        from ups.vast import fleet
+
+        found = fleet.find_all(instances)
+        shown = {int(i["id"]): f"instance {i['id']} ({i.get('label')})" for i in found}
+        if not yes:
+            what = ", ".join(shown.values())
+            if not sys.stdin.isatty():
+                raise VastError(f"{what}: nothing was destroyed, since nobody can be asked: --yes")
+            typer.confirm(f"destroy {what}, with all data?", abort=True)
+        faults = []
+        for number, text in shown.items():
+            try:
+                fleet.destroy(number)
+            except VastError as error:  # the others are paid for, too
+                faults.append(f"{text}: {error}")
+            else:
+                typer.echo(f"destroyed  {text}")
+        if faults:
+            raise VastError("\n".join(["still paid for:", *faults]))
 
 
 @app.command(epilog="Example: ups vast onstart --config train_burgers_32dim --auto-shutdown")
@@ -211,7 +276,16 @@ def _check(config: str, onstart: Onstart, rents: bool) -> list[Check]:
         rents: a fault is an error, since it would be paid for.
     """
     from ups.vast import launch as vast
+    from ups.vast.server import check_login
 
+    url = onstart.api_url or os.environ.get("PREFECT_API_URL")
+    if url:
+        try:
+            check_login(url, os.environ)
+        except VastError as error:
+            if rents:
+                raise VastError(f"nothing was rented, since {error}") from None
+            typer.echo(f"warning: this would not be rented: {error}", err=True)
     checks = vast.check(config, onstart)
     faults = [f"{c.group}, {c.name}: {c.text}" for c in checks if c.status == "fault"]
     if faults and rents:
@@ -223,14 +297,32 @@ def _check(config: str, onstart: Onstart, rents: bool) -> list[Check]:
     return checks
 
 
-def _choose(number: int | None, wishes: Wishes) -> Offer | None:
-    """The offer that was asked for, or the cheapest that fits; None if the former is not shown."""
-    from ups.vast import offers
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What is to be rented: an offer's id, if it is known, and the arguments of `vastai`."""
+
+    number: int | None
+    script: Path
+    command: list[str]
+
+
+def _machine(onstart: Onstart, folder: Path, *, number: int | None, **options: Any) -> _Machine:
+    from ups.vast import launch as vast
+
+    packed = vast.write_script(onstart, folder)
+    offer = str(number) if number else vast.OFFER
+    command = vast.create_command(offer, packed, mount=onstart.mount, **options)
+    return _Machine(number, folder / vast.SCRIPT, command)
+
+
+def _choose(
+    number: int | None, wishes: Wishes, count: int, max_total: float | None
+) -> list[Offer | None]:
+    """The offer that was asked for, or the cheapest that fit; None if the former is not shown."""
+    from ups.vast import fleet, offers
 
     if number is None:
-        if not (found := offers.search(wishes, 1)):
-            raise VastError(f"no offer fits: {wishes.query()}")
-        return found[0]
+        return [*fleet.choose(wishes, count, max_total)]
     chosen = offers.find(number, wishes.disk_gb)
     if chosen is None:
         typer.echo(
@@ -238,23 +330,24 @@ def _choose(number: int | None, wishes: Wishes) -> Offer | None:
             "counts in startup.price_per_hour of the config",
             err=True,
         )
-    return chosen
+    return [chosen]
 
 
-def _hint(onstart: Onstart, instance: int | None) -> None:
-    """Say what the user has to do for the run to start, and for the machine to stop."""
+def _hint(onstart: Onstart, rented: Sequence[int | None], labels: Sequence[str]) -> None:
+    """Say what the user has to do for the runs to start, and for the machines to stop."""
     from ups.vast.launch import tunnel
 
-    name = instance or "INSTANCE"
     if onstart.api_url is None:
         typer.echo("server   as PREFECT_API_URL of the account says (`ups vast setup-env`)")
     elif options := tunnel(onstart.api_url):
-        typer.echo(f"server   yours, by a tunnel: ssh {options} $(vastai ssh-url {name})")
+        for instance in rented:
+            name = instance or "INSTANCE"
+            typer.echo(f"server   yours, by a tunnel: ssh {options} $(vastai ssh-url {name})")
     if not onstart.auto_shutdown:
-        typer.echo(
-            "billing  goes on until you stop it: "
-            f"vastai stop instance {name} (or launch with --auto-shutdown)"
-        )
+        stop = f"vastai stop instance {rented[0] or 'INSTANCE'}"
+        if len(rented) > 1:
+            stop = f"ups vast destroy {labels[0].rpartition('-')[0]}"
+        typer.echo(f"billing  goes on until you stop it: {stop} (or launch with --auto-shutdown)")
 
 
 def _command_line(arguments: Sequence[str]) -> str:

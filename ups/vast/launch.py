@@ -171,7 +171,7 @@ def _shown(value: object) -> str:
 
 def write_script(onstart: Onstart, folder: Path = FOLDER) -> Path:
     """Write the script as people read it and, packed, as Vast takes it; returns the packed one."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / SCRIPT).write_text(onstart.script())
     (folder / SCRIPT).chmod(0o755)
     packed = folder / PACKED
@@ -210,15 +210,25 @@ def create(command: Sequence[str]) -> int:
     raise VastError(f"the offer {command[2]} could not be rented: {said}")
 
 
+def known_instances() -> list[dict[str, Any]]:
+    """The account's instances.
+
+    Raises:
+        VastError: Vast answers something else.
+    """
+    known = tool.ask("show", "instances")
+    if not isinstance(known, list):
+        raise VastError(f"`vastai show instances` answered {type(known).__name__}, not a list")
+    return known
+
+
 def find_instance(wanted: str) -> dict[str, Any]:
     """The account's instance with this id or, if there is but one, this label.
 
     Raises:
         VastError: there is none, or there are several.
     """
-    known = tool.ask("show", "instances")
-    if not isinstance(known, list):
-        raise VastError(f"`vastai show instances` answered {type(known).__name__}, not a list")
+    known = known_instances()
     by_label = [instance for instance in known if instance.get("label") == wanted]
     found = [instance for instance in known if str(instance.get("id")) == wanted] or by_label
     if len(found) == 1:
