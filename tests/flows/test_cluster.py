@@ -24,8 +24,8 @@ from ups.data.objectstore import ObjectStore
 from ups.errors import ClusterError, Interrupted, MissingExtra, ValidationFailed
 from ups.latents import cluster as cluster_of
 from ups.latents import parts, store
+from ups.latents.ahead import look
 from ups.latents.build import ensure
-from ups.latents.cached import look
 from ups.pipeline.phases import build_cache
 from ups.progress import logged
 from ups.validate.run import require_valid
