@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from ups.config import Problem, RunConfig, Split, run_title
@@ -40,6 +40,13 @@ class Steps:
     total: int
 
 
+class RankTimes(NamedTuple):
+    """When the last of the ranks had been started, and had met the others: Unix times."""
+
+    started_at: float
+    joined_at: float
+
+
 @dataclass(slots=True)
 class RunState:
     """What a run has learned about itself so far; None or empty where it has not got there.
@@ -49,6 +56,7 @@ class RunState:
         changed: of the config, dotted key → value.
         provision: before the trigger, on a machine rented for this run.
         trace: what its threads did.
+        ranks: where several processes train.
         staged: the files of a split of a problem.
         config_hashes, entries: by the names of the problems.
         result: of the training; while it goes on, what it had come to after the first epoch.
@@ -68,6 +76,7 @@ class RunState:
     result: TrainResult | None = None
     scores: Scores | None = None
     steps: Steps | None = None
+    ranks: RankTimes | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
 
@@ -95,6 +104,10 @@ class RunState:
     def note_first_epoch(self, result: TrainResult) -> None:
         """Note what training has come to, while it goes on."""
         self.result = result
+
+    def note_ranks(self, started_at: float, joined_at: float) -> None:
+        """Note when the ranks were there."""
+        self.ranks = RankTimes(started_at, joined_at)
 
     def staged_of(self, problem: Problem, splits: Iterable[Split]) -> dict[str, Sequence[Staged]]:
         """The files of these splits of a problem."""
