@@ -6,6 +6,7 @@ first one asks the ranks to stop, which they do together.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import math
@@ -122,8 +123,7 @@ def train_in_ranks(
     forks = method == "fork"
     log.info("training in %d ranks (%s)", num, method)
     with _Exchange(key) as exchange, DeferredSignals() as signals, ExitStack() as starting:
-        if not forks:
-            starting.enter_context(_without_main())
+        starting.enter_context(_collector_off() if forks else _without_main())
         job = Job(
             config,
             run_dir,
@@ -195,6 +195,20 @@ def _launch(job: Job, num: int, method: str) -> None:
         shutdown_timeout=SHUTDOWN_S,
     )
     elastic_launch(config, run_rank)(job)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Have no garbage of this process be collected in one that is being forked from it.
+
+    What is destroyed there may wait for threads that only this process has. The rank switches the
+    collector on again, once it leaves all this alone.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import pickle
@@ -125,6 +126,8 @@ def threads_of_rank(num: int) -> int:
 
 def _settle(job: Job) -> None:
     """Be a process of one's own: what the parent has set up for itself is not for this one."""
+    gc.freeze()  # the parent's objects may have threads that are not here
+    gc.enable()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, _stop)
     for number in (signal.SIGHUP, signal.SIGQUIT):
