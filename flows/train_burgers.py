@@ -45,6 +45,7 @@ from ups.latents.scout import may_stream
 from ups.latents.scouted import NothingToFetch, Scouted
 from ups.latents.store import valid_generation
 from ups.machine.cuda_context import make_context_beside
+from ups.machine.ranks import local_ranks
 from ups.machine.torch_import import load_libraries_beside
 from ups.pipeline.provision import claim
 from ups.pipeline.state import ProblemSplit, RunState, running, sharing_of
@@ -55,6 +56,7 @@ from ups.tracking import Trackers
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
     from ups.latents.sharing import Hits
+    from ups.pipeline.launch import Ranked
 
 logging.getLogger("ups").setLevel(logging.INFO)  # its lines go to the run's log in the UI
 
@@ -131,7 +133,7 @@ def _train(
         show_refusal(Path(config).stem, error)
         validate_config(error)
         raise
-    if resolved.training.device != "cpu":
+    if resolved.training.device != "cpu" and local_ranks(resolved) == 1:
         make_context_beside()  # a warm start has had it made since it was forked
     resume = Path(resume_from) if resume_from else None
     context = FlowRunContext.get()
@@ -231,6 +233,7 @@ def _run_phases(
             note_first_step,
             run.note_first_epoch,
             run.note_steps,
+            _ranked(run),
         )
         if entries:
             run.staged.clear()  # what is known of them is to be what was so in the end
@@ -302,6 +305,15 @@ def _prepare(
     staged = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
     run.latents = load_latents(config, staged, run.entries or None, stop)
     return None, {}
+
+
+def _ranked(run: RunState) -> Ranked | None:
+    """What the ranks are started with, where several processes train."""
+    if local_ranks(run.config) == 1:
+        return None
+    from ups.pipeline.launch import Ranked
+
+    return Ranked.of_run(run)
 
 
 def _find_entry(run: RunState, problem: Problem, overwrite: bool, stop: threading.Event) -> None:

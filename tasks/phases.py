@@ -24,6 +24,7 @@ from ups.errors import ConfigError, Interrupted, UpsError
 from ups.latents.ahead import comes_meanwhile
 from ups.latents.cached import Cached
 from ups.latents.scouted import Scouted
+from ups.machine.ranks import local_ranks
 from ups.machine.torch_import import collector_at_rest
 from ups.progress import Progress, logged
 from ups.validate.run import require_valid
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ups.latents.pulled_stream import PulledStream
     from ups.latents.sharing import Hits, Sharing
     from ups.latents.stream import Stream
+    from ups.pipeline.launch import Ranked
     from ups.training.evaluate import Scores
     from ups.training.loop import TrainResult
     from ups.training.step import TrainStep
@@ -64,8 +66,16 @@ def validate_config(
 
 
 @phase_task("warm-up", task_run_name="1 warm-up-device")
-def warm_up_device(config: RunConfig) -> TrainStep:
-    """Import torch, build the model and take a step on made-up data, beside the downloads."""
+def warm_up_device(config: RunConfig) -> TrainStep | None:
+    """Import torch, build the model and take a step on made-up data, beside the downloads.
+
+    Where several processes train, that is for them to do: None; what they come from is warmed up.
+    """
+    if (num := local_ranks(config)) > 1:
+        from ups.pipeline.launch import prepare_ranks
+
+        prepare_ranks(num)
+        return None
     with collector_at_rest():
         from ups.training.step import TrainStep
 
@@ -169,20 +179,25 @@ def train_operator(
     on_first_step: Callable[[float], None],
     on_first_epoch: Callable[[TrainResult], None],
     progress: Progress,
+    ranks: Ranked | None = None,
 ) -> TrainResult:
-    """Train the operator. The flow calls it directly: only then does cancelling reach it."""
+    """Train the operator. The flow calls it directly: only then does cancelling reach it.
+
+    Args:
+        ranks: where several processes train, what they are started with.
+    """
+    reports = {
+        "on_first_step": on_first_step,
+        "on_first_epoch": on_first_epoch,
+        "progress": progress,
+    }
+    if ranks is not None:
+        from ups.pipeline.launch import train_in_ranks
+
+        return train_in_ranks(config, ranks, latents, run_dir, resume=resume, **reports)
     from ups.training.loop import train
 
-    return train(
-        config,
-        latents,
-        run_dir,
-        step=step,
-        resume=resume,
-        on_first_step=on_first_step,
-        on_first_epoch=on_first_epoch,
-        progress=progress,
-    )
+    return train(config, latents, run_dir, step=step, resume=resume, **reports)
 
 
 @phase_task("push", task_run_name="5 push-latents")

@@ -25,6 +25,7 @@ CODE = ("ups", "tasks", "flows", "deployments", "speed")
 MAX_PICTURE_BYTES = 300_000
 SHELL = ("source", "set", "export", "cd", "git")
 ENGINES = ("docker", "kubectl", "helm")  # their files exist; what they are told is not checked
+LAUNCHERS = ("torchrun", "srun")  # of what they start it is checked that it exists
 SYSTEM = ("sudo",)  # what others than this project are started with
 TOOLS = ("dask", "pre-commit", "pytest", "ruff", "vastai")
 
@@ -145,6 +146,12 @@ def test_a_command_exists_with_its_options(command):
         given = [path for option, path in pairwise(arguments) if option in ("-f", "--values")]
         assert given or arguments[:2] in (["create", "secret"], ["repo", "add"])
         assert all((ROOT / path).exists() for path in given)
+    elif name in LAUNCHERS:
+        (started,) = [i for i, word in enumerate(arguments) if re.search(r"^ups$|\.sh$", word)]
+        if arguments[started] == "ups":
+            check_ups(arguments[started + 1], parse_ups(arguments[started + 1 :]))
+        else:
+            assert (ROOT / arguments[started]).exists()
     elif name in TOOLS:
         assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()
         assert all((ROOT / a).exists() for a in arguments if "/" in a)

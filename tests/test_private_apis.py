@@ -203,6 +203,11 @@ UNDOCUMENTED = {  # how each is called: positional arguments, and keywords with 
     "prefect.workers.process:ProcessWorker.get_and_submit_flow_runs": "self",
     "tensorboard.summary.writer.event_file_writer:EventFileWriter": "folder",
     "torch.cuda:graph": "graph stream= capture_error_mode=",
+    "torch.distributed.elastic.multiprocessing:DefaultLogsSpecs": "log_dir=",
+    "torch.distributed.launcher.api:LaunchConfig": "min_nodes= max_nodes= nproc_per_node= run_id= "
+    "rdzv_backend= rdzv_endpoint= local_addr= max_restarts= monitor_interval= start_method= "
+    "logs_specs= shutdown_timeout=",
+    "torch.distributed.launcher.api:elastic_launch": "config function",
     "torch.optim.adamw:adamw": "params grads means squares max_squares steps fused= capturable= "
     "amsgrad= beta1= beta2= lr= weight_decay= eps= maximize=",
 }

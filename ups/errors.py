@@ -19,6 +19,7 @@ UpsError
 ├── ClusterError        a Dask cluster is not there, or its workers cannot encode for this run
 ├── TrainingDiverged    the loss, or a score, is not finite
 ├── CheckpointError     a checkpoint is missing, unreadable, or of another model
+├── RankError           a process that trains with others cannot start, join them or go on
 ├── RunError            a run's folder is another run's, or open in another process
 ├── BenchmarkError      a benchmark could not be made, or does not meet what is asked of it
 ├── RegressionFound     a startup got slower than it was
@@ -154,6 +155,15 @@ class TrainingDiverged(UpsError):
 
 class CheckpointError(UpsError):
     """Raised when a checkpoint is missing, unreadable, or of another model."""
+
+
+class RankError(UpsError):
+    """Raised when one of the processes that train together cannot start, join, or go on.
+
+    `is_echo` where it is only what another one's end looks like from here.
+    """
+
+    is_echo = False
 
 
 class RunError(UpsError):

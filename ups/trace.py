@@ -114,6 +114,13 @@ def note_stretch(name: str, start: float, end: float, **facts: Any) -> None:
         trace.add(name, start, end, facts)
 
 
+def note_all_of(trace: Trace) -> None:
+    """Add what was noted in another process that works for the run."""
+    if (own := _opened.get()) is not None:
+        own.stretches += trace.stretches[: MOST_STRETCHES - len(own.stretches)]
+        own.steps = trace.steps or own.steps
+
+
 def note_steps(rows_M: NDArray[np.int64], first: int, num_each: int) -> Steps:
     """Begin to note the steps of an epoch; nobody sees them where no trace is open."""
     steps = Steps(this_thread(), rows_M, first, num_each)

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ups.cli.options import parse_settings
 from ups.config import load_config
 from ups.errors import ConfigError
-from ups.pipeline.local_run import scores_of_complete_run
+from ups.pipeline.state import scores_of_complete_run
 from ups.runs.breakdown import Breakdown
 from ups.runs.metrics import read_metrics
 

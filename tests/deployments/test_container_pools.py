@@ -14,6 +14,7 @@ from prefect.utilities.templating import apply_values
 from deployments.layout import PROJECT_DIR
 from flows.train_burgers import train_burgers
 from ups.config import load_config
+from ups.machine.ranks import NAMES
 
 FOLDER = PROJECT_DIR / "deployments" / "container"
 
@@ -144,3 +145,20 @@ def test_keys_are_read_by_the_worker_and_stand_in_no_job_variable():
     named = {re.fullmatch(blocks, value)[1] for value in by_pool.values()}
     page = (PROJECT_DIR / "docs" / "containers.md").read_text()
     assert all(f"`{name}`" in page for name in named)
+
+
+def test_the_pods_of_a_training_in_ranks_know_each_other_and_have_the_volumes_of_the_pool():
+    service, job = yaml.safe_load_all((FOLDER / "ranks.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert {*given, "RANK"} == set(NAMES)
+    assert "RANK=$JOB_COMPLETION_INDEX exec ups train" in container["args"][0]
+    assert int(given["WORLD_SIZE"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    names = job["metadata"]["name"], service["metadata"]["name"]
+    assert given["MASTER_ADDR"] == f"{names[0]}-0.{names[1]}"
+    assert pod["subdomain"] == names[1]
+    of_pool = json.loads((FOLDER / "kubernetes-pool.json").read_text())["job_configuration"]
+    (like,) = of_pool["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    assert container["volumeMounts"] == like["volumeMounts"]
+    assert container["envFrom"] == like["envFrom"]

@@ -98,7 +98,7 @@ def modules_imported_from(flow):
 
 @pytest.mark.parametrize(
     ("flow", "module"),
-    [(train_burgers, "ups.config"), (benchmark_startup, "ups.startup.judge.limits")],
+    [(train_burgers, "ups.config.models"), (benchmark_startup, "ups.startup.judge.limits")],
 )
 def test_a_change_of_what_shapes_a_run_form_is_deployed(flow, module):
     hints = typing.get_type_hints(flow.fn, include_extras=True)

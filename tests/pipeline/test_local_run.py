@@ -87,3 +87,18 @@ def test_a_training_that_is_stopped_has_its_startup_from_the_first_step_on(train
     assert stopped.breakdown.failed == STOPPED
     assert stopped.breakdown.phase_seconds["first step"] > 0
     assert (run_dir / "gantt.png").exists()
+
+
+def test_train_in_two_ranks_says_when_they_were_there(tiny_config, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(tiny_config(stages__operator__epochs=2)))
+    command = [*UPS, "train", path, "--set", "training.ranks=2"]
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "first optimizer step" in done.stdout
+    (run_dir,) = (tmp_path / "runs").glob("2*")
+    run = read_run(run_dir)
+    assert run.breakdown.waited_for.keys() >= {"ranks", "rendezvous", "first step"}
+    assert run.summary().num_epochs == 2
+    assert "epoch 2/2: train loss" in (run_dir / "run.log").read_text()
+    assert '"epoch 2"' in (run_dir / "trace.json").read_text()

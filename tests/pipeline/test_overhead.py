@@ -8,7 +8,7 @@ import pytest
 from ups.data.sources import Staged
 from ups.latents.arrival import Arrival
 from ups.pipeline.overhead import break_down
-from ups.pipeline.state import RunState, Steps
+from ups.pipeline.state import RankTimes, RunState, Steps
 from ups.runs.breakdown import IDLE, Span
 from ups.runs.table import headline, key_figures, to_markdown
 
@@ -77,6 +77,16 @@ def test_the_wait_for_the_first_rows_is_cut_out_of_the_first_step(broken_down):
     assert [s.name for s in breakdown.spans if s.start >= 108] == ["4 first step", "train"]
     assert breakdown.phase_seconds["first step"] == 2
     assert "first rows" not in breakdown.waited_for
+
+
+def test_the_start_of_ranks_and_their_rendezvous_are_cut_out_of_the_first_step(broken_down):
+    ranks = RankTimes(started_at=108.5, joined_at=109.75)
+    breakdown = broken_down(*SEQUENCE, ("train", 108, 160), first_step_at=111, ranks=ranks)
+    found = {name: breakdown.waited_for[name] for name in ("ranks", "rendezvous", "first step")}
+    assert found == {"ranks": 0.5, "rendezvous": 1.25, "first step": 1.25}
+    assert [row.phase for row in breakdown.phases][-4:-1] == list(found)
+    (bound,) = [row.bound for row in breakdown.phases if row.phase == "first step"]
+    assert bound == "one optimizer step of the slowest rank"
 
 
 def test_what_takes_less_than_a_hundredth_is_no_part_of_the_line(broken_down):

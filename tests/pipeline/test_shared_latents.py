@@ -54,9 +54,9 @@ def shared(s3, bucket_sources, proxy_handler, write_tiny, tmp_path_factory):
     with s3.used(), pytest.MonkeyPatch.context() as patch:
         patch.delenv("PDEBENCH_ROOT", raising=False)
         proxy.faults.read_only = True
-        logging.getLogger("ups").addHandler(handler)
+        logging.getLogger("ups.latents").addHandler(handler)
         built = run("built")
-        logging.getLogger("ups").removeHandler(handler)
+        logging.getLogger("ups.latents").removeHandler(handler)
         proxy.faults.read_only = False
         asked = [line for line in proxy.asked if "/latents/" in line]
         with closing(Remote.opened(built.config)) as remote:

@@ -16,7 +16,7 @@ from ups.pipeline.state import RunState, running
 from ups.runs.folder import open_run_dir
 from ups.runs.metrics import read_metrics
 from ups.runs.stored import RunInfo
-from ups.training import checkpoint, loop
+from ups.training import checkpoint, saving
 from ups.training.evaluate import evaluate
 from ups.training.loop import train
 from ups.training.pictures import draw_prediction
@@ -291,7 +291,7 @@ def test_a_large_checkpoint_is_written_beside_training_as_it_was_when_it_was_tak
         return sum(weight.double().abs().sum().item() for weight in weights.values())
 
     monkeypatch.setattr(checkpoint, "write", late)
-    monkeypatch.setattr(loop, "LARGE_BYTES", 0)
+    monkeypatch.setattr(saving, "LARGE_BYTES", 0)
     config, latents, halves = prepared("halves")
     with pytest.raises(Interrupted):
         train(config, latents, halves, stop=stop_after(latents.train, 6))
@@ -304,7 +304,7 @@ def test_a_large_checkpoint_is_written_beside_training_as_it_was_when_it_was_tak
 
 @pytest.mark.parametrize("large_bytes", [0, 1 << 40])
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(prepared, monkeypatch, large_bytes):
-    monkeypatch.setattr(loop, "LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(saving, "LARGE_BYTES", large_bytes)
     config, latents, run_dir = prepared()
     (run_dir / "checkpoints").touch()
     with pytest.raises(FileExistsError, match="checkpoints"):

@@ -11,7 +11,7 @@ from ups.errors import CheckpointError, ChecksumMismatch, DataError, Interrupted
 from ups.latents.arrival import Arrival
 from ups.runs.folder import CHECKPOINTS, LAST, UNVERIFIED
 from ups.runs.metrics import read_metrics
-from ups.training import checkpoint, loop
+from ups.training import checkpoint, saving
 from ups.training.loop import train
 
 FETCHES = {"burgers1d": ["one", "two"]}
@@ -224,7 +224,7 @@ def test_what_is_not_verified_is_saved_while_data_are_waited_for_and_that_change
 
     config, latents, whole = prepared("whole")
     train(config, latents, whole)
-    monkeypatch.setattr(loop, "UNVERIFIED_EVERY_S", 0.0)
+    monkeypatch.setattr(saving, "UNVERIFIED_EVERY_S", 0.0)
     monkeypatch.setattr(checkpoint, "write", note)
     config, latents, run_dir = prepared()
     Slow(latents)

@@ -80,10 +80,17 @@ def train(
         load_libraries_beside()
         with collector_at_rest():
             from ups.config import load_changed
+            from ups.machine.ranks import Place
             from ups.pipeline.local_run import LocalRun
 
         given = parse_settings(settings)
         _, changed = load_changed(config, given)
+        if (place := Place.of_environment()) is not None and place.rank > 0:
+            from ups.pipeline.followers import follow
+
+            with progress_shown() as show:
+                follow(load_config_here(config, given), place, show)
+            return
         run = LocalRun(load_config_here(config, given), run_id, resume, changed)
         typer.echo(f"run folder {run.run_dir.absolute()}", err=as_json)
         command = shlex.join(["ups", *sys.argv[1:]])

@@ -66,6 +66,12 @@ class Training(Model):
         description="a pair that begins after t steps is drawn by (1 + t) ** -early_pairs",
     )
     accumulation_steps: Positive = 1
+    ranks: Positive | Literal["auto"] = Field(
+        1, description="processes that share each step's batch; auto: one for each GPU"
+    )
+    rendezvous_s: FiniteFloat = Field(
+        25.0, gt=0, description="seconds that ranks wait for each other before they begin"
+    )
     time_stride: Positive = Field(2, description="s, encoded frames per operator step")
     rollout_horizon: Positive = Field(1, description="h, operator steps per training sample")
     latent_cache_dir: Path = Path("data/latent_cache")
@@ -85,6 +91,11 @@ class Training(Model):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     seed: int = Field(0, ge=-(2**43), le=2**43)
     log_every: Positive = Field(50, description="steps between readings of the loss")
+
+    @property
+    def items_per_step(self) -> int:
+        """Trajectories, or pairs, of a step, of all ranks together."""
+        return (self.pairs_per_step or self.batch_size) * self.accumulation_steps
 
 
 class Cache(Model):
@@ -311,6 +322,17 @@ class RunConfig(Model):
             faults.append(
                 f"training.accumulation_steps: found {training.accumulation_steps}, expected 1 "
                 "with training.compile graph, which captures a whole step"
+            )
+        if training.ranks != "auto" and training.ranks > training.items_per_step:
+            what = "trajectories" if training.pairs_per_step is None else "pairs"
+            faults.append(
+                f"training.ranks: found {training.ranks}, expected no more than the "
+                f"{training.items_per_step} {what} of a step, which they share"
+            )
+        if training.ranks not in (1, "auto") and self.features.stream == "on":
+            faults.append(
+                f"features.stream: found on, expected auto or off with training.ranks "
+                f"{training.ranks}, which begin once all latents are there"
             )
         if faults:
             raise ValueError("\n".join(faults))

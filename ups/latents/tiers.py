@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from ups.config import RunConfig
 from ups.machine.memory import available_ram_mb, check_sufficient_ram
+from ups.machine.ranks import num_ranks
 
 GPU_RESERVE_BYTES = 4 << 30
 RAM_SHARE = 0.7  # of what is free, for latents that are larger: the page cache reads ahead, too
@@ -46,13 +47,15 @@ def is_mapped(
 ) -> bool:
     """Whether stored latents in RAM are those of the page cache, read through a map of the files.
 
-    Then all frames lie there, not every s-th one.
+    Then all frames lie there, not every s-th one. Ranks of one machine have the map in common.
 
     Args:
         tier: that was chosen.
         num_bytes, device, ram_mb: see `choose_tier`.
     """
-    if tier != "ram" or device != "cpu" or config.features.preload != "auto":
+    if tier != "ram" or device != "cpu":
+        return False
+    if config.features.preload != "auto" and num_ranks(config) == 1:
         return False
     free_mb = available_ram_mb() if ram_mb is None else ram_mb
     return check_sufficient_ram(num_bytes / 1e6, available_mb=free_mb)
@@ -86,11 +89,13 @@ def choose_tier(
         )
     elif wanted == "gpu":
         reasons.append(f"features.preload is gpu and the device is {device}: trying RAM instead")
-    if wanted != "disk":
+    if wanted != "disk" and device == "cuda" and num_ranks(config) > 1:
+        reasons.append("a copy in RAM for each rank is too much: reading the files they share")
+    elif wanted != "disk":
         free_mb = available_ram_mb() if ram_mb is None else ram_mb
         if check_sufficient_ram(needed_mb, available_mb=free_mb):
             return Tier("ram", tuple(reasons), kept_mb)
-        if device == "cpu" and wanted == "auto":
+        if device == "cpu" and wanted == "auto" and num_ranks(config) == 1:
             kept_mb = RAM_SHARE * free_mb
         where = _instead("reading them from disk instead", kept_mb if device == "cpu" else 0.0)
         reasons.append(

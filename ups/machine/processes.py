@@ -50,10 +50,15 @@ class DeferredSignals:
 
     The step that runs is finished, and what it leaves can be saved. A second signal is delivered
     at once. Outside the main thread, where no signal arrives, nothing is done.
+
+    Args:
+        patient: a second signal says the same as the first, as where a launcher passes it on to
+            processes that a terminal has sent it to, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.pending: int | None = None
+        self._patient = patient
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -68,7 +73,7 @@ class DeferredSignals:
             signal.raise_signal(self.pending)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self.pending is not None:
+        if self.pending is not None and not self._patient:
             self.pending = None
             self._restore()
             signal.raise_signal(number)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,7 @@ from ups.latents.scouted import Scouted
 from ups.machine.cuda_context import make_context_beside
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
+from ups.machine.ranks import Place, local_ranks
 from ups.machine.torch_import import collector_at_rest
 from ups.pipeline.overhead import break_down, leave, leave_trace
 from ups.pipeline.phases import (
@@ -32,21 +32,23 @@ from ups.pipeline.phases import (
     push_entries,
     stage_splits,
 )
-from ups.pipeline.state import RunState, running, sharing_of
+from ups.pipeline.state import RunState, running, scores_of_complete_run, sharing_of
 from ups.pipeline.timeline import Timeline
 from ups.progress import Show
 from ups.runs.breakdown import Breakdown, Span
-from ups.runs.folder import CHECKPOINTS, LAST, find_run_dir, open_run_dir
-from ups.runs.metrics import begin_summary, read_metrics
-from ups.runs.stored import RunInfo
+from ups.runs.folder import find_run_dir, open_run_dir
+from ups.runs.metrics import begin_summary
 from ups.tracking import Trackers
 from ups.validate.run import require_valid
 
 if TYPE_CHECKING:
     from ups.data.objectstore import ObjectStore
+    from ups.latents.loader import Latents
     from ups.latents.pulled_stream import PulledStream
     from ups.latents.sharing import Hits
     from ups.latents.stream import Stream
+    from ups.training.loop import TrainResult
+    from ups.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,9 @@ class LocalRun:
             ValidationFailed: the run would fail here; a line for each fault.
         """
         self._started_at = process_started_at()
-        if config.training.device != "cpu":
+        self._place = Place.of_environment()
+        self._num_here = 1 if self._place else local_ranks(config)
+        if config.training.device != "cpu" and self._place is None and self._num_here == 1:
             make_context_beside()
         self._timeline, self._resume = Timeline(), resume
         found = find_run_dir(config.runs_dir, run_id) if run_id else None
@@ -105,12 +109,18 @@ class LocalRun:
         """
         if self._scores:
             return self._scores
-        with running(self._state, self._report, command=command) as trackers:
-            self._run_phases(show, trackers)
+        with running(self._state, self._report, command=command) as trackers, ExitStack() as met:
+            ranks = None
+            if self._place is not None:
+                from ups.pipeline.followers import joined
+
+                with self._timeline.phase("rendezvous"):
+                    ranks = met.enter_context(joined(self.config, self._place))
+            self._run_phases(show, trackers, ranks)
         assert self._state.scores is not None, "the run was completed"
         return {**self._metrics, **self._state.scores.metrics()}
 
-    def _run_phases(self, show: Show, trackers: Trackers) -> None:
+    def _run_phases(self, show: Show, trackers: Trackers, ranks: Ranks | None) -> None:
         run, config, phase = self._state, self.config, self._timeline.phase
         stop, has_stepped = threading.Event(), threading.Event()
         run.sharing = sharing_of(config)
@@ -130,13 +140,19 @@ class LocalRun:
 
                 check_compile(config)  # for a device that is there
 
-            def warm_up() -> TrainStep:
+            def warm_up() -> TrainStep | None:
                 with phase("warm-up"):
+                    if self._num_here > 1:
+                        from ups.pipeline.launch import prepare_ranks
+
+                        prepare_ranks(self._num_here)
+                        return None
                     step = TrainStep(config)
                     step.warm_up()
                     return step
 
-            warming = Background(warm_up, "warm up") if config.features.warm_up else None
+            warms_up = config.features.warm_up and ranks is None
+            warming = Background(warm_up, "warm up") if warms_up else None
             with phase("download"):
                 store, found = looking.result()
             scouted, stream, pulling, test = None, None, None, None
@@ -191,13 +207,16 @@ class LocalRun:
             if (sharing := run.sharing) is not None:
                 push = functools.partial(push_entries, sharing, store, built, has_stepped, stop)
                 pushing = Background(push, "push the latents")
+            if ranks is not None:
+                from ups.pipeline.followers import meet_prepared
+
+                with phase("rendezvous"):
+                    meet_prepared(ranks, latents)
             with phase("train"):
-                run.result = train(
-                    config,
+                run.result = self._train(
                     latents,
-                    self.run_dir,
-                    step=step,
-                    resume=self._resume,
+                    ranks,
+                    functools.partial(train, step=step),
                     on_first_step=note_first_step,
                     on_first_epoch=run.note_first_epoch,
                     progress=note_steps,
@@ -220,6 +239,31 @@ class LocalRun:
                 scouted.remove_let_go()
             if pushing is not None:
                 pushing.result()
+
+    def _train(
+        self,
+        latents: Latents,
+        ranks: Ranks | None,
+        alone: Callable[..., TrainResult],
+        **reports: Any,
+    ) -> TrainResult:
+        """In this process, alone or as rank 0 of those that were started with it, or in new ones.
+
+        Args:
+            alone: `ups.training.loop.train` with the step of this process.
+            reports: callbacks of it.
+        """
+        config, run_dir, resume = self.config, self.run_dir, self._resume
+        if self._num_here > 1:
+            from ups.pipeline.launch import Ranked, train_in_ranks
+
+            ranked = Ranked.of_run(self._state)
+            return train_in_ranks(config, ranked, latents, run_dir, resume=resume, **reports)
+        if ranks is not None:
+            from ups.pipeline.followers import train_as_rank
+
+            return train_as_rank(config, ranks, latents, run_dir, resume=resume, **reports)
+        return alone(config, latents, run_dir, resume=resume, **reports)
 
     def _stream(self, scouted: Scouted, stop: threading.Event, show: Show) -> Stream | None:
         """Begin to encode what arrives; None where all has to be there first."""
@@ -348,22 +392,3 @@ class LocalRun:
             log.warning("the trace of the startup could not be written: %s", error)
         leave_trace(self._state, breakdown)
         self._metrics = breakdown.metrics
-
-
-def scores_of_complete_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
-    """The test scores of a run that has nothing left to do; empty where it has."""
-    from ups.training import checkpoint
-
-    info, last = RunInfo.load(run_dir), run_dir / CHECKPOINTS / LAST
-    if info is None or info.state != "completed" or not last.exists():
-        return {}
-    if not checkpoint.is_complete(checkpoint.load(last, mmap=True), config):
-        return {}
-    metrics = read_metrics(run_dir).summary
-    scores = {name: value for name, value in metrics.items() if name.startswith("test/")}
-    if not all(value is not None and math.isfinite(value) for value in scores.values()):
-        return {}  # scored anew, and refused
-    if scores:
-        what = f"stages.operator.epochs is {config.stages.operator.epochs}"
-        log.info("%s is complete, nothing is trained: %s, raise it to go on", run_dir, what)
-    return scores

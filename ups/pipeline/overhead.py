@@ -42,7 +42,8 @@ def break_down(
     spans = _with_first_step(run, spans)
     end = run.first_step_at or max(span.end for span in spans)
     until_s = end - triggered_at
-    phases = tabulate(spans, {**_bounds(run), **bounds}, triggered_at, end)
+    words = {**_bounds(run), **bounds, **_bounds_of_ranks(run)}
+    phases = tabulate(spans, words, triggered_at, end)
     paid_s = provision_s(run.provision) + until_s
     cost = paid_s / 3600 * run.config.startup.price_per_hour
     cache_s = next((row.seconds for row in phases if row.phase == "cache"), 0.0)
@@ -162,7 +163,14 @@ def _with_first_step(run: RunState, spans: Sequence[Span]) -> list[Span]:
 
 
 def _first_step(run: RunState, start: float, end: float) -> list[Span]:
-    """The first step and, before it computes, what it waited for rows on their way."""
+    """The first step and, before it, the ranks that take it, or rows on their way."""
+    if run.ranks is not None and start <= run.ranks.started_at <= run.ranks.joined_at <= end:
+        times = (start, *run.ranks, end)
+        names = ("ranks", "rendezvous", "first step")
+        return [
+            Span(phase=name, name=f"4 {name}", start=times[i], end=times[i + 1])
+            for i, name in enumerate(names)
+        ]
     step = Span(phase="first step", name="4 first step", start=start, end=end)
     arrival = None if run.latents is None else run.latents.arrival
     if arrival is None or arrival.first_wait is None or arrival.first_wait[0] >= end:
@@ -197,6 +205,7 @@ def _bounds(run: RunState) -> dict[str, str]:
         "download": "nothing was staged",
         "validate": "config, memory, disk and device; no network, no data",
         "first rows": "the first batch's rows: on their way, encoded as they come",
+        "rendezvous": "the last of the ranks comes, of the same config, commit and data",
         "first step": "one optimizer step",
     }
     files = {s.path: s for s in run.files() if s.is_here}.values()
@@ -235,6 +244,15 @@ def _bounds(run: RunState) -> dict[str, str]:
             else f"{latents.tier}: read when wanted"
         )
     return bounds
+
+
+def _bounds_of_ranks(run: RunState) -> dict[str, str]:
+    if run.ranks is None:
+        return {}
+    return {
+        "ranks": "the last of the processes starts",
+        "first step": "one optimizer step of the slowest rank",
+    }
 
 
 def _is_pulling(run: RunState) -> bool:

@@ -16,6 +16,7 @@ from ups.config import Problem, ProblemConfig, RunConfig, Split
 from ups.data.sources import Staged, stage
 from ups.errors import UpsError
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
+from ups.machine.ranks import Place, local_ranks
 from ups.progress import Progress, Show
 
 if TYPE_CHECKING:
@@ -173,6 +174,10 @@ def load_latents(
 
     limit_torch_threads()
     device = training_device(config)
+    if device == "cuda" and Place.of_environment() is None and local_ranks(config) > 1:
+        # The ranks that come of this process load them; it keeps hold of the entries.
+        device, features = "cpu", config.features.model_copy(update={"preload": "disk"})
+        config = config.model_copy(update={"features": features})
     if entries is None:
         return load_on_demand(config, sources, device=device)
     if config.features.is_legacy:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from ups.config import Problem, RunConfig, Split, run_title
@@ -15,7 +16,10 @@ from ups.data.sources import Staged
 from ups.errors import refusals_explained
 from ups.machine.gpu import GpuWatch
 from ups.runs.breakdown import Span
+from ups.runs.folder import CHECKPOINTS, LAST
+from ups.runs.metrics import read_metrics
 from ups.runs.record import recorded
+from ups.runs.stored import RunInfo
 from ups.trace import Trace
 from ups.tracking import Trackers, tracked
 
@@ -41,6 +45,13 @@ class Steps:
     total: int
 
 
+class RankTimes(NamedTuple):
+    """When the last of the ranks had been started, and had met the others: Unix times."""
+
+    started_at: float
+    joined_at: float
+
+
 @dataclass(slots=True)
 class RunState:
     """What a run has learned about itself so far; None or empty where it has not got there.
@@ -50,6 +61,7 @@ class RunState:
         changed: of the config, dotted key → value.
         provision: before the trigger, on a machine rented for this run.
         trace: what its threads did.
+        ranks: where several processes train.
         staged: the files of a split of a problem.
         sharing: the shared cache, where the config names one.
         config_hashes, entries: by the names of the problems.
@@ -71,6 +83,7 @@ class RunState:
     result: TrainResult | None = None
     scores: Scores | None = None
     steps: Steps | None = None
+    ranks: RankTimes | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
 
@@ -98,6 +111,10 @@ class RunState:
     def note_first_epoch(self, result: TrainResult) -> None:
         """Note what training has come to, while it goes on."""
         self.result = result
+
+    def note_ranks(self, started_at: float, joined_at: float) -> None:
+        """Note when the ranks were there."""
+        self.ranks = RankTimes(started_at, joined_at)
 
     def staged_of(self, problem: Problem, splits: Iterable[Split]) -> dict[str, Sequence[Staged]]:
         """The files of these splits of a problem."""
@@ -155,3 +172,22 @@ def running(
                 report()
             except Exception as error:  # noqa: BLE001 (the disk, a picture, the API: the run counts)
                 log.warning("the breakdown of the startup could not be reported: %s", error)
+
+
+def scores_of_complete_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
+    """The test scores of a run that has nothing left to do; empty where it has."""
+    from ups.training import checkpoint
+
+    info, last = RunInfo.load(run_dir), run_dir / CHECKPOINTS / LAST
+    if info is None or info.state != "completed" or not last.exists():
+        return {}
+    if not checkpoint.is_complete(checkpoint.load(last, mmap=True), config):
+        return {}
+    metrics = read_metrics(run_dir).summary
+    scores = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    if not all(value is not None and math.isfinite(value) for value in scores.values()):
+        return {}  # scored anew, and refused
+    if scores:
+        what = f"stages.operator.epochs is {config.stages.operator.epochs}"
+        log.info("%s is complete, nothing is trained: %s, raise it to go on", run_dir, what)
+    return scores

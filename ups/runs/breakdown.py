@@ -15,7 +15,7 @@ IDLE = "idle until epoch 2"  # in words: `idle_s`
 STOPPED = "by a signal, as cancelling does"  # `failed` of a run that somebody ended
 STARTUP_PHASES = (
     *("queue", "boot", "validate", "download", "warm-up", "cache", "load"),
-    *("first rows", "first step"),
+    *("ranks", "rendezvous", "first rows", "first step"),
 )
 PROVISION = "provision"
 TO_FIRST_STEP = f"{PROVISION}/to_first_step"

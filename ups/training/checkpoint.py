@@ -394,4 +394,5 @@ def restore_rng(record: dict[str, Any]) -> None:
     """Set torch's random state to what it was when the checkpoint was written."""
     torch.set_rng_state(record["rng"].cpu())
     if record["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in record["cuda_rng"]])
+        of_gpus = record["cuda_rng"][: torch.cuda.device_count()]  # a rank sees one alone
+        torch.cuda.set_rng_state_all([state.cpu() for state in of_gpus])

@@ -7,16 +7,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ups.background import Background
 from ups.config import Model, RunConfig
 from ups.errors import ChecksumMismatch, DataError, Interrupted, TrainingDiverged
 from ups.latents.loader import Latents
@@ -26,17 +23,16 @@ from ups.progress import Progress
 from ups.runs.folder import BEST, CHECKPOINTS, LAST, UNVERIFIED
 from ups.runs.metrics import LOSS, VAL, by_problem, write_epochs
 from ups.trace import MOST_STEPS, Steps, note_steps, note_stretch, noted
-from ups.training import checkpoint
-from ups.training.position import Position, restore
+from ups.training.position import Position, restore, restore_on_all
+from ups.training.saving import Saving
 from ups.training.step import TrainStep, epoch_order, num_starts
 from ups.training.validation import validate
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ups.training.ranked_step import RankedStep
+    from ups.training.ranks import Ranks
 
-LARGE_BYTES = 64 << 20  # of a checkpoint; less is on the disk before the next step would be done
-# What is not verified yet is saved while training waits for data: so often, and in no more than
-# this share of the time.
-UNVERIFIED_EVERY_S, UNVERIFIED_SHARE = 1.0, 0.1
+log = logging.getLogger(__name__)
 
 
 class TrainResult(Model):
@@ -68,6 +64,7 @@ def train(
     run_dir: Path,
     *,
     step: TrainStep | None = None,
+    ranks: Ranks | None = None,
     resume: Path | None = None,
     stop: threading.Event | None = None,
     on_first_step: Callable[[float], None] | None = None,
@@ -81,7 +78,9 @@ def train(
     else reads; where they turn out to be false, it goes.
 
     Args:
-        step: a warmed-up step; a new one otherwise.
+        step: a warmed-up step; a new one otherwise. With `ranks` one of theirs.
+        ranks: the processes that train together, each of which calls this. Rank 0 alone reads and
+            writes in run_dir, and says how it goes. They stop together, after the same step.
         resume: a checkpoint of another run to go on from.
         on_first_step: called with the Unix time at which the first step was done on the device.
         on_first_epoch: called with what training has come to once an epoch is over.
@@ -95,9 +94,12 @@ def train(
     """
     started = time.monotonic()
     step = TrainStep(config) if step is None else step
-    position = restore(run_dir, resume, config, latents, step)
+    if ranks is None:
+        position = restore(run_dir, resume, config, latents, step)
+    else:
+        position = restore_on_all(ranks, run_dir, resume, config, latents, step)
     resumed_from = position.step
-    loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event())
+    loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event(), ranks)
 
     def result() -> TrainResult:
         epoch_times = [row["training/epoch_time_sec"] for row in position.history]
@@ -138,18 +140,18 @@ class _Loop:
         step: TrainStep,
         position: Position,
         stop: threading.Event,
+        ranks: Ranks | None,
     ) -> None:
         self.config, self.latents, self.run_dir = config, latents, run_dir
-        self.step, self.position, self.stop = step, position, stop
+        self.step, self.position, self.stop, self.ranks = step, position, stop, ranks
+        self._writes = ranks is None or ranks.rank == 0
         self.first_step_at: float | None = None
         self.first_epoch: tuple[float, float] | None = None
         self.waited_s = 0.0
         self._steps: Steps | None = None
         self._notes: list[str] = []
-        self._signals = DeferredSignals()
-        self._writing: Background[None] | None = None
-        self._saved_step = position.step
-        self._save_again_at = time.monotonic() + UNVERIFIED_EVERY_S
+        self._signals = DeferredSignals(patient=ranks is not None)
+        self._saving = Saving(config, latents, run_dir, step, position)
         self._starts = num_starts(latents.train, config) or 1
         items = len(latents.train) * self._starts
         self.steps_per_epoch = -(-items // step.items_per_step)
@@ -166,7 +168,7 @@ class _Loop:
         position, stopped = self.position, False
         data = self.latents.train
         size = self.step.multiplications(data)
-        with self._signals, self._written(), self.step.on_stream(), threads_that_pay(size):
+        with self._signals, self._saving.written(), self.step.on_stream(), threads_that_pay(size):
             self.step.begin(data, self.total_steps, position.step)
             while not self._is_done():
                 started, is_first = time.monotonic(), self.first_epoch is None
@@ -175,7 +177,7 @@ class _Loop:
                 rows_M = order_M.numpy() // self._starts
                 begun, most = self._noted_steps(rows_M), MOST_STEPS if is_first else 0
                 while position.batch < self.steps_per_epoch and position.step < self.total_steps:
-                    if stopped := self._is_stopped() or not self._has_arrived(rows_M):
+                    if stopped := self._has_to_stop() or not self._has_arrived(rows_M):
                         break
                     if len(begun) < most:
                         begun.append(time.time())
@@ -184,6 +186,8 @@ class _Loop:
                     position.batch += 1
                     if self.first_step_at is None:
                         self.step.synchronize()
+                        if self.ranks is not None:  # the slowest one's counts
+                            self.ranks.meet()
                         self.first_step_at = time.time()
                         progress(position.step, self.total_steps)
                         with noted("after the first step"):
@@ -234,15 +238,20 @@ class _Loop:
 
     def _wait(self, wait: Callable[[Callable[[], bool]], bool]) -> bool:
         """Wait for data, and save meanwhile what is not verified; whether they came, not a stop."""
-        while not wait(lambda: self._is_stopped() or self._is_save_due()):
+        while not wait(lambda: self._is_stopped() or self._saving.is_due):
             if self._is_stopped():
                 return False
-            self._save_unverified()
+            self._saving.save_unverified()
         return True
 
-    def _is_save_due(self) -> bool:
-        has_new = self.position.step > self._saved_step
-        return has_new and time.monotonic() >= self._save_again_at
+    def _has_to_stop(self) -> bool:
+        """Whether to stop before the next step; of several ranks all, where one wants to."""
+        if self.ranks is None:
+            return self._is_stopped()
+        step = cast("RankedStep", self.step)
+        if self._is_stopped():
+            step.wish_to_stop()
+        return step.has_to_stop()
 
     def _is_stopped(self) -> bool:
         return self.stop.is_set() or self._signals.pending is not None
@@ -259,14 +268,14 @@ class _Loop:
         if not self._has_settled():
             return False
         with noted("validate"):
-            val = validate(self.step, self.latents, self.config, self._is_stopped)
+            val = validate(self.step, self.latents, self.config, self._is_stopped, self.ranks)
         if val is None:
             return False
         val_nrmse = val.mean
         for note in val.notes:
             if note not in self._notes:
                 self._notes.append(note)
-                log.warning("%s", note)
+                self._say(logging.WARNING, "%s", note)
         position.epoch += 1
         position.batch, position.train_loss = 0, 0.0
         # The first epoch counts even where its rollout diverges, so that there is a checkpoint.
@@ -287,13 +296,14 @@ class _Loop:
             "time": trained_at,
         }
         position.history.append(metrics)
-        write_epochs(self.run_dir, position.history)
+        if self._writes:
+            write_epochs(self.run_dir, position.history)
         is_due = position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done()
         if names := [name for name, wanted in ((BEST, is_best), (LAST, is_due)) if wanted]:
-            self.save(*names)
+            self._save(*names)
         epoch, best = f"{position.epoch}/{self.num_epochs}", " (best)" if is_best else ""
         losses = f"train loss {train_loss:.3e}, val rollout nRMSE {val_nrmse:.4f}{best}"
-        log.info("epoch %s: %s, %.2f s", epoch, losses, trained - started)
+        self._say(logging.INFO, "epoch %s: %s, %.2f s", epoch, losses, trained - started)
         return True
 
     def _check_loss(self) -> float:
@@ -319,81 +329,23 @@ class _Loop:
         arrival, epoch = self.latents.arrival, self.position.epoch + 1
         if arrival is None or arrival.is_settled:
             self._check_loss()
-            self.save(LAST)
-            log.info("stopped in epoch %d; %s resumes", epoch, LAST)
+            self._save(LAST)
+            self._say(logging.INFO, "stopped in epoch %d; %s resumes", epoch, LAST)
             return
-        if self.position.step > self._saved_step:
-            self._save_unverified()
-            self._wait_for_writing()
+        if self.position.step > self._saving.saved_step:
+            self._saving.save_unverified()
+            self._saving.wait()
         what = "stopped in epoch %d before the data were verified; step %d is saved"
-        log.info(what, epoch, self._saved_step)
+        log.info(what, epoch, self._saving.saved_step)
 
-    def _save_unverified(self) -> None:
-        """Write what this run alone goes on from, if its data turn out to be true.
+    def _save(self, *names: str) -> None:
+        if self._writes:
+            self._saving.save(*names)
 
-        Not while a file is written to: the next start would take it for the one that was read.
-        """
-        arrival, position = self.latents.arrival, asdict(self.position)
-        assert arrival is not None, "without one, all is verified"
-        self._wait_for_writing()
-        position["train_loss"] += self.step.loss_sum.item()  # which goes on being summed
-        state = {**self._state(position), "fetches": self.latents.fetches}
-        taken = checkpoint.snapshot(self.config, state)
-        self._save_again_at = time.monotonic() + UNVERIFIED_EVERY_S
-        if not arrival.is_untouched:
-            return
-
-        def write() -> None:
-            began = time.monotonic()
-            path = self.run_dir / CHECKPOINTS / UNVERIFIED
-            with noted("write a checkpoint", file=UNVERIFIED):
-                checkpoint.write(taken, path, durable=False)  # a reboot ends the fetches, too
-            ended = time.monotonic()
-            pause_s = max(UNVERIFIED_EVERY_S, (ended - began) / UNVERIFIED_SHARE)
-            self._save_again_at = ended + pause_s
-
-        self._saved_step, self._save_again_at = self.position.step, math.inf
-        self._writing = Background(write, "checkpoint")
-
-    def _state(self, position: dict[str, Any]) -> dict[str, Any]:
-        trained_on = checkpoint.trained_on(self.config, self.latents)
-        return {**self.step.state_dict(), "position": position, "trained_on": trained_on}
-
-    def save(self, *names: str) -> None:
-        """Write a checkpoint under these names, in a thread, while training goes on.
-
-        On a CPU a small one is waited for: the thread would want the core of the steps.
-
-        Raises:
-            OSError: this one, or the one before it, could not be written.
-        """
-        self._wait_for_writing()
-        taken = checkpoint.snapshot(self.config, self._state(asdict(self.position)))
-        folder = self.run_dir / CHECKPOINTS
-
-        def write() -> None:
-            with noted("write a checkpoint", file=", ".join(names)):
-                checkpoint.write(taken, *(folder / name for name in names))
-            if LAST in names:
-                (folder / UNVERIFIED).unlink(missing_ok=True)
-
-        self._writing = Background(write, "checkpoint")
-        if self.step.device == "cpu" and checkpoint.num_bytes(taken.record) < LARGE_BYTES:
-            self._wait_for_writing()
-
-    @contextmanager
-    def _written(self) -> Iterator[None]:
-        """What is being written is there in the end, however that comes."""
-        try:
-            yield
-        finally:
-            self._wait_for_writing()
-
-    def _wait_for_writing(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            with noted("wait for the checkpoint"):
-                writing.result()
+    def _say(self, level: int, line: str, *facts: object) -> None:
+        """A line in the log; of several ranks from one."""
+        if self._writes:
+            log.log(level, line, *facts)
 
 
 def _ignore(*_: object) -> None:

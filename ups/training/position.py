@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ups.config import RunConfig
 from ups.data.sources import PROVISIONAL
@@ -16,6 +19,9 @@ from ups.latents.loader import Latents
 from ups.runs.folder import CHECKPOINTS, LAST, UNVERIFIED, checkpoint_to_resume
 from ups.training import checkpoint
 from ups.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from ups.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +71,39 @@ def restore(
         position.best_epoch, position.best_val_nrmse = -1, math.inf
         position.began_at_epoch = position.epoch
     return position
+
+
+def restore_on_all(
+    ranks: Ranks,
+    run_dir: Path,
+    given: Path | None,
+    config: RunConfig,
+    latents: Latents,
+    step: TrainStep,
+) -> Position:
+    """The same on several ranks: rank 0 alone reads, and all begin with what it has.
+
+    Raises: as `restore`, on rank 0.
+    """
+    if ranks.rank == 0:
+        position = restore(run_dir, given, config, latents, step)
+        ranks.tell("position", json.dumps(asdict(position)))
+    else:
+        position = Position(**json.loads(ranks.hear("position")))
+    ranks.take_from_first(*_tensors(step.state_dict()))
+    return position
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """All that are in it, in the same order on all ranks."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for name in state:
+            yield from _tensors(state[name])
+    elif isinstance(state, list):
+        for member in state:
+            yield from _tensors(member)
 
 
 def _wait_for_digests(latents: Latents) -> None:

@@ -35,6 +35,7 @@ class TrainStep:
     Attributes:
         model, ema: the operator that is trained, and the moving average of its weights.
         loss_sum: () on the device; the losses since it was last set to zero.
+        feed, num_items: what draws the batches, and of how many trajectories or pairs an epoch is.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -46,6 +47,7 @@ class TrainStep:
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self._averages: list[Tensor] = list(self.ema.parameters())
         self.loss_sum = torch.zeros((), device=self.device)
+        self._loss_here = self.loss_sum  # where a batch's loss is added
         self.schedule = Schedule(config, self.device)
         self.optimizer = AdamW(
             self.model.parameters(), self.schedule.lr, config.stages.operator.optimizer
@@ -54,9 +56,9 @@ class TrainStep:
         if config.training.compile == "inductor":
             self.operator = torch.compile(self.model)
         self._micro = config.training.pairs_per_step or config.training.batch_size
-        self.items_per_step = self._micro * config.training.accumulation_steps
-        self._place = 0
-        self._feed: Feed | None = None
+        self.items_per_step = config.training.items_per_step
+        self._place, self.num_items = 0, 0
+        self.feed: Feed | None = None
         self._graphs: dict[int, _Graph] = {}
         self._stream = torch.cuda.Stream() if config.training.compile == "graph" else None
         bf16 = ("bf16", "auto") if self.device == "cuda" else ("bf16",)
@@ -72,32 +74,45 @@ class TrainStep:
 
     def begin(self, data: LatentDataset, total_steps: int, taken: int = 0) -> None:
         """Train on `data`, by the schedule of `total_steps` of which some were taken before."""
-        if self._feed is None or self._feed.data is not data:
-            self._feed = Feed(data, self.config, self.device)
+        if self.feed is None or self.feed.data is not data:
+            self.num_items = len(data) * (num_starts(data, self.config) or 1)
+            self.feed = Feed(data, self.config, self.device, self._num_of_epoch())
             self._graphs.clear()
         self.schedule.begin(taken, total_steps)
 
     def begin_epoch(self, order_M: Tensor, first_batch: int = 0) -> None:
         """Go through the data in this order, of `epoch_order`."""
-        assert self._feed is not None, "begin comes before begin_epoch"
+        assert self.feed is not None, "begin comes before begin_epoch"
         self._place = first_batch * self.items_per_step
-        self._feed.begin_epoch(order_M, self._place)
+        self.feed.begin_epoch(order_M, self._place)
 
     def __call__(self) -> None:
         """Take the next step of the epoch."""
-        assert self._feed is not None, "begin comes before a step"
-        num = min(self.items_per_step, len(self._feed) - self._place)
+        assert self.feed is not None, "begin comes before a step"
+        num = min(self.items_per_step, self.num_items - self._place)
         self._place += num
+        own = self._own(num)
         if self.config.training.compile == "graph":
             if num not in self._graphs:
-                self._graphs[num] = _Graph(self, self._feed, num)
+                self._graphs[num] = _Graph(self, self.feed, own, own / num)
             self._graphs[num].take()
             return
         self.schedule.advance()
-        for first in range(0, num, self._micro):
-            micro = min(self._micro, num - first)
-            self._accumulate(*self._feed.draw(micro), micro / num)
+        for first in range(0, own, self._micro):
+            micro = min(self._micro, own - first)
+            self._accumulate(*self.feed.draw(micro), micro / num)
         self._update()
+
+    def _own(self, num: int) -> int:
+        """How many of a step's items this process takes."""
+        return num
+
+    def _num_of_epoch(self) -> int:
+        """How many items this process takes in an epoch."""
+        return self.num_items
+
+    def _reduce(self) -> None:
+        """Bring the gradients of the batch together, once they are all there."""
 
     def warm_up(self) -> None:
         """Have loaded and compiled what the first step would otherwise wait for.
@@ -156,17 +171,22 @@ class TrainStep:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def whole(self, z_BTKD: Tensor, condition_BC: Tensor) -> None:
-        """Schedule, forward, backward, clip, optimizer and average on one batch."""
+    def whole(self, z_BTKD: Tensor, condition_BC: Tensor, share: float = 1.0) -> None:
+        """Schedule, forward, backward, clip, optimizer and average on one batch.
+
+        Args:
+            share: of the step's items that are in it.
+        """
         self.schedule.advance()
-        self._accumulate(z_BTKD, condition_BC, 1.0)
+        if len(z_BTKD):
+            self._accumulate(z_BTKD, condition_BC, share)
         self._update()
 
     def _accumulate(self, z_BTKD: Tensor, condition_BC: Tensor, share: float) -> None:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             loss = self._loss(z_BTKD, condition_BC) * share
         loss.backward()
-        self.loss_sum += loss.detach()
+        self._loss_here += loss.detach()
 
     def _loss(self, z_BTKD: Tensor, condition_BC: Tensor) -> Tensor:
         """Relative L2 error, averaged over pairs and horizon."""
@@ -184,6 +204,7 @@ class TrainStep:
         return loss / horizon
 
     def _update(self) -> None:
+        self._reduce()
         live = self.optimizer.parameters
         torch.nn.utils.clip_grad_norm_(live, self.config.training.grad_clip)
         self.optimizer.step()
@@ -238,19 +259,25 @@ class Feed:
 
     Where the latents are on the training device, drawing a batch is work of the device alone, and
     a captured CUDA graph can hold it.
+
+    Args:
+        num: M, what an epoch takes here, trajectories or pairs; default all.
     """
 
-    def __init__(self, data: LatentDataset, config: RunConfig, device: str) -> None:
+    def __init__(
+        self, data: LatentDataset, config: RunConfig, device: str, num: int | None = None
+    ) -> None:
         self.data, self._device = data, device
         self._starts = num_starts(data, config)
         self.is_resident = data.index_device == device
-        num = len(data) * (self._starts or 1)
+        if num is None:
+            num = len(data) * (self._starts or 1)
         self._order_M = torch.arange(num, device=data.index_device)
         self._next = torch.zeros((), dtype=torch.int64, device=data.index_device)
         self._window_F = torch.arange(window_frames(config), device=data.index_device)
 
     def __len__(self) -> int:
-        """M, what an epoch takes: trajectories, or pairs."""
+        """M, what an epoch takes here."""
         return len(self._order_M)
 
     def begin_epoch(self, order_M: Tensor, first: int) -> None:
@@ -288,8 +315,8 @@ class _Graph:
     device's memory are gathered by the graph itself; others pass through a buffer that it reads.
     """
 
-    def __init__(self, step: TrainStep, feed: Feed, num: int) -> None:
-        self._step, self._feed, self._num = step, feed, num
+    def __init__(self, step: TrainStep, feed: Feed, num: int, share: float) -> None:
+        self._step, self._feed, self._num, self._share = step, feed, num, share
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._is_warm = False
@@ -310,7 +337,7 @@ class _Graph:
         self._graph.replay()
 
     def _whole(self) -> None:
-        self._step.whole(*(self._buffers or self._feed.draw(self._num)))
+        self._step.whole(*(self._buffers or self._feed.draw(self._num)), self._share)
 
     def _fill_buffers(self) -> None:
         batch = self._feed.draw(self._num)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ups.config import RunConfig
 from ups.latents.loader import Latents
 from ups.training.metrics import is_zero, note_zeros, share_left_in
 from ups.training.step import TrainStep, rollout
+
+if TYPE_CHECKING:
+    from ups.training.ranks import Ranks
 
 # Of latents in float32. A rollout took 7 times as much with the latent CNN, 19 with the FNO and 32
 # with the U-Net, in float32 on a CPU: half of what the choice of a tier leaves beside the latents.
@@ -56,41 +61,71 @@ def batch_size(config: RunConfig, num_frames: int, device: str) -> int:
 
 @torch.no_grad()
 def validate(
-    step: TrainStep, latents: Latents, config: RunConfig, is_stopped: Callable[[], bool]
+    step: TrainStep,
+    latents: Latents,
+    config: RunConfig,
+    is_stopped: Callable[[], bool],
+    ranks: Ranks | None = None,
 ) -> Val | None:
     """Roll out the averaged model from the given frames; None if stopped between two batches.
+
+    Of several ranks each takes some of the batches; all come to the same, and all stop where one
+    wants to.
 
     Raises:
         DataError: a problem's part of val holds nothing but zeros.
     """
-    data, val, given = latents.val, Val(), config.given_frames
-    at_once = batch_size(config, data.num_frames, step.device)
+    data, val = latents.val, Val()
     for problem, places in latents.val_ranges.items():
-        total, zeros, errors = torch.zeros((), device=step.device), [], []
+        at_once = batch_size(config, data.num_frames, step.device)
+        if ranks is not None:  # a batch for each of them, at least
+            at_once = min(at_once, -(-len(places) // ranks.world))
         every_N = torch.arange(places.start, places.stop, device=data.index_device)
-        for index_B in every_N.split(at_once):
+        # of each trajectory: its error, and its frames that are zero; of some, the wish to stop
+        found_2N = torch.zeros((2, len(places) + 1), device=step.device)
+        for number, index_B in enumerate(every_N.split(at_once)):
+            if ranks is not None and number % ranks.world != ranks.rank:
+                continue
             if is_stopped():
-                return None
-            z_BTKD = data.batch(index_B).float()
-            condition_BC = data.condition_NC[index_B].to(step.device)
-            with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
-                start_BHKD = z_BTKD[:, given - config.operator.history : given]
-                num_steps = z_BTKD.shape[1] - given
-                predicted = rollout(step.ema, start_BHKD, condition_BC, num_steps)
-            target = z_BTKD[:, given:].flatten(2)
-            error = (predicted.flatten(2) - target).norm(dim=-1)
-            zero_BT = is_zero(target, LEAST * target.shape[-1] ** 0.5)
-            error_B = (error / target.norm(dim=-1)).masked_fill(zero_BT, 0).mean(1)
+                found_2N[0, -1] = 1
+                break
+            first = number * at_once
+            batch_2B = torch.stack(_errors(step, latents, config, index_B))
+            found_2N[:, first : first + len(index_B)] = batch_2B
+        if ranks is not None:
+            ranks.sum(found_2N)
+        if found_2N[0, -1].item() > 0:
+            return None
+        error_N, zeros_N = found_2N[0, :-1], found_2N[1, :-1].long().cpu()
+        total, num_frames = (
+            torch.zeros((), device=step.device),
+            data.num_frames - config.given_frames,
+        )
+        for error_B in error_N.split(at_once):
             total += error_B.sum()
-            zeros.append(zero_BT.sum(1))
-            errors.append(error_B)
-        zeros_N, num_frames = torch.cat(zeros).cpu(), target.shape[1]
         where = f"val of {problem}"
         if note := note_zeros(where, zeros_N, num_frames, lambda i: f"trajectory {i}"):
             val.notes.append(note)
         nrmse = total.item() / len(places)
         if not math.isfinite(nrmse):
-            bad = int((~torch.cat(errors).isfinite()).int().argmax())
+            bad = int((~error_N.isfinite()).int().argmax())
             val.notes.append(f"{where}: nRMSE is {nrmse}, from trajectory {bad} on")
         val.nrmse[problem] = nrmse * share_left_in(len(places) * num_frames, int(zeros_N.sum()))
     return val
+
+
+def _errors(
+    step: TrainStep, latents: Latents, config: RunConfig, index_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(B,) twice: the nRMSE of each trajectory, and its frames that are zero, which have none."""
+    data, given = latents.val, config.given_frames
+    z_BTKD = data.batch(index_B).float()
+    condition_BC = data.condition_NC[index_B].to(step.device)
+    with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
+        start_BHKD = z_BTKD[:, given - config.operator.history : given]
+        predicted = rollout(step.ema, start_BHKD, condition_BC, z_BTKD.shape[1] - given)
+    target = z_BTKD[:, given:].flatten(2)
+    error = (predicted.flatten(2) - target).norm(dim=-1)
+    zero_BT = is_zero(target, LEAST * target.shape[-1] ** 0.5)
+    error_B = (error / target.norm(dim=-1)).masked_fill(zero_BT, 0).mean(1)
+    return error_B, zero_BT.sum(1)

@@ -24,6 +24,7 @@ from ups.validate.training import (
     validate_device,
     validate_device_early,
     validate_library,
+    validate_ranks,
 )
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def validate(
         sources = without_cached(config, sources, {**entries, **hits})
     with _guarded("device", checks):
         found, device = validate_device(config)
-        checks += found
+        checks += [*found, *validate_ranks(config)]
         if not of_data.get("offline"):
             checks += validate_cluster(config)
     with _guarded("memory", checks):
@@ -166,5 +167,6 @@ def check_head(
         *validate_ram_for_cache(config, sources, device, memory),
         *validate_disk(config, sources, to_build=to_build(finds_entries(config, sources))),
         *validate_device_early(config),
+        *validate_ranks(config),
         *validate_checkpoint(config, resume, sources, run_dir),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from ups.config import RunConfig
 from ups.errors import CheckpointError, ClusterError, DeviceError, MissingExtra
 from ups.machine.devices import check_compile, has_gpu_node, training_device
+from ups.machine.ranks import Place, local_ranks, num_gpus
 from ups.runs.folder import CHECKPOINTS, LAST, checkpoint_to_resume
 from ups.units import format_size
 from ups.validate.cache import known_key_fields
@@ -64,6 +65,26 @@ def validate_device(config: RunConfig) -> tuple[list[Check], str]:
     except DeviceError as error:
         checks.fault("compile" if checks else "device", str(error))
     return checks, device
+
+
+def validate_ranks(config: RunConfig) -> list[Check]:
+    """Compare the ranks that the run starts with the GPUs of this machine."""
+    checks, wanted = Checks("device"), config.training.ranks
+    if Place.of_environment() is not None or wanted == 1:
+        return checks
+    num, gpus = local_ranks(config), num_gpus()
+    on_gpu = config.training.device != "cpu" and gpus > 0
+    if on_gpu and num > gpus:
+        noun = "GPU" if gpus == 1 else "GPUs"
+        checks.fault(
+            "ranks",
+            f"training.ranks: found {wanted}, and this machine has {gpus} {noun}; expected one for "
+            "each rank: lower it, or set it to auto",
+        )
+    else:
+        where = f"of {gpus} GPUs" if on_gpu else "on the CPU"
+        checks.ok("ranks", f"training.ranks {wanted}: {num} {where}", num=num)
+    return checks
 
 
 def validate_device_early(config: RunConfig) -> list[Check]:
