@@ -55,7 +55,10 @@ def in_ranks(prepared, stage_all):
 
 
 def ranks_alive():
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+    """Processes that were forked from this one: servers of other tests have other command lines."""
+    this = psutil.Process()
+    alive = [p for p in this.children(recursive=True) if p.status() != "zombie"]
+    return [p for p in alive if p.cmdline() == this.cmdline()]
 
 
 def test_two_ranks_are_one_process_with_two_accumulations_and_take_over_from_each_other(
