@@ -321,7 +321,10 @@ class _Said:
         raised = [e for e in self._errors if not getattr(e, "is_echo", False)]
         if raised:
             raise min(raised, key=lambda e: not isinstance(e, UpsError))
-        raise _explain(error, self.pids.keys() - self._ended) from None
+        silent = self.pids.keys() - self._ended
+        if self._errors and not silent:
+            raise self._errors[0]
+        raise _explain(error, silent) from None
 
 
 def _explain(error: BaseException, silent: Set[int]) -> BaseException:

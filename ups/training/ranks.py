@@ -34,8 +34,9 @@ from ups.machine.ranks import Place, take_gpu
 
 POLL_S, RETRY_S = 0.02, 0.2
 ECHO_S = 1.0  # in which whoever really failed is found
+LEAVE_S = 10.0  # for others that have not come to the end; they would fail by themselves
 COLLECTIVE_S = 600.0  # that a rank waits for the others in a step
-FAILED = "failed"
+FAILED, LEFT = "failed", "left"
 OF_MACHINE: dict[str, Any] = {  # what may differ between machines that train the same
     "runs_dir": True,
     "data": {"root"},
@@ -208,8 +209,18 @@ class Ranks:
             raise
 
     def leave(self) -> None:
-        """Part from the others, once all have come here."""
-        self.meet()
+        """Part from the others, once all have come here.
+
+        They meet at the store: where one closes its connections, gloo may take that for a fault of
+        the sum that another has not read yet.
+        """
+        deadline = time.monotonic() + LEAVE_S
+        with contextlib.suppress(RuntimeError):  # rank 0 has left with the store: all had come
+            self._store.add(LEFT, 1)
+            while self._store.add(LEFT, 0) < self.world and time.monotonic() < deadline:
+                if self._store.check([FAILED]):
+                    raise _echo(self._store.get(FAILED).decode())
+                time.sleep(POLL_S)
         dist.destroy_process_group()
 
     @contextlib.contextmanager

@@ -87,6 +87,8 @@ def validate(
             if ranks is not None and number % ranks.world != ranks.rank:
                 continue
             if is_stopped():
+                if ranks is None:
+                    return None
                 found_2N[0, -1] = 1
                 break
             first = number * at_once
@@ -94,13 +96,11 @@ def validate(
             found_2N[:, first : first + len(index_B)] = batch_2B
         if ranks is not None:
             ranks.sum(found_2N)
-        if found_2N[0, -1].item() > 0:
-            return None
+            if found_2N[0, -1].item() > 0:
+                return None
         error_N, zeros_N = found_2N[0, :-1], found_2N[1, :-1].long().cpu()
-        total, num_frames = (
-            torch.zeros((), device=step.device),
-            data.num_frames - config.given_frames,
-        )
+        num_frames = data.num_frames - config.given_frames
+        total = torch.zeros((), device=step.device)
         for error_B in error_N.split(at_once):
             total += error_B.sum()
         where = f"val of {problem}"
