@@ -4,6 +4,7 @@ import email.utils
 import http.server
 import json
 import re
+import sys
 import threading
 from contextlib import closing
 
@@ -64,12 +65,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a client may hang up, and is heard
+            super().handle_error(request, client_address)
+
+
 @pytest.fixture
 def web(tiny_data, monkeypatch):
     """A web server of the tiny files; `asked` holds its requests."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+    with _Server(("127.0.0.1", 0), _Handler) as server:
         server.daemon_threads, server.root, server.asked = True, tiny_data, []
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
