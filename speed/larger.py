@@ -33,8 +33,8 @@ NOTES = [
     "timed; nothing is computed, so nothing hides the disk. In a process of its own that may take "
     "memory for half of the latents and 32 MB more, pages of files included. `read`: from the "
     "disk, of all bytes of the latents. The disk is a virtual one.",
-    "partly resident: features.preload auto, disk: what is read for each batch, the next one's "
-    "asked for ahead; NumPy's memmap, as it comes. resident: in RAM, without a limit.",
+    "ours: what is read for each batch, the next one's asked for ahead. memmap: NumPy's, as it "
+    "comes. resident: in RAM, without a limit.",
 ]
 
 
@@ -50,7 +50,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
     config = inputs.config(settings, CACHE, changes)
     entry = ensure(config, inputs.tiled_sources(settings, num))
     path, _ = latent_file(config, entry)
-    ways = {"partly resident": "auto", "disk": "disk", MEMMAP: MEMMAP, "resident": "ram"}
+    ways = {"ours": "auto", MEMMAP: MEMMAP, "resident": "ram"}
     config_file = settings.folder / "larger.yaml"
     config_file.write_text(dump_config(config))
     measure_way = partial(_measure, config_file, entry, path)
@@ -71,7 +71,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
             pass
     except OSError as refused:
         why = f"no control group with a limit of memory can be made here: {refused}"
-        yield Comparison(phase, [Result("partly resident", "ours", failed=why)])
+        yield Comparison(phase, [Result("ours", "ours", failed=why)])
         return
     yield Comparison(
         phase=phase,

@@ -19,6 +19,7 @@ from ups.latents.build import ensure
 from ups.latents.datasets import PreloadedCacheDataset
 from ups.latents.encode import fit_encoder
 from ups.latents.on_disk import MappedCacheDataset
+from ups.latents.partly_resident import keep_part
 from ups.pipeline.phases import build_cache, load_latents
 from ups.training.step import Feed, epoch_order
 
@@ -65,22 +66,18 @@ def test_no_gpu_falls_back_to_ram_and_too_little_ram_to_disk_which_is_said(
     assert "reading them from disk instead" in caplog.text
 
 
-def test_latents_larger_than_memory_stay_there_in_part_and_give_the_same_batches(
+def test_latents_larger_than_the_gpus_memory_stay_there_in_part_and_give_the_same_batches(
     tier, monkeypatch, tiny_config
 ):
-    in_ram = tier(features__preload="ram").train
-    row_mb = in_ram.z_NTKD[0].nbytes / 1e6
-    free_mb = 7.5 * row_mb / tiers.RAM_SHARE
-    monkeypatch.setattr(tiers, "available_ram_mb", lambda: free_mb)
-    loaded = tier()
-    assert loaded.tier == "disk"
+    in_ram, on_disk = (tier(features__preload=preload).train for preload in ("ram", "disk"))
+    kept_mb = 7.5 * in_ram.z_NTKD[0].nbytes / 1e6
+    partly = keep_part(tiny_config(), on_disk, kept_mb, "cpu")
     asked = []
-    on_disk = loaded.train._data
     read = on_disk.batch
     monkeypatch.setattr(on_disk, "batch", lambda i, f=None: asked.extend(i.tolist()) or read(i, f))
     for pairs in (None, 6):
         config = tiny_config(training__pairs_per_step=pairs)
-        feeds = [Feed(data, config, "cpu") for data in (in_ram, loaded.train)]
+        feeds = [Feed(data, config, "cpu") for data in (in_ram, partly)]
         for epoch in (0, 1):
             order = epoch_order(in_ram, config, epoch)
             for feed in feeds:

@@ -1,4 +1,4 @@
-"""Latents of which a part stays in memory, where all of them have no room there."""
+"""Latents of which a part stays in GPU memory, where all of them have no room there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ups.latents.on_disk import DiskCacheDataset
 
 
 class PartlyResidentDataset:
-    """As many trajectories as there is room for stay on the training device; the others are read.
+    """As many trajectories as there is room for stay in the GPU's memory; the others are read.
 
     A trajectory stays from when it is first wanted, so nothing is loaded before the first step, and
-    none is given up for another: as each epoch shuffles anew, a memory that keeps what was used
-    last, with room for half of the trajectories, would find 15 % of them, and this one finds 50 %.
+    none is given up for another: each epoch shuffles anew. On a CPU the page cache is as good a
+    resident part: with memory for half of the latents the disk was asked for 68 % of an epoch's
+    bytes, and with a part kept so for 62 %, while putting batches together from both took longer.
 
     Args:
         data: all latents, where what does not stay is read for each batch.

@@ -12,7 +12,6 @@ from ups.machine.memory import available_ram_mb, check_sufficient_ram
 from ups.machine.ranks import num_ranks
 
 GPU_RESERVE_BYTES = 4 << 30
-RAM_SHARE = 0.7  # of what is free, for latents that are larger: the page cache reads ahead, too
 
 TierName = Literal["gpu", "ram", "disk"]
 
@@ -21,8 +20,8 @@ class Tier(NamedTuple):
     """Where latents go, and a line for each place wanted before that has no room for them.
 
     Attributes:
-        kept_mb: of latents that have no room in the memory of the training device, what of them
-            stays there nevertheless; the others come from this tier.
+        kept_mb: of latents that have no room in the GPU's memory, what of them stays there
+            nevertheless; the others come from this tier.
     """
 
     name: TierName
@@ -95,12 +94,9 @@ def choose_tier(
         free_mb = available_ram_mb() if ram_mb is None else ram_mb
         if check_sufficient_ram(needed_mb, available_mb=free_mb):
             return Tier("ram", tuple(reasons), kept_mb)
-        if device == "cpu" and wanted == "auto" and num_ranks(config) == 1:
-            kept_mb = RAM_SHARE * free_mb
-        where = _instead("reading them from disk instead", kept_mb if device == "cpu" else 0.0)
         reasons.append(
             f"latents of {needed_mb:.0f} MB do not fit into the {free_mb:.0f} MB of available RAM: "
-            f"{where}"
+            "reading them from disk instead"
         )
     return Tier("disk", tuple(reasons), kept_mb)
 
