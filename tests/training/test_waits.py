@@ -51,6 +51,13 @@ def test_the_host_waits_for_no_step(prepared, of_kind):
     assert waits.names == ["_local_scalar_dense"]
 
 
+def test_validation_that_is_stopped_between_two_batches_has_no_score(prepared):
+    config, latents, _ = prepared(evaluation__batch_size=2)
+    step, asked = TrainStep(config), iter([False, True])
+    assert validate(step, latents, config, lambda: next(asked)) is None
+    assert validate(step, latents, config, lambda: False).mean > 0
+
+
 def test_the_host_waits_as_often_for_an_epoch_of_many_steps_and_batches_as_for_one_of_few(prepared):
     found = {}
     for batch in (2, 10):
