@@ -9,10 +9,9 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import pytest
 from ups.config import SPLITS, RunConfig, dump_config, load_config
 from ups.data.sources import Staged, stage
 
-pytest_plugins = ("tests.live", "tests.order", "tests.proxy", "tests.stand_ins")
+pytest_plugins = ("tests.disks", "tests.live", "tests.order", "tests.proxy", "tests.stand_ins")
 
 
 @dataclass(frozen=True)
@@ -325,57 +324,6 @@ def mixed_config(mixed_data: Path, tiny_config) -> Callable[..., RunConfig]:
         return tiny_config(**{**given, **overrides})
 
     return make
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 600 KB, which another process has mounted for itself alone."""
-    folder = tmp_path / "small-disk"
-    folder.mkdir()
-    with _mounted(folder, 'mount -t tmpfs -o size=600k none "$0"') as there:
-        yield there
-
-
-@pytest.fixture
-def open_to_all() -> Iterator[Path]:
-    """A folder that every user may read; pytest's own is closed to all but its user."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest.fixture
-def as_nobody() -> Callable[[], AbstractContextManager[None]]:
-    """`with as_nobody():` in place of root, who may read and write whatever the modes are."""
-
-    @contextmanager
-    def switched() -> Iterator[None]:
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(user)
-
-    return switched
-
-
-@pytest.fixture
-def read_only() -> Iterator[Callable[[Path], Path]]:
-    """`read_only(folder)`: the same on a disk that can only be read, mounted likewise."""
-    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"'
-    with ExitStack() as mounts:
-        yield lambda folder: mounts.enter_context(_mounted(folder, mount))
-
-
-@contextmanager
-def _mounted(folder: Path, mount: str) -> Iterator[Path]:
-    command = ["unshare", "-rm", "sh", "-c", f"{mount} && echo mounted && exec cat", folder]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        if holder.stdout is None or not holder.stdout.readline():
-            pytest.skip("needs the right to mount")
-        yield Path(f"/proc/{holder.pid}/root", *folder.parts[1:])
 
 
 @pytest.fixture

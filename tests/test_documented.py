@@ -17,7 +17,7 @@ OF_CI = ".ci/run"
 RUN = [(test, command) for test, commands in table()["run"].items() for command in commands]
 BY_TESTS = [(test, command) for test, command in RUN if test != OF_CI]
 REASONS = table()["not run"]
-PLUGINS = ("tests/live.py", "tests/proxy.py", "tests/stand_ins.py")
+PLUGINS = ("tests/disks.py", "tests/live.py", "tests/proxy.py", "tests/stand_ins.py")
 Functions = dict[str, ast.AST]
 
 

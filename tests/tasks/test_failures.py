@@ -20,7 +20,7 @@ def logger():
 def log_raised(logger, error, times=2):
     try:
         raise error
-    except Exception as raised:
+    except type(error) as raised:
         for _ in range(times):
             logger.error("Task run failed with exception: %r", raised, exc_info=True)
 
