@@ -71,10 +71,10 @@ def warm_up_device(config: RunConfig) -> TrainStep | None:
 
     Where several processes train, that is for them to do: None; what they come from is warmed up.
     """
-    if (num := local_ranks(config)) > 1:
+    if local_ranks(config) > 1:
         from ups.pipeline.launch import prepare_ranks
 
-        prepare_ranks(num)
+        prepare_ranks(config)
         return None
     with collector_at_rest():
         from ups.training.step import TrainStep

@@ -1,6 +1,8 @@
 """Several processes train as one would; they meet, stop and fail together."""
 
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +17,7 @@ import torch
 
 from tests.machines import start_in, two_namespaces
 from ups.background import Background
+from ups.config import load_config
 from ups.errors import ConfigError, Interrupted, RankError
 from ups.machine import ranks
 from ups.machine.ranks import Place, local_ranks, take_gpu
@@ -54,6 +57,12 @@ def in_ranks(prepared, stage_all):
     return run
 
 
+def weights_of(run_dir):
+    """All of the last checkpoint's model and average, in a row."""
+    record = checkpoint.load(run_dir / "checkpoints/last.pt")
+    return torch.cat([w.flatten() for part in ("model", "ema") for w in record[part].values()])
+
+
 def ranks_alive():
     """Processes that were forked from this one: servers of other tests have other command lines."""
     this = psutil.Process()
@@ -82,6 +91,33 @@ def test_two_ranks_are_one_process_with_two_accumulations_and_take_over_from_eac
     config, latents, mixed = prepared("mixed", **HALVES)
     assert train(config, latents, mixed).resumed_from_step == at_step
     assert_same_weights(whole, mixed)
+
+
+def test_ranks_that_hold_half_of_the_weights_each_go_on_from_one_process_and_it_from_them(
+    prepared, in_ranks, stop_after, caplog
+):
+    clipped = {"training__grad_clip": 0.6}  # some of the steps, by the norm over all ranks
+    config, latents, whole = prepared("whole", **HALVES, **clipped)
+    assert len(latents.train) % 6 == 2, "of the last batch one rank has nothing"
+    alone = train(config, latents, whole)
+    config, latents, mixed = prepared("mixed", **HALVES, **clipped)
+    with pytest.raises(Interrupted):  # in the middle of the first epoch
+        train(config, latents, mixed, stop=stop_after(latents.train, 2))
+    stop = threading.Event()
+    caplog.set_level(logging.INFO)
+    with pytest.raises(Interrupted):
+        in_ranks(
+            "mixed", stop=stop, on_first_epoch=lambda _: stop.set(), training__shard=True, **clipped
+        )
+    half, all_of_it = re.search(r"2 ranks holds (\S+) of (\S+) MB of weights", caplog.text).groups()
+    assert float(half) == pytest.approx(float(all_of_it) / 2, rel=0.1)
+    assert checkpoint.load(mixed / "checkpoints/last.pt")["position"]["step"] > 2
+    config, latents, mixed = prepared("mixed", **HALVES, **clipped)
+    result = train(config, latents, mixed)
+    assert result.num_steps == alone.num_steps
+    first, second = (weights_of(run_dir) for run_dir in (whole, mixed))
+    assert (first - second).norm() < 1e-4 * first.norm()
+    assert result.best_val_nrmse == pytest.approx(alone.best_val_nrmse, rel=1e-5)
 
 
 def test_a_rank_that_is_killed_ends_the_training_with_its_number_and_signal(in_ranks):
@@ -195,6 +231,10 @@ def test_more_ranks_than_a_batch_has_items_or_the_machine_gpus_are_refused(
         tiny_config(training__ranks=7)
     with pytest.raises(ConfigError, match="stream: found on, expected auto or off with training"):
         tiny_config(training__ranks=2, features__stream="on")
+    with pytest.raises(ConfigError, match="compile: found inductor, expected off with training.sh"):
+        tiny_config(training__shard=True, training__compile="inductor")
+    with pytest.raises(ConfigError, match="shard: found true, expected false with operator.kind f"):
+        load_config("smoke_fno", {"training.shard": True})
     monkeypatch.setattr(ranks, "DEVICES", tmp_path)
     for number in range(2):
         (tmp_path / f"nvidia{number}").touch()
@@ -202,8 +242,10 @@ def test_more_ranks_than_a_batch_has_items_or_the_machine_gpus_are_refused(
     (check,) = validate_ranks(tiny_config(training__ranks=3))
     assert check.status == "fault"
     assert "found 3, and this machine has 2 GPUs; expected one for each rank" in check.text
-    (check,) = validate_ranks(tiny_config(training__ranks=2))
+    (check,) = validate_ranks(tiny_config(training__ranks=2, training__shard=True))
     assert check.status == "ok"
+    (check,) = validate_ranks(tiny_config(training__shard=True))
+    assert (check.name, check.status) == ("shard", "warn")
     assert local_ranks(tiny_config(training__ranks="auto")) == 2
     assert local_ranks(tiny_config(training__ranks="auto", training__batch_size=1)) == 1
     assert local_ranks(tiny_config(training__ranks="auto", training__device="cpu")) == 1

@@ -69,6 +69,9 @@ class Training(Model):
     ranks: Positive | Literal["auto"] = Field(
         1, description="processes that share each step's batch; auto: one for each GPU"
     )
+    shard: bool = Field(
+        False, description="ranks hold a part each of weights, gradients and optimizer (FSDP2)"
+    )
     rendezvous_s: FiniteFloat = Field(
         25.0, gt=0, description="seconds that ranks wait for each other before they begin"
     )
@@ -322,6 +325,16 @@ class RunConfig(Model):
             faults.append(
                 f"training.accumulation_steps: found {training.accumulation_steps}, expected 1 "
                 "with training.compile graph, which captures a whole step"
+            )
+        if training.shard and training.compile != "off":
+            faults.append(
+                f"training.compile: found {training.compile}, expected off with training.shard, "
+                "which gathers weights in the middle of a step"
+            )
+        if training.shard and operator.kind == "fno":
+            faults.append(
+                "training.shard: found true, expected false with operator.kind fno, whose weights "
+                "are real and complex: FSDP2 takes those of one type alone"
             )
         if training.ranks != "auto" and training.ranks > training.items_per_step:
             what = "trajectories" if training.pairs_per_step is None else "pairs"

@@ -23,6 +23,7 @@ from ups.latents.cached import Cached
 from ups.latents.key import ENCODED_SPLITS
 from ups.machine.ranks import Place
 from ups.pipeline.phases import build_caches, load_latents, stage_splits
+from ups.pipeline.rank import step_of
 from ups.pipeline.state import sharing_of
 from ups.progress import Show
 from ups.validate.run import require_valid
@@ -68,9 +69,8 @@ def train_as_rank(
         options: of `ups.training.loop.train`.
     """
     from ups.training.loop import train
-    from ups.training.ranked_step import RankedStep
 
-    step = RankedStep(config, ranks)
+    step = step_of(config, ranks)
     result = train(config, latents, run_dir, step=step, ranks=ranks, **options)
     ranks.leave()
     return result

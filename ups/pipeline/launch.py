@@ -65,13 +65,14 @@ def how_to_start(num: int) -> str:
     return "forkserver" if has_gpu_node() or threads_of_rank(num) > 1 else "fork"
 
 
-def prepare_ranks(num: int) -> None:
+def prepare_ranks(config: RunConfig) -> None:
     """Import what the ranks need, beside the downloads, where they will be forked from."""
-    if how_to_start(num) == "fork":
-        for name in (*WARM, "torch.distributed.launcher.api"):
+    warm = [*WARM, "ups.training.sharded_step"] if config.training.shard else WARM
+    if how_to_start(local_ranks(config)) == "fork":
+        for name in (*warm, "torch.distributed.launcher.api"):
             importlib.import_module(name)
     else:
-        forkserver.set_forkserver_preload(WARM)
+        forkserver.set_forkserver_preload(warm)
         forkserver.ensure_running()
 
 

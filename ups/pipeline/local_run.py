@@ -145,7 +145,7 @@ class LocalRun:
                     if self._num_here > 1:
                         from ups.pipeline.launch import prepare_ranks
 
-                        prepare_ranks(self._num_here)
+                        prepare_ranks(config)
                         return None
                     step = TrainStep(config)
                     step.warm_up()

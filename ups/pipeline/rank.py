@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ups.latents.build import CacheEntry
     from ups.latents.loader import Latents
     from ups.training.loop import TrainResult
+    from ups.training.ranked_step import RankedStep
+    from ups.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,6 @@ def _train(job: Job, place: Place, line: _Line) -> TrainResult:
     import torch
 
     from ups.training.loop import train
-    from ups.training.ranked_step import RankedStep
     from ups.training.ranks import Ranks
 
     torch.set_num_threads(threads_of_rank(place.world))
@@ -107,7 +108,7 @@ def _train(job: Job, place: Place, line: _Line) -> TrainResult:
                 job.config,
                 latents,
                 job.run_dir,
-                step=RankedStep(job.config, ranks),
+                step=step_of(job.config, ranks),
                 ranks=ranks,
                 resume=job.resume,
                 on_first_step=lambda at: line.say("first step", at),
@@ -117,6 +118,17 @@ def _train(job: Job, place: Place, line: _Line) -> TrainResult:
         ranks.leave()
         line.say("trace", trace)
     return result
+
+
+def step_of(config: RunConfig, ranks: Ranks) -> RankedStep:
+    """The step that the ranks take together."""
+    if config.training.shard:
+        from ups.training.sharded_step import ShardedStep
+
+        return ShardedStep(config, ranks)
+    from ups.training.ranked_step import RankedStep
+
+    return RankedStep(config, ranks)
 
 
 def threads_of_rank(num: int) -> int:

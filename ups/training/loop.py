@@ -97,7 +97,8 @@ def train(
     if ranks is None:
         position = restore(run_dir, resume, config, latents, step)
     else:
-        position = restore_on_all(ranks, run_dir, resume, config, latents, step)
+        ranked = cast("RankedStep", step)
+        position = restore_on_all(ranks, run_dir, resume, config, latents, ranked)
     resumed_from = position.step
     loop = _Loop(config, latents, run_dir, step, position, stop or threading.Event(), ranks)
 
@@ -151,7 +152,7 @@ class _Loop:
         self._steps: Steps | None = None
         self._notes: list[str] = []
         self._signals = DeferredSignals(patient=ranks is not None)
-        self._saving = Saving(config, latents, run_dir, step, position)
+        self._saving = Saving(config, latents, run_dir, step, position, writes=self._writes)
         self._starts = num_starts(latents.train, config) or 1
         items = len(latents.train) * self._starts
         self.steps_per_epoch = -(-items // step.items_per_step)
@@ -300,7 +301,7 @@ class _Loop:
             write_epochs(self.run_dir, position.history)
         is_due = position.epoch % self.config.checkpoint.every_epochs == 0 or self._is_done()
         if names := [name for name, wanted in ((BEST, is_best), (LAST, is_due)) if wanted]:
-            self._save(*names)
+            self._saving.save(*names)
         epoch, best = f"{position.epoch}/{self.num_epochs}", " (best)" if is_best else ""
         losses = f"train loss {train_loss:.3e}, val rollout nRMSE {val_nrmse:.4f}{best}"
         self._say(logging.INFO, "epoch %s: %s, %.2f s", epoch, losses, trained - started)
@@ -329,7 +330,7 @@ class _Loop:
         arrival, epoch = self.latents.arrival, self.position.epoch + 1
         if arrival is None or arrival.is_settled:
             self._check_loss()
-            self._save(LAST)
+            self._saving.save(LAST)
             self._say(logging.INFO, "stopped in epoch %d; %s resumes", epoch, LAST)
             return
         if self.position.step > self._saving.saved_step:
@@ -337,10 +338,6 @@ class _Loop:
             self._saving.wait()
         what = "stopped in epoch %d before the data were verified; step %d is saved"
         log.info(what, epoch, self._saving.saved_step)
-
-    def _save(self, *names: str) -> None:
-        if self._writes:
-            self._saving.save(*names)
 
     def _say(self, level: int, line: str, *facts: object) -> None:
         """A line in the log; of several ranks from one."""

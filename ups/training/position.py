@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from ups.config import RunConfig
 from ups.data.sources import PROVISIONAL
@@ -21,6 +18,7 @@ from ups.training import checkpoint
 from ups.training.step import TrainStep
 
 if TYPE_CHECKING:
+    from ups.training.ranked_step import RankedStep
     from ups.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -52,7 +50,7 @@ def restore(
     path = run_dir / CHECKPOINTS / UNVERIFIED
     if path.exists():
         try:
-            record = checkpoint.load_unverified(path, step.device, latents.fetches)
+            record = checkpoint.load_unverified(path, step.state_device, latents.fetches)
             _check(path, record, config, latents)
             return _load(path, record, step)
         except (OSError, CheckpointError) as error:
@@ -60,7 +58,7 @@ def restore(
     found = checkpoint_to_resume(run_dir, given)
     if found is None:
         return Position()
-    record = checkpoint.load(found, step.device)
+    record = checkpoint.load(found, step.state_device)
     _wait_for_digests(latents)
     _check(found, record, config, latents)
     is_own = found == run_dir / CHECKPOINTS / LAST
@@ -79,7 +77,7 @@ def restore_on_all(
     given: Path | None,
     config: RunConfig,
     latents: Latents,
-    step: TrainStep,
+    step: RankedStep,
 ) -> Position:
     """The same on several ranks: rank 0 alone reads, and all begin with what it has.
 
@@ -90,20 +88,8 @@ def restore_on_all(
         ranks.tell("position", json.dumps(asdict(position)))
     else:
         position = Position(**json.loads(ranks.hear("position")))
-    ranks.take_from_first(*_tensors(step.state_dict()))
+    step.take_from_first()
     return position
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    """All that are in it, in the same order on all ranks."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for name in state:
-            yield from _tensors(state[name])
-    elif isinstance(state, list):
-        for member in state:
-            yield from _tensors(member)
 
 
 def _wait_for_digests(latents: Latents) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,21 +26,30 @@ class RankedStep(TrainStep):
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        super().__init__(config)
         self.ranks = ranks
+        super().__init__(config)
+        self._flat = self._row_of_gradients()
+        self._loss_here, self._stop_here = self._flat[-2], self._flat[-1]
+        self._wish, self._num_wishes = (torch.zeros((), device=self.device) for _ in range(2))
+        self._answers = _Answers(LAG if self.device == "cuda" else 1)
+
+    def _row_of_gradients(self) -> Tensor:
+        """What is summed in a step: all gradients, the batch's loss, the wishes to stop."""
         live = self.optimizer.parameters
         sizes = [p.numel() * (2 if p.is_complex() else 1) for p in live]
         places = [0]
         for size in sizes:
             places.append(places[-1] + -(-size // ALIGNED) * ALIGNED)
-        self._flat = torch.zeros(places[-1] + 2, device=self.device)
+        row = torch.zeros(places[-1] + 2, device=self.device)
         for p, first, size in zip(live, places, sizes, strict=False):
-            flat = self._flat[first : first + size]
+            flat = row[first : first + size]
             pairs = p.is_complex()
             p.grad = torch.view_as_complex(flat.view(*p.shape, 2)) if pairs else flat.view_as(p)
-        self._loss_here, self._stop_here = self._flat[-2], self._flat[-1]
-        self._wish, self._num_wishes = (torch.zeros((), device=self.device) for _ in range(2))
-        self._answers = _Answers(LAG if self.device == "cuda" else 1)
+        return row
+
+    def take_from_first(self) -> None:
+        """Go on from what rank 0 has loaded."""
+        self.ranks.take_from_first(*tensors_in(self.state_dict()))
 
     def begin_epoch(self, order_M: Tensor, first_batch: int = 0) -> None:
         assert self.feed is not None, "begin comes before begin_epoch"
@@ -80,6 +92,18 @@ class RankedStep(TrainStep):
         self.loss_sum += self._loss_here
         self._num_wishes.copy_(self._stop_here)
         self._loss_here.zero_()
+
+
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """All that are in it, in the same order on all ranks."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for name in state:
+            yield from tensors_in(state[name])
+    elif isinstance(state, list):
+        for member in state:
+            yield from tensors_in(member)
 
 
 class _Answers:

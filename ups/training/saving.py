@@ -39,9 +39,12 @@ class Saving:
         run_dir: Path,
         step: TrainStep,
         position: Position,
+        *,
+        writes: bool,
     ) -> None:
         self._config, self._latents, self._step = config, latents, step
         self._position, self._folder = position, run_dir / CHECKPOINTS
+        self._writes = writes
         self._writing: Background[None] | None = None
         self.saved_step = position.step
         self._save_again_at = time.monotonic() + UNVERIFIED_EVERY_S
@@ -61,7 +64,10 @@ class Saving:
             OSError: this one, or the one before it, could not be written.
         """
         self.wait()
-        taken = checkpoint.snapshot(self._config, self._state(asdict(self._position)))
+        state = self._state(asdict(self._position))  # all ranks have their part of some
+        if not self._writes:
+            return
+        taken = checkpoint.snapshot(self._config, state)
 
         def write() -> None:
             with noted("write a checkpoint", file=", ".join(names)):

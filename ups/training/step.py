@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ups.config import RunConfig
 from ups.latents.datasets import LatentDataset
@@ -43,9 +43,8 @@ class TrainStep:
         limit_torch_threads()
         self.config, self.device = config, training_device(config)
         torch.manual_seed(config.training.seed)
-        self.model = build_operator(config).to(self.device)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self._averages: list[Tensor] = list(self.ema.parameters())
+        self.model = build_operator(config)
+        self.ema, self._averages = self._put_on_device()
         self.loss_sum = torch.zeros((), device=self.device)
         self._loss_here = self.loss_sum  # where a batch's loss is added
         self.schedule = Schedule(config, self.device)
@@ -98,10 +97,20 @@ class TrainStep:
             self._graphs[num].take()
             return
         self.schedule.advance()
+        self._accumulate_batch(self.feed, own, num)
+        self._update()
+
+    def _put_on_device(self) -> tuple[nn.Module, list[Tensor]]:
+        """Put the model on the device; its average, and what of that this process keeps up."""
+        self.model.to(self.device)
+        ema = copy.deepcopy(self.model).requires_grad_(False)
+        return ema, list(ema.parameters())
+
+    def _accumulate_batch(self, feed: Feed, own: int, num: int) -> None:
+        """Add up the gradients of `own` of a step's `num` items."""
         for first in range(0, own, self._micro):
             micro = min(self._micro, own - first)
-            self._accumulate(*self.feed.draw(micro), micro / num)
-        self._update()
+            self._accumulate(*feed.draw(micro), micro / num)
 
     def _own(self, num: int) -> int:
         """How many of a step's items this process takes."""
@@ -157,6 +166,16 @@ class TrainStep:
         """Wait until the device has done what it was given."""
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+    @contextlib.contextmanager
+    def average(self) -> Iterator[nn.Module]:
+        """The averaged model, whole, to predict with."""
+        yield self.ema
+
+    @property
+    def state_device(self) -> str:
+        """Where `load_state_dict` wants the state to be."""
+        return self.device
 
     def state_dict(self) -> dict[str, Any]:
         return {

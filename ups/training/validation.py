@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ups.config import RunConfig
 from ups.latents.loader import Latents
@@ -75,6 +75,18 @@ def validate(
     Raises:
         DataError: a problem's part of val holds nothing but zeros.
     """
+    with step.average() as model:
+        return _validate(model, step, latents, config, is_stopped, ranks)
+
+
+def _validate(
+    model: nn.Module,
+    step: TrainStep,
+    latents: Latents,
+    config: RunConfig,
+    is_stopped: Callable[[], bool],
+    ranks: Ranks | None,
+) -> Val | None:
     data, val = latents.val, Val()
     for problem, places in latents.val_ranges.items():
         at_once = batch_size(config, data.num_frames, step.device)
@@ -92,7 +104,7 @@ def validate(
                 found_2N[0, -1] = 1
                 break
             first = number * at_once
-            batch_2B = torch.stack(_errors(step, latents, config, index_B))
+            batch_2B = torch.stack(_errors(model, step, latents, config, index_B))
             found_2N[:, first : first + len(index_B)] = batch_2B
         if ranks is not None:
             ranks.sum(found_2N)
@@ -115,7 +127,7 @@ def validate(
 
 
 def _errors(
-    step: TrainStep, latents: Latents, config: RunConfig, index_B: Tensor
+    model: nn.Module, step: TrainStep, latents: Latents, config: RunConfig, index_B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(B,) twice: the nRMSE of each trajectory, and its frames that are zero, which have none."""
     data, given = latents.val, config.given_frames
@@ -123,7 +135,7 @@ def _errors(
     condition_BC = data.condition_NC[index_B].to(step.device)
     with torch.autocast(step.device, torch.bfloat16, enabled=step.bf16):
         start_BHKD = z_BTKD[:, given - config.operator.history : given]
-        predicted = rollout(step.ema, start_BHKD, condition_BC, z_BTKD.shape[1] - given)
+        predicted = rollout(model, start_BHKD, condition_BC, z_BTKD.shape[1] - given)
     target = z_BTKD[:, given:].flatten(2)
     error = (predicted.flatten(2) - target).norm(dim=-1)
     zero_BT = is_zero(target, LEAST * target.shape[-1] ** 0.5)

@@ -70,9 +70,17 @@ def validate_device(config: RunConfig) -> tuple[list[Check], str]:
 def validate_ranks(config: RunConfig) -> list[Check]:
     """Compare the ranks that the run starts with the GPUs of this machine."""
     checks, wanted = Checks("device"), config.training.ranks
-    if Place.of_environment() is not None or wanted == 1:
+    if Place.of_environment() is not None:
         return checks
     num, gpus = local_ranks(config), num_gpus()
+    if config.training.shard and num == 1:
+        checks.warn(
+            "shard",
+            "training.shard: found true, and one process trains, which holds all weights; expected "
+            "several: raise training.ranks",
+        )
+    if wanted == 1:
+        return checks
     on_gpu = config.training.device != "cpu" and gpus > 0
     if on_gpu and num > gpus:
         noun = "GPU" if gpus == 1 else "GPUs"
