@@ -105,3 +105,21 @@ def test_the_first_trajectory_whose_errors_are_not_finite_is_known():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ShapeError, match=r"expected the same \(B, T, X\)"):
         Metrics().update(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
+
+
+def test_what_batches_have_collected_adds_up_to_what_one_collects_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.randn((2, num, 3, X), generator=generator) for num in (4, 1, 3)]
+    whole, added = Metrics(), Metrics()
+    for pred, target in pairs:
+        target[0, 0] = 0
+        whole.update(pred, target)
+        of_batch = Metrics()
+        of_batch.update(pred, target)
+        added.add(of_batch)
+    assert added.result() == whole.result()
+    pairs[2][0][1] = math.nan
+    of_batch = Metrics()
+    of_batch.update(*pairs[2])
+    added.add(of_batch)
+    assert (whole.first_not_finite(), added.first_not_finite()) == (None, 9)

@@ -6,30 +6,29 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ups.config import Model, ProblemConfig, RunConfig
-from ups.data.sources import Staged, open_file
+from ups.data.sources import Staged
 from ups.errors import TrainingDiverged
 from ups.files import write_json
 from ups.latents.encode import PatchEncoder
 from ups.machine.devices import limit_torch_threads, training_device
 from ups.models.build import build_operator
-from ups.models.conditioning import conditioning
 from ups.progress import Progress
 from ups.runs.metrics import add_to_summary
 from ups.training import checkpoint
-from ups.training.metrics import Metrics, is_zero, note_zeros, nrmse_over_time
-from ups.training.step import rollout, windows
+from ups.training.metrics import Metrics, note_zeros
+from ups.training.scored_batch import Places, ScoredBatch, score_batches
 
 log = logging.getLogger(__name__)
 
-Places = list[tuple[Path, int]]  # of each trajectory: its file, and its row there
 SCORES = "scores.json"
 KINDS = ("rollout", "one_step", "persistence_rollout", "persistence_one_step")
 PERCENTILES = {"median": 0.5, "p90": 0.9}
@@ -121,6 +120,37 @@ class Scores(Model):
         )
 
 
+@dataclass(slots=True)
+class Scorer:
+    """A trained model, and problem → the encoder of its latents, on the device."""
+
+    model: Any
+    encoders: dict[str, PatchEncoder]
+
+    @classmethod
+    def of_checkpoint(
+        cls, config: RunConfig, path: Path, encoders: Mapping[str, PatchEncoder]
+    ) -> Self:
+        """The averaged model of a checkpoint.
+
+        Args:
+            encoders: problem → its encoder, for a checkpoint that does not hold the one that it
+                was trained with.
+        """
+        device = training_device(config)
+        record = checkpoint.load(path, device)
+        model = build_operator(config).to(device)
+        model.load_state_dict(record["ema"])
+        model.eval()
+        of_problems = {}
+        for problem in config.data.problems:
+            encoder = encoders[problem.name]
+            if of_problem := record.get("trained_on", {}).get(problem.name):
+                encoder = PatchEncoder.from_manifest(of_problem["encoder"])
+            of_problems[problem.name] = encoder.to(device)
+        return cls(model, of_problems)
+
+
 def evaluate(
     config: RunConfig,
     checkpoint_path: Path,
@@ -141,20 +171,18 @@ def evaluate(
         DataError: the test split holds nothing but zeros, or values that are not finite.
     """
     limit_torch_threads()
-    device = training_device(config)
-    record = checkpoint.load(checkpoint_path, device)
-    model = build_operator(config).to(device)
-    model.load_state_dict(record["ema"])
-    model.eval()
+    scorer = Scorer.of_checkpoint(config, checkpoint_path, encoders)
     of_problems, by_problem = {}, config.by_problem()
     for name, own_config in by_problem.items():
-        picture = picture_of(run_dir, name, by_problem)
-        encoder, equations = encoders[name], config.data.equations
-        if of_problem := record.get("trained_on", {}).get(name):
-            encoder = PatchEncoder.from_manifest(of_problem["encoder"])
+        picture, encoder = picture_of(run_dir, name, by_problem), scorer.encoders[name]
         of_problems[name] = score_problem(
-            own_config, equations, model, test[name], encoder.to(device), picture
+            own_config, config.data.equations, scorer.model, test[name], encoder, picture
         )
+    return leave_scores(of_problems, run_dir)
+
+
+def leave_scores(of_problems: dict[str, Scores], run_dir: Path) -> Scores:
+    """Write the scores of a run's problems into its folder, and say them."""
     scores = Scores.together(of_problems)
     scores.save(run_dir)
     add_to_summary(run_dir, scores.metrics())
@@ -171,7 +199,6 @@ def picture_of(folder: Path, name: str, problems: Collection[str]) -> Path:
     return folder / ("prediction.png" if len(problems) == 1 else f"prediction-{name}.png")
 
 
-@torch.no_grad()
 def score_problem(
     config: ProblemConfig,
     equations: Sequence[str],
@@ -184,64 +211,72 @@ def score_problem(
     """Scores on the test split of one problem, and its picture.
 
     Args:
-        equations: of the whole run, which the model is told apart by.
+        equations, progress: see `score_batches`.
         picture: where it goes; none is drawn without, or of no examples.
-        progress: takes trajectories done, and in all of the file that is being read.
     """
-    stride, given, device = config.training.time_stride, config.given_frames, encoder.device
-    picture = picture if config.evaluation.num_examples else None
-    totals: dict[str, Metrics] = defaultdict(Metrics)
-    errors: list[Tensor] = []
-    zeros: list[Tensor] = []
-    places: Places = []
-    examples: list[tuple[Tensor, Tensor]] = []
-    of_batches: list[dict[str, float]] = []
-    step_dt = 0.0
-    for source in test:
-        with open_file(config, source.path, source.rows) as reader:
-            step_dt = reader.dt * stride
-            for first in range(0, reader.num_trajectories, config.evaluation.batch_size):
-                end = min(first + config.evaluation.batch_size, reader.num_trajectories)
-                frames = reader.read(first, end)
-                reader.check_finite(frames, first)
-                u_BTX = torch.from_numpy(frames[:, ::stride]).to(device)
-                parameter_B = torch.full((len(u_BTX),), reader.parameter, device=device)
-                condition_BC = conditioning(equations, reader.equation.name, parameter_B, step_dt)
-                predicted = _predict(config, model, encoder, u_BTX, condition_BC)
-                for name, (pred, target) in predicted.items():
-                    totals[name].update(pred, target)
-                pred, target = predicted["rollout"]
-                of_batch = Metrics()
-                of_batch.update(torch.cat([u_BTX[:, :given], pred], 1), u_BTX)
-                of_batches.append(of_batch.result())
-                errors.append(nrmse_over_time(pred, target).cpu())
-                zeros.append(is_zero(target).sum(1).cpu())
-                wanted = config.evaluation.num_examples - len(examples)
-                examples += zip(target[:wanted].cpu(), pred[:wanted].cpu(), strict=True)
-                row = first + (source.rows[0] if source.rows else 0)
-                places += [(source.path, row + i) for i in range(len(u_BTX))]
-                progress(end, reader.num_trajectories)
-    where = f"test of {config.problem.name}"
-    if note := note_zeros(where, torch.cat(zeros), target.shape[1], lambda i: _place(places[i])):
-        log.warning("%s", note)
-    means = {name: metrics.result() for name, metrics in totals.items()}
-    for name, metrics in totals.items():
-        _check_finite(where, name, means[name], metrics.first_not_finite(), places)
-    errors_NT = torch.cat(errors)
-    if picture is not None:
-        from ups.training.pictures import draw_prediction
+    errors = SplitErrors(config)
+    for _, batch in score_batches(config, equations, model, test, encoder, progress=progress):
+        errors.add(batch)
+    return errors.scores(picture)
 
-        draw_prediction(picture, examples, errors_NT.numpy(), step_dt, given)
-    return Scores(
-        num_trajectories=len(places),
-        step_dt=step_dt,
-        **{kind: means[kind] for kind in KINDS},
-        reconstruction_nrmse=means["reconstruction"]["nRMSE"],
-        picture=picture,
-        rollout_spread=_spread(errors_NT.nanmean(1)),
-        rollout_over_time=_over_time(errors_NT, step_dt, given),
-        pdebench={name: _mean([of[name] for of in of_batches]) for name in of_batches[0]},
-    )
+
+class SplitErrors:
+    """What the batches of a problem's test split came to, added up in their order."""
+
+    def __init__(self, config: ProblemConfig) -> None:
+        self._config = config
+        self._totals: dict[str, Metrics] = defaultdict(Metrics)
+        self._of_batches: list[dict[str, float]] = []
+        self._errors: list[Tensor] = []
+        self._zeros: list[Tensor] = []
+        self._examples: list[tuple[Tensor, Tensor]] = []
+        self._places: Places = []
+        self._step_dt = 0.0
+
+    def add(self, batch: ScoredBatch) -> None:
+        """Add the next one."""
+        for name, metrics in batch.totals.items():
+            self._totals[name].add(metrics)
+        self._of_batches.append(batch.pdebench)
+        self._errors.append(batch.errors_BT)
+        self._zeros.append(batch.zeros_B)
+        self._examples += batch.examples
+        self._places += batch.places
+        self._step_dt = batch.step_dt
+
+    def scores(self, picture: Path | None) -> Scores:
+        """The scores of all of them.
+
+        Args:
+            picture: where it goes; none is drawn without, or of no examples.
+        Raises:
+            TrainingDiverged: a score is not finite.
+            DataError: all of it is zero.
+        """
+        config, given, places = self._config, self._config.given_frames, self._places
+        picture = picture if config.evaluation.num_examples else None
+        where, errors_NT = f"test of {config.problem.name}", torch.cat(self._errors)
+        zeros_N = torch.cat(self._zeros)
+        if note := note_zeros(where, zeros_N, errors_NT.shape[1], lambda i: _place(places[i])):
+            log.warning("%s", note)
+        means = {name: metrics.result() for name, metrics in self._totals.items()}
+        for name, metrics in self._totals.items():
+            _check_finite(where, name, means[name], metrics.first_not_finite(), places)
+        if picture is not None:
+            from ups.training.pictures import draw_prediction
+
+            draw_prediction(picture, self._examples, errors_NT.numpy(), self._step_dt, given)
+        of_batches = self._of_batches
+        return Scores(
+            num_trajectories=len(places),
+            step_dt=self._step_dt,
+            **{kind: means[kind] for kind in KINDS},
+            reconstruction_nrmse=means["reconstruction"]["nRMSE"],
+            picture=picture,
+            rollout_spread=_spread(errors_NT.nanmean(1)),
+            rollout_over_time=_over_time(errors_NT, self._step_dt, given),
+            pdebench={name: _mean([of[name] for of in of_batches]) for name in of_batches[0]},
+        )
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -289,23 +324,3 @@ def _check_finite(
 def _place(place: tuple[Path, int]) -> str:
     path, row = place
     return f"trajectory {row} of {path}"
-
-
-def _predict(
-    config: RunConfig, model: Any, encoder: PatchEncoder, u_BTX: Tensor, condition_BC: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """(prediction, target) pairs, each (B, T - given, X), of the frames after the given ones."""
-    history, given = config.operator.history, config.given_frames
-    z_BTKD = encoder.encode(u_BTX)
-    target = u_BTX[:, given:]
-    num_steps = target.shape[1]
-    rolled = rollout(model, z_BTKD[:, given - history : given], condition_BC, num_steps)
-    before = windows(z_BTKD[:, given - history : -1], history)
-    stepped = model(before, condition_BC.repeat_interleave(num_steps, 0))
-    return {
-        "rollout": (encoder.decode(rolled), target),
-        "one_step": (encoder.decode(stepped).view_as(target), target),
-        "persistence_rollout": (u_BTX[:, given - 1 : given].expand_as(target), target),
-        "persistence_one_step": (u_BTX[:, given - 1 : -1], target),
-        "reconstruction": (encoder.decode(z_BTKD[:, given:]), target),
-    }

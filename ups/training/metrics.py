@@ -67,19 +67,39 @@ class Metrics:
         self._add("cRMSE", error.mean(-1).square().sum(0))
         self._add("fRMSE", spectrum.square().sum(0))
 
+    def add(self, other: Metrics) -> None:
+        """Add what another has collected: in the order of the batches, as one would, to the bit.
+
+        What both hold is on one device.
+        """
+        self._num += other._num
+        self._num_frames += other._num_frames
+        self._num_zero = self._num_zero.to(other._num_zero.device) + other._num_zero
+        self._worst += other._worst
+        self._max_T = torch.maximum(self._max_T.to(other._max_T.device), other._max_T)
+        for name, value in other._sums.items():
+            self._add(name, value)
+
+    def to_host(self) -> None:
+        """Bring what is collected into the memory of the CPU."""
+        self._num_zero, self._max_T = self._num_zero.cpu(), self._max_T.cpu()
+        self._worst = [worst.cpu() for worst in self._worst]
+        self._sums = {name: value.cpu() for name, value in self._sums.items()}
+
     def result(self) -> dict[str, float]:
         """PDEBench's names → field units; nRMSE dimensionless. Fourier amplitudes are over X.
 
         The conserved quantity is the mean of u over X; the boundary is its first and last point.
         nRMSE is NaN where every target is zero; a band that the grid does not have is left out.
+        The means are taken on the CPU: wherever the errors come from, it rounds alike.
         """
-        means = {name: total / self._num for name, total in self._sums.items()}
+        means = {name: total.cpu() / self._num for name, total in self._sums.items()}
         modes_TK = means["fRMSE"].sqrt()
         values = {
             "RMSE": means["RMSE"],
             "nRMSE": means["nRMSE"],
             "cRMSE": means["cRMSE"].sqrt(),
-            "max": self._max_T,
+            "max": self._max_T.cpu(),
             "bRMSE": means["bRMSE"],
             "fRMSE_low": modes_TK[:, :LOW_END],
             "fRMSE_mid": modes_TK[:, LOW_END:MID_END],
