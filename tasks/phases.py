@@ -229,7 +229,10 @@ def evaluate(
     encoders: Mapping[str, PatchEncoder],
     run_dir: Path,
 ) -> Scores:
-    """Score the checkpoint that val chose on the test split."""
-    from ups.training.evaluate import evaluate as score
+    """Score the checkpoint that val chose on the test split.
+
+    The flow calls it directly, as it does the training: both may start processes.
+    """
+    from ups.pipeline.scoring import evaluate as score
 
     return score(config, checkpoint, test, encoders, run_dir)

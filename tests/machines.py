@@ -78,6 +78,13 @@ def train_alone(config: Path) -> None:
     subprocess.run([*UPS, "train", config, "--run-id", "alone"], cwd=PROJECT_DIR, check=True)
 
 
+def ranks_alive() -> list[psutil.Process]:
+    """Processes that were forked from this one: servers of other tests have other command lines."""
+    this = psutil.Process()
+    alive = [p for p in this.children(recursive=True) if p.status() != "zombie"]
+    return [p for p in alive if p.cmdline() == this.cmdline()]
+
+
 @contextmanager
 def two_namespaces() -> Iterator[list[str]]:
     """Their names; rank 0's has the address 10.77.0.1, both a name of the host that leads nowhere.

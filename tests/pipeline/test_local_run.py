@@ -100,5 +100,8 @@ def test_train_in_two_ranks_says_when_they_were_there(tiny_config, tmp_path):
     run = read_run(run_dir)
     assert run.breakdown.waited_for.keys() >= {"ranks", "rendezvous", "first step"}
     assert run.summary().num_epochs == 2
-    assert "epoch 2/2: train loss" in (run_dir / "run.log").read_text()
+    log = (run_dir / "run.log").read_text()
+    assert "epoch 2/2: train loss" in log
+    assert "scoring in 2 ranks" in log
+    assert "test/nrmse_rollout" in run.metrics
     assert '"epoch 2"' in (run_dir / "trace.json").read_text()

@@ -11,11 +11,10 @@ import threading
 import time
 from contextlib import ExitStack
 
-import psutil
 import pytest
 import torch
 
-from tests.machines import start_in, two_namespaces
+from tests.machines import ranks_alive, start_in, two_namespaces
 from ups.background import Background
 from ups.config import load_config
 from ups.errors import ConfigError, Interrupted, RankError
@@ -61,13 +60,6 @@ def weights_of(run_dir):
     """All of the last checkpoint's model and average, in a row."""
     record = checkpoint.load(run_dir / "checkpoints/last.pt")
     return torch.cat([w.flatten() for part in ("model", "ema") for w in record[part].values()])
-
-
-def ranks_alive():
-    """Processes that were forked from this one: servers of other tests have other command lines."""
-    this = psutil.Process()
-    alive = [p for p in this.children(recursive=True) if p.status() != "zombie"]
-    return [p for p in alive if p.cmdline() == this.cmdline()]
 
 
 def test_two_ranks_are_one_process_with_two_accumulations_and_take_over_from_each_other(

@@ -61,6 +61,11 @@ def num_ranks(config: RunConfig) -> int:
     return local_ranks(config) if place is None else place.world
 
 
+def ranks_to_start(config: RunConfig) -> int:
+    """Processes that train for this one; 1, itself, also where a launcher has started others."""
+    return local_ranks(config) if Place.of_environment() is None else 1
+
+
 def local_ranks(config: RunConfig) -> int:
     """Processes that a run starts on this machine; auto: one for each GPU, as far as a batch goes.
 

@@ -11,30 +11,29 @@ import importlib
 import logging
 import math
 import os
-import queue
 import secrets
 import signal
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ups.background import Background
 from ups.config import RunConfig
 from ups.data.sources import Staged
-from ups.errors import Interrupted, RankError, UpsError
+from ups.errors import Interrupted
 from ups.latents.key import ENCODED_SPLITS
 from ups.machine.devices import has_gpu_node
 from ups.machine.processes import DeferredSignals
 from ups.machine.ranks import local_ranks
-from ups.pipeline.rank import Job, Word, run_rank, threads_of_rank
+from ups.pipeline.exchange import Exchange, Said
+from ups.pipeline.rank import Job, Training, Work, run_rank, threads_of_rank
 from ups.pipeline.state import RunState
 from ups.progress import Progress
 from ups.trace import note_all_of
@@ -49,10 +48,14 @@ log = logging.getLogger(__name__)
 MONITOR_S = 0.1
 SHUTDOWN_S = 5  # that ranks have to end after one of them failed
 STOP_S = 20.0  # that they have to stop and save, before they are killed
-WARM = ["ups.pipeline.rank", "ups.training.loop", "ups.training.ranked_step"]
+WARM = [
+    "ups.pipeline.rank",
+    "ups.training.evaluate",
+    "ups.training.loop",
+    "ups.training.ranked_step",
+]
 # What these say at length is said here in a line.
 QUIET = ["torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"]
-ENDS = ("result", "stopped", "failed")
 OF_AGENT = "TORCHELASTIC_SIGNALS_TO_HANDLE"  # which it leaves in the environment
 
 
@@ -119,25 +122,67 @@ def train_in_ranks(
         RankError: one was killed, or could not be started.
         Interrupted: `stop` was set. Otherwise what `train` raises, from the rank that failed.
     """
-    num = ranks.num
+    num, joined = ranks.num, dict[int, float]()
+    first_epochs: dict[int, TrainResult] = {}
+    shared = latents if how_to_start(num) == "fork" and latents.tier != "on demand" else None
+
+    def note_joined(rank: int, at: float) -> None:
+        joined[rank] = at
+        if len(joined) == num:
+            ranks.on_start(max(said.started), max(joined.values()))
+
+    def note_first_epoch(rank: int, result: TrainResult) -> None:
+        first_epochs[rank] = result
+        if len(first_epochs) == num:
+            on_first_epoch(_of_slowest(first_epochs))
+
+    said = Said(
+        num,
+        {
+            "joined": note_joined,
+            "first step": _of_first(on_first_step),
+            "first epoch": note_first_epoch,
+            "progress": _of_first(lambda value: progress(*value)),
+            "trace": _of_first(note_all_of),
+        },
+    )
+    log.info("training in %d ranks (%s)", num, how_to_start(num))
+    work = Training(config, run_dir, resume, ranks.sources, ranks.entries, shared)
+    run_ranks(work, num, said, stop, "training was stopped; a retry resumes it")
+    return _of_slowest(said.results)
+
+
+def _of_first(take: Callable[[Any], None]) -> Callable[[int, Any], None]:
+    """Of what all ranks say, pass on what rank 0 does."""
+    return lambda rank, value: take(value) if rank == 0 else None
+
+
+def _of_slowest(results: Mapping[int, TrainResult]) -> TrainResult:
+    """What rank 0 came to; the times at which a device began and waited are the most idle one's."""
+    epochs = [result.first_epoch for result in results.values() if result.first_epoch is not None]
+    times = {
+        "first_epoch": (max(e[0] for e in epochs), max(e[1] for e in epochs)) if epochs else None,
+        "waited_s": max(result.waited_s for result in results.values()),
+    }
+    return results[0].model_copy(update=times)
+
+
+def run_ranks(work: Work, num: int, said: Said, stop: threading.Event | None, stopped: str) -> None:
+    """Have so many processes of this machine do something, and hear what they say, until they end.
+
+    Args:
+        work: what each does; it knows which of them it is.
+        stopped: what to say where `stop`, or a signal, has stopped them.
+    Raises:
+        RankError: one was killed, or could not be started.
+        Interrupted: they were stopped. Otherwise what one of them failed with.
+    """
     method, key = how_to_start(num), secrets.token_bytes(16)
     forks = method == "fork"
-    log.info("training in %d ranks (%s)", num, method)
-    with _Exchange(key) as exchange, DeferredSignals() as signals, ExitStack() as starting:
+    with Exchange(key) as exchange, DeferredSignals() as signals, ExitStack() as starting:
         starting.enter_context(_collector_off() if forks else _without_main())
-        job = Job(
-            config,
-            run_dir,
-            resume,
-            ranks.sources,
-            ranks.entries,
-            latents if forks and latents.tier != "on demand" else None,
-            exchange.address,
-            key,
-            os.getpid() if forks else None,
-        )
+        job = Job(work, exchange.address, key, os.getpid() if forks else None)
         agent = Background(lambda: _launch(job, num, method), "elastic agent")
-        said = _Said(num, ranks.on_start, on_first_step, on_first_epoch, progress)
         told: set[int] = set()
         give_up_at = math.inf
         try:
@@ -161,8 +206,8 @@ def train_in_ranks(
         finally:
             os.environ.pop(OF_AGENT, None)
     if told and not said.is_complete:  # no handler of the signal, delivered above, has raised
-        raise Interrupted("training was stopped; a retry resumes it")
-    return said.result(agent.error())
+        raise Interrupted(stopped)
+    said.require_all(agent.error())
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -221,131 +266,3 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-class _Exchange:
-    """Where the ranks of this machine say how it goes: a socket without a file."""
-
-    def __init__(self, key: bytes) -> None:
-        self.address = f"\0ups-ranks-{os.getpid()}-{secrets.token_hex(4)}"
-        self._listener = Listener(self.address, "AF_UNIX", authkey=key)
-        self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
-        self._readers: list[Background[None]] = []
-
-    def __enter__(self) -> _Exchange:
-        self._accepting = Background(self._accept, "listen to the ranks")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def words(self, wait_s: float) -> Iterator[Word]:
-        """What was said; waits so long for the first. Without a wait, all that will be."""
-        if wait_s == 0:
-            for reader in self._readers:
-                reader.is_done(SHUTDOWN_S)
-        with suppress(queue.Empty):
-            if wait_s:
-                yield self._words.get(timeout=wait_s)
-            while True:
-                yield self._words.get_nowait()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # it is closed
-            while True:
-                connection = self._listener.accept()
-                self._readers.append(
-                    Background(lambda c=connection: self._read(c), "listen to a rank")  # type: ignore[misc]
-                )
-
-    def _read(self, connection: Connection) -> None:
-        with suppress(EOFError, OSError):  # it has ended
-            while True:
-                self._words.put(connection.recv())
-
-
-class _Said:
-    """What the ranks have said so far; passes on what others want to know."""
-
-    def __init__(
-        self,
-        num: int,
-        on_start: Callable[[float, float], None],
-        on_first_step: Callable[[float], None],
-        on_first_epoch: Callable[[TrainResult], None],
-        progress: Progress,
-    ) -> None:
-        self.pids: dict[int, int] = {}
-        self._num, self._on_start = num, on_start
-        self._pass_on: dict[str, Callable[[Any], None]] = {
-            "first step": on_first_step,
-            "first epoch": on_first_epoch,
-            "progress": lambda value: progress(*value),
-            "trace": note_all_of,
-        }
-        self._started: list[float] = []
-        self._joined: list[float] = []
-        self._results: dict[int, TrainResult] = {}
-        self._errors: list[BaseException] = []
-        self._ended: set[int] = set()
-
-    def take(self, words: Iterator[Word]) -> None:
-        for rank, what, value in words:
-            if what in ENDS:
-                self._ended.add(rank)
-            if what == "log":
-                name, level, text = value
-                logging.getLogger(name).log(level, "%s%s", f"rank {rank}: " if rank else "", text)
-            elif what == "started":
-                self.pids[rank], started_at = value
-                self._started.append(started_at)
-            elif what == "joined":
-                self._joined.append(value)
-                if len(self._joined) == self._num:
-                    self._on_start(max(self._started), max(self._joined))
-            elif what == "failed":
-                self._errors.append(value)
-            elif what == "result":
-                self._results[rank] = value
-            elif what in self._pass_on and rank == 0:
-                self._pass_on[what](value)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all have ended as they should."""
-        return len(self._results) == self._num
-
-    def result(self, error: BaseException | None) -> TrainResult:
-        """What rank 0 came to; raises what the ranks ended with, the cause before its echoes."""
-        if error is None:
-            return self._results[0]
-        raised = [e for e in self._errors if not getattr(e, "is_echo", False)]
-        if raised:
-            raise min(raised, key=lambda e: not isinstance(e, UpsError))
-        silent = self.pids.keys() - self._ended
-        if self._errors and not silent:
-            raise self._errors[0]
-        raise _explain(error, silent) from None
-
-
-def _explain(error: BaseException, silent: Set[int]) -> BaseException:
-    """A rank that ended without a word, in one line.
-
-    Args:
-        silent: those that have not said how they ended.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    if not isinstance(error, ChildFailedError):
-        return error
-    rank, failure = error.get_first_failure()
-    if failure.exitcode >= 0:
-        what = f"rank {min(silent, default=rank)} ended without a word"
-        return RankError(f"{what}; the others were stopped. See the log, and start again")
-    name = signal.Signals(-failure.exitcode).name
-    remedy = "the system may have run out of memory: see dmesg, " if name == "SIGKILL" else ""
-    return RankError(
-        f"rank {rank} (process {failure.pid}) was ended by {name}; the others were stopped. "
-        f"{remedy[:1].upper() + remedy[1:]}{'and s' if remedy else 'S'}tart again: it resumes from "
-        "the last checkpoint"
-    )

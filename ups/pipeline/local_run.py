@@ -22,7 +22,7 @@ from ups.latents.scouted import Scouted
 from ups.machine.cuda_context import make_context_beside
 from ups.machine.devices import check_compile
 from ups.machine.processes import process_started_at
-from ups.machine.ranks import Place, local_ranks
+from ups.machine.ranks import Place, ranks_to_start
 from ups.machine.torch_import import collector_at_rest
 from ups.pipeline.overhead import break_down, leave, leave_trace
 from ups.pipeline.phases import (
@@ -32,6 +32,7 @@ from ups.pipeline.phases import (
     push_entries,
     stage_splits,
 )
+from ups.pipeline.scoring import evaluate
 from ups.pipeline.state import RunState, running, scores_of_complete_run, sharing_of
 from ups.pipeline.timeline import Timeline
 from ups.progress import Show
@@ -80,7 +81,7 @@ class LocalRun:
         """
         self._started_at = process_started_at()
         self._place = Place.of_environment()
-        self._num_here = 1 if self._place else local_ranks(config)
+        self._num_here = ranks_to_start(config)
         if config.training.device != "cpu" and self._place is None and self._num_here == 1:
             make_context_beside()
         self._timeline, self._resume = Timeline(), resume
@@ -134,7 +135,7 @@ class LocalRun:
 
             looking = Background(open_and_look, "look what there is to stream")
             with phase("warm-up"), collector_at_rest():
-                from ups.training.evaluate import evaluate
+                import ups.training.evaluate  # noqa: F401 (what is imported here is there later)
                 from ups.training.loop import train
                 from ups.training.step import TrainStep
 

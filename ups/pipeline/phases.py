@@ -16,7 +16,7 @@ from ups.config import Problem, ProblemConfig, RunConfig, Split
 from ups.data.sources import Staged, stage
 from ups.errors import UpsError
 from ups.machine.devices import encoding_device, limit_torch_threads, training_device
-from ups.machine.ranks import Place, local_ranks
+from ups.machine.ranks import ranks_to_start
 from ups.progress import Progress, Show
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def load_latents(
 
     limit_torch_threads()
     device = training_device(config)
-    if device == "cuda" and Place.of_environment() is None and local_ranks(config) > 1:
+    if device == "cuda" and ranks_to_start(config) > 1:
         # The ranks that come of this process load them; it keeps hold of the entries.
         device, features = "cpu", config.features.model_copy(update={"preload": "disk"})
         config = config.model_copy(update={"features": features})

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Client
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from ups.config import RunConfig
 from ups.data.sources import Staged
 from ups.errors import Interrupted, RankError, UpsError
 from ups.machine.cgroup import num_cores
 from ups.machine.processes import process_started_at
-from ups.machine.ranks import Place
+from ups.machine.ranks import Place, take_gpu
 from ups.pipeline.phases import load_latents
 from ups.trace import Trace
 
@@ -38,30 +38,41 @@ log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 
 
-@dataclass(slots=True)
-class Job:
+class Work(Protocol):
     """What a rank is to do.
 
     Attributes:
-        latents: of the process that it was forked from; None: it loads them.
-        sources, entries: problem → what they are loaded from.
+        stops_together: whether the ranks agree on when to stop.
+    """
+
+    stops_together: ClassVar[bool]
+
+    def __call__(self, place: Place, line: Line) -> Any:
+        """Do it, and return what it came to.
+
+        Args:
+            place: which of them this process is.
+            line: where it says how it goes.
+        """
+
+
+@dataclass(slots=True)
+class Job:
+    """What a rank is started with.
+
+    Attributes:
         address, key: where it says how it goes.
         parent: the process that forked it; None where another one did.
     """
 
-    config: RunConfig
-    run_dir: Path
-    resume: Path | None
-    sources: Mapping[str, Mapping[str, Sequence[Staged]]]
-    entries: Mapping[str, CacheEntry] | None
-    latents: Latents | None
+    work: Work
     address: str
     key: bytes
     parent: int | None
 
 
 class Word(NamedTuple):
-    """What a rank says: `started`, `joined`, `log`, `step`, `epoch`, `first step`, …"""
+    """What a rank says: `started`, `joined`, `log`, `progress`, `first step`, `batch`, …"""
 
     rank: int
     what: str
@@ -69,17 +80,19 @@ class Word(NamedTuple):
 
 
 def run_rank(job: Job) -> None:
-    """Train as one of the ranks, in a process of its own, which ends with the run's process."""
+    """Be one of the ranks, in a process of its own, which ends with the run's process."""
     place = Place.of_environment()
     assert place is not None, "the launcher says which rank this is"
     _settle(job)
-    line = _Line(job, place)
+    line = Line(job, place)
     line.say("started", (os.getpid(), process_started_at()))
     try:
-        result = _train(job, place, line)
+        result = job.work(place, line)
     except Interrupted as stop:
         line.say("stopped", None)
-        if isinstance(stop.__context__, RankError):  # stopped by the launcher: another one failed
+        # A rank that ends well is kept by the launcher until the others do; and it stops those that
+        # are left when another one failed.
+        if not job.work.stops_together or isinstance(stop.__context__, RankError):
             raise SystemExit(1) from stop
     except BaseException as error:  # whatever it is, the run has to know; and the launcher
         line.say("failed", _portable(error, place))
@@ -88,36 +101,95 @@ def run_rank(job: Job) -> None:
         line.say("result", result)
 
 
-def _train(job: Job, place: Place, line: _Line) -> TrainResult:
-    import torch
+@dataclass(slots=True)
+class Training:
+    """To train as one of the ranks.
 
-    from ups.training.loop import train
-    from ups.training.ranks import Ranks
+    Attributes:
+        latents: of the process that it was forked from; None: it loads them.
+        sources, entries: problem → what they are loaded from.
+    """
 
-    torch.set_num_threads(threads_of_rank(place.world))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    ranks = Ranks.join(job.config, place)
-    line.say("joined", time.time())
-    with ranks.failing_together():
-        latents = job.latents
-        if latents is None:
-            latents = load_latents(job.config, job.sources, job.entries)
-        trace = Trace()
-        with trace.opened():
-            result = train(
-                job.config,
-                latents,
-                job.run_dir,
-                step=step_of(job.config, ranks),
-                ranks=ranks,
-                resume=job.resume,
-                on_first_step=lambda at: line.say("first step", at),
-                on_first_epoch=lambda result: line.say("first epoch", result),
-                progress=lambda last, total: line.say("progress", (last, total)),
-            )
-        ranks.leave()
-        line.say("trace", trace)
-    return result
+    stops_together: ClassVar[bool] = True
+
+    config: RunConfig
+    run_dir: Path
+    resume: Path | None
+    sources: Mapping[str, Mapping[str, Sequence[Staged]]]
+    entries: Mapping[str, CacheEntry] | None
+    latents: Latents | None
+
+    def __call__(self, place: Place, line: Line) -> TrainResult:
+        import torch
+
+        from ups.training.loop import train
+        from ups.training.ranks import Ranks
+
+        torch.set_num_threads(threads_of_rank(place.world))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        ranks = Ranks.join(self.config, place)
+        line.say("joined", time.time())
+        with ranks.failing_together():
+            latents = self.latents
+            if latents is None:
+                latents = load_latents(self.config, self.sources, self.entries)
+            trace = Trace()
+            with trace.opened():
+                result = train(
+                    self.config,
+                    latents,
+                    self.run_dir,
+                    step=step_of(self.config, ranks),
+                    ranks=ranks,
+                    resume=self.resume,
+                    on_first_step=lambda at: line.say("first step", at),
+                    on_first_epoch=lambda result: line.say("first epoch", result),
+                    progress=lambda last, total: line.say("progress", (last, total)),
+                )
+            ranks.leave()
+            line.say("trace", trace)
+        return result
+
+
+@dataclass(slots=True)
+class Scoring:
+    """To score some of the batches of the test split.
+
+    Attributes:
+        test, encoders, num_batches: problem → the files of its test split, the encoder of its
+            latents as a manifest holds it, and how many batches it has.
+    """
+
+    stops_together: ClassVar[bool] = False
+
+    config: RunConfig
+    checkpoint: Path
+    test: Mapping[str, Sequence[Staged]]
+    encoders: Mapping[str, Mapping[str, Any]]
+    num_batches: Mapping[str, int]
+
+    def __call__(self, place: Place, line: Line) -> None:
+        import torch
+
+        from ups.latents.encode import PatchEncoder
+        from ups.training.evaluate import Scorer
+        from ups.training.scored_batch import score_batches
+
+        torch.set_num_threads(threads_of_rank(place.world))
+        if self.config.training.device != "cpu":
+            take_gpu(place.local_rank)
+        encoders = {name: PatchEncoder.from_manifest(e) for name, e in self.encoders.items()}
+        scorer = Scorer.of_checkpoint(self.config, self.checkpoint, encoders)
+        equations, before = self.config.data.equations, 0
+        for name, config in self.config.by_problem().items():
+            own = range((place.rank - before) % place.world, self.num_batches[name], place.world)
+            encoder, test = scorer.encoders[name], self.test[name]
+            for number, batch in score_batches(
+                config, equations, scorer.model, test, encoder, is_chosen=own.__contains__
+            ):
+                batch.to_host()
+                line.say("batch", (name, number, batch))
+            before += self.num_batches[name]
 
 
 def step_of(config: RunConfig, ranks: Ranks) -> RankedStep:
@@ -151,10 +223,11 @@ def _settle(job: Job) -> None:
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted("training was stopped; a retry resumes it")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way out
+    raise Interrupted("the run was stopped")
 
 
-class _Line(logging.Handler):
+class Line(logging.Handler):
     """To the run's process: what it logs and reports; rank 0's lines, and the others' warnings."""
 
     def __init__(self, job: Job, place: Place) -> None:
@@ -168,9 +241,13 @@ class _Line(logging.Handler):
         logging.getLogger("ups").setLevel(logging.INFO)
 
     def say(self, what: str, value: Any) -> None:
-        """Say it; the steps of which nothing else depends on rank 0's alone."""
+        """Say it.
+
+        Plainly pickled: `send` would leave tensors in memory that is shared with a process that
+        may have ended when they are read.
+        """
         with self._lock_line:
-            self._connection.send(Word(self._rank, what, value))
+            self._connection.send_bytes(pickle.dumps(Word(self._rank, what, value)))
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.split(".")[0] == "ups":

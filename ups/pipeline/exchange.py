@@ -1,0 +1,143 @@
+"""What the ranks of a run on this machine say, as the process that started them hears it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import signal
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import suppress
+from multiprocessing.connection import Connection, Listener
+from typing import Any
+
+from ups.background import Background
+from ups.errors import RankError, UpsError
+from ups.pipeline.rank import Word
+
+LAST_WORDS_S = 5  # that what a rank has sent may take to be read
+ENDS = ("result", "stopped", "failed")
+
+
+class Exchange:
+    """Where the ranks of this machine say how it goes: a socket without a file."""
+
+    def __init__(self, key: bytes) -> None:
+        self.address = f"\0ups-ranks-{os.getpid()}-{secrets.token_hex(4)}"
+        self._listener = Listener(self.address, "AF_UNIX", authkey=key)
+        self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
+        self._readers: list[Background[None]] = []
+
+    def __enter__(self) -> Exchange:
+        self._accepting = Background(self._accept, "listen to the ranks")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def words(self, wait_s: float) -> Iterator[Word]:
+        """What was said; waits so long for the first. Without a wait, all that will be."""
+        if wait_s == 0:
+            for reader in self._readers:
+                reader.is_done(LAST_WORDS_S)
+        with suppress(queue.Empty):
+            if wait_s:
+                yield self._words.get(timeout=wait_s)
+            while True:
+                yield self._words.get_nowait()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                connection = self._listener.accept()
+                self._readers.append(
+                    Background(lambda c=connection: self._read(c), "listen to a rank")  # type: ignore[misc]
+                )
+
+    def _read(self, connection: Connection) -> None:
+        with suppress(EOFError, OSError):  # it has ended
+            while True:
+                self._words.put(connection.recv())
+
+
+class Said:
+    """What the ranks have said so far; passes on what others want to know.
+
+    Args:
+        hear: word → called with the rank that says it, and with what it says.
+    Attributes:
+        pids: rank → its process, of those that have started.
+        started: Unix times at which they were.
+        results: rank → what it came to.
+    """
+
+    def __init__(self, num: int, hear: Mapping[str, Callable[[int, Any], None]]) -> None:
+        self.pids: dict[int, int] = {}
+        self.started: list[float] = []
+        self.results: dict[int, Any] = {}
+        self._num, self._hear = num, hear
+        self._errors: list[BaseException] = []
+        self._ended: set[int] = set()
+
+    def take(self, words: Iterator[Word]) -> None:
+        """Hear these."""
+        for rank, what, value in words:
+            if what in ENDS:
+                self._ended.add(rank)
+            if what == "log":
+                name, level, text = value
+                logging.getLogger(name).log(level, "%s%s", f"rank {rank}: " if rank else "", text)
+            elif what == "started":
+                self.pids[rank], started_at = value
+                self.started.append(started_at)
+            elif what == "failed":
+                self._errors.append(value)
+            elif what == "result":
+                self.results[rank] = value
+            elif what in self._hear:
+                self._hear[what](rank, value)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all have ended as they should."""
+        return len(self.results) == self._num
+
+    def require_all(self, error: BaseException | None) -> None:
+        """Raise what the ranks ended with, where they did: the cause before its echoes.
+
+        Args:
+            error: what their launcher says.
+        """
+        if error is None:
+            return
+        raised = [e for e in self._errors if not getattr(e, "is_echo", False)]
+        if raised:
+            raise min(raised, key=lambda e: not isinstance(e, UpsError))
+        silent = self.pids.keys() - self._ended
+        if self._errors and not silent:
+            raise self._errors[0]
+        raise _explain(error, silent) from None
+
+
+def _explain(error: BaseException, silent: Set[int]) -> BaseException:
+    """A rank that ended without a word, in one line.
+
+    Args:
+        silent: those that have not said how they ended.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not isinstance(error, ChildFailedError):
+        return error
+    rank, failure = error.get_first_failure()
+    if failure.exitcode >= 0:
+        what = f"rank {min(silent, default=rank)} ended without a word"
+        return RankError(f"{what}; the others were stopped. See the log, and start again")
+    name = signal.Signals(-failure.exitcode).name
+    remedy = "the system may have run out of memory: see dmesg, " if name == "SIGKILL" else ""
+    return RankError(
+        f"rank {rank} (process {failure.pid}) was ended by {name}; the others were stopped. "
+        f"{remedy[:1].upper() + remedy[1:]}{'and s' if remedy else 'S'}tart again: it resumes from "
+        "the last checkpoint"
+    )
