@@ -102,6 +102,31 @@ def test_the_gpu_is_the_first_that_cuda_may_use(make_nvml, monkeypatch, visible,
     assert set(nvml.asked) == {index}
 
 
+@pytest.mark.parametrize(
+    ("visible", "num", "indices"),
+    [
+        (None, 2, [0, 1]),
+        (None, 4, [0, 1, 2]),
+        ("2, 0", 2, [2, 0]),
+        ("2,0,1", 2, [2, 0]),
+        ("1,7,0", 3, [1]),
+        ("GPU-cc,GPU-aa", 2, [2, 0]),
+    ],
+)
+def test_each_rank_has_its_gpu_sampled(make_nvml, monkeypatch, visible, num, indices):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = make_nvml(uuids=("GPU-aa01", "GPU-bb02", "GPU-cc03"))
+    watch = GpuWatch(10, nvml=nvml)
+    watch.num_gpus = num
+    with watch:
+        wait_until(lambda: watch.samples)
+    assert nvml.asked[: len(indices)] == indices
+    at_once = [s.gpu for s in watch.samples if s.at == watch.samples[0].at]
+    assert at_once == list(range(len(indices)))
+
+
 @pytest.mark.parametrize("hidden", ["", "-1", "7", "GPU-cc"])
 def test_a_gpu_that_cuda_may_not_use_is_not_sampled(make_nvml, monkeypatch, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -144,6 +169,24 @@ def test_a_stretch_is_summed_up_as_computed_by_hand():
     assert summary(samples, 2, 10).p10_pct == 10
     assert summary(samples, 10.5, 20) is None
     assert summary([], 0, 1) is None
+
+
+def test_several_gpus_are_summed_up_as_their_mean_and_the_most_idle_one():
+    samples = [
+        sample(0, 100, 2000, 300),
+        GpuSample(0, 0, 1000, 100, gpu=1),
+        sample(1, 80, 1500, 300),
+        GpuSample(1, 60, 3000, None, gpu=1),
+    ]
+    use = summary(samples, 0, 1)
+    assert (use.num_gpus, use.num_samples) == (2, 2)
+    assert use.mean_pct == 60
+    assert (use.p10_pct, use.idle_share) == (0, 0.5)
+    assert (use.max_memory_mb, use.mean_power_w) == (3000, 200)
+    assert str(use) == (
+        "2 GPUs 60 % busy (the most idle: p10 0 %, idle 50% of the time), 3,000 MB at most, "
+        "200 W each"
+    )
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=50))

@@ -117,3 +117,12 @@ def test_without_a_first_step_nothing_is_said_of_what_it_waited_for(broken_down)
     breakdown = broken_down(("boot", 100, 101), ("download", 101, 105), first_step_at=None)
     assert breakdown.waited_for == {}
     assert "the first step waited for" not in key_figures(breakdown)
+
+
+def test_a_run_watches_a_gpu_for_each_rank_that_it_starts(tiny_config, tmp_path, monkeypatch):
+    assert RunState(tiny_config(), tmp_path).gpu.num_gpus == 1
+    config = tiny_config(training__ranks=2)
+    assert RunState(config, tmp_path).gpu.num_gpus == 2
+    for assignment in ["RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=a", "MASTER_PORT=1"]:
+        monkeypatch.setenv(*assignment.split("="))
+    assert RunState(config, tmp_path).gpu.num_gpus == 1  # a launcher starts them

@@ -126,6 +126,10 @@ def test_the_file_begins_with_its_events_and_has_curves(trace, tmp_path):
     assert fetched == pytest.approx([0.0001, 0.0002, 0.0003], abs=1e-3)
     assert [e["args"]["value"] for e in curves if e["name"] == "GPU, %"] == [50.0, 60.0]
     assert [e["args"]["value"] for e in curves if e["name"] == "GPU power, W"] == [200.0]
+    two = [GpuSample(101.0, 50.0, 1000.0, None), GpuSample(101.0, 60.0, 1000.0, None, gpu=1)]
+    curves = of_kind(trace_events(Trace(), breakdown(), two), "C")
+    busy = {e["name"]: e["args"]["value"] for e in curves if e["name"].endswith("%")}
+    assert busy == {"GPU 0, %": 50.0, "GPU 1, %": 60.0}
 
 
 def test_of_a_run_that_has_not_begun_to_train_there_are_the_phases():

@@ -1,4 +1,4 @@
-"""What the GPU does meanwhile, as NVML sees it: utilisation, memory and power, by a thread."""
+"""What GPUs do meanwhile, as NVML sees it: utilisation, memory and power, by a thread."""
 
 from __future__ import annotations
 
@@ -29,20 +29,26 @@ class GpuSample:
         utilisation_pct: share of the last 0.2 to 1 s in which a kernel ran; NVML's own window.
         memory_mb: taken on the GPU, by whatever process.
         power_w: None where the GPU does not say.
+        gpu: which of those that are watched.
     """
 
     at: float
     utilisation_pct: float
     memory_mb: float
     power_w: float | None
+    gpu: int = 0
 
 
 class GpuUse(Model):
-    """What the samples of one stretch of time come to.
+    """What the samples of one stretch of time come to; of several GPUs, the mean over them.
 
     Attributes:
-        p10_pct: a tenth of the samples is not above it.
-        idle_share: share of the samples at 0 %.
+        num_samples: of each GPU.
+        p10_pct: a tenth of the samples is not above it; of the most idle GPU.
+        idle_share: share of the samples at 0 %; of the most idle GPU: the others wait for it.
+        max_memory_mb: of the fullest GPU.
+        mean_power_w: of a GPU.
+        num_gpus: how many were sampled.
     """
 
     num_samples: int
@@ -51,22 +57,44 @@ class GpuUse(Model):
     idle_share: float
     max_memory_mb: float
     mean_power_w: float | None
+    num_gpus: int = 1
 
     def __str__(self) -> str:
+        several = self.num_gpus > 1
         text = (
-            f"{self.mean_pct:.0f} % busy (p10 {self.p10_pct:.0f} %, idle "
+            f"{f'{self.num_gpus} GPUs ' if several else ''}{self.mean_pct:.0f} % busy "
+            f"({'the most idle: ' if several else ''}p10 {self.p10_pct:.0f} %, idle "
             f"{self.idle_share:.0%} of the time), {self.max_memory_mb:,.0f} MB at most"
         )
-        return text if self.mean_power_w is None else f"{text}, {self.mean_power_w:.0f} W"
+        if self.mean_power_w is None:
+            return text
+        return f"{text}, {self.mean_power_w:.0f} W{' each' if several else ''}"
 
 
 def summary(samples: Sequence[GpuSample], start: float, end: float) -> GpuUse | None:
     """Of the samples, in order of time, in [start, end] (Unix times); None if there are none."""
     first = bisect.bisect_left(samples, start, key=lambda sample: sample.at)
     last = bisect.bisect_right(samples, end, key=lambda sample: sample.at)
-    chosen = samples[first:last]
-    if not chosen:
+    by_gpu: dict[int, list[GpuSample]] = {}
+    for sample in samples[first:last]:
+        by_gpu.setdefault(sample.gpu, []).append(sample)
+    uses = [_use(of_gpu) for of_gpu in by_gpu.values()]
+    if not uses:
         return None
+    power = [use.mean_power_w for use in uses if use.mean_power_w is not None]
+    return GpuUse(
+        num_samples=min(use.num_samples for use in uses),
+        mean_pct=sum(use.mean_pct for use in uses) / len(uses),
+        p10_pct=min(use.p10_pct for use in uses),
+        idle_share=max(use.idle_share for use in uses),
+        max_memory_mb=max(use.max_memory_mb for use in uses),
+        mean_power_w=sum(power) / len(power) if power else None,
+        num_gpus=len(uses),
+    )
+
+
+def _use(chosen: Sequence[GpuSample]) -> GpuUse:
+    """Of one GPU."""
     busy = sorted(sample.utilisation_pct for sample in chosen)
     power = [sample.power_w for sample in chosen if sample.power_w is not None]
     return GpuUse(
@@ -107,12 +135,13 @@ def in_words(gpu: Mapping[str, GpuUse] | None, note: str) -> str:
 
 
 class GpuWatch:
-    """Samples a GPU from `with` on to its end; starting it costs the caller no more than a thread.
+    """Samples GPUs from `with` on to its end; starting it costs the caller no more than a thread.
 
-    The GPU is the first that this process may use: CUDA_VISIBLE_DEVICES, by number in NVML's order
+    They are the first that this process may use: CUDA_VISIBLE_DEVICES, by number in NVML's order
     or by UUID. CUDA counts unequal GPUs in NVML's order only under CUDA_DEVICE_ORDER=PCI_BUS_ID.
 
     Attributes:
+        num_gpus: how many, as far as there are so many; to be set before `with`.
         samples: in order of time; empty without a GPU.
         note: why there are no samples, or no more; empty while all is well.
         cpu_s: CPU seconds that the samples took.
@@ -131,6 +160,7 @@ class GpuWatch:
         if not MIN_HZ <= hz <= MAX_HZ:
             raise ValueError(f"hz: found {hz}, expected {MIN_HZ:.0f} to {MAX_HZ:.0f}")
         self.samples: list[GpuSample] = []
+        self.num_gpus = 1
         self.note = ""
         self.cpu_s = 0.0
         self._every_s, self._uuid, self._nvml = 1 / hz, uuid, nvml
@@ -160,41 +190,55 @@ class GpuWatch:
             self.note = f"no GPU here (NVML: {error})"
             return
         try:
-            handle = self._find(nvml)
-            if handle is not None:
-                self._sample(nvml, handle)
+            if handles := self._find(nvml):
+                self._sample(nvml, handles)
         except nvml.NVMLError as error:
-            until = f" after {len(self.samples)} samples" if self.samples else ""
+            num = len({sample.at for sample in self.samples})
+            until = f" after {num} samples" if num else ""
             self.note = f"GPU not sampled{until} (NVML: {error})"
         finally:
             with contextlib.suppress(nvml.NVMLError):
                 nvml.nvmlShutdown()
 
-    def _find(self, nvml: Any) -> Any:
-        """The handle of the GPU to watch; None, and a note, where there is none."""
-        wanted = self._uuid or os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    def _find(self, nvml: Any) -> list[Any]:
+        """The handles of the GPUs to watch; none, and a note, where there is none."""
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        if wanted.isdigit():
-            found = handles[int(wanted) :][:1]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if self._uuid is not None:
+            wanted = [self._uuid]
+        elif visible is None:
+            wanted = [str(i) for i in range(self.num_gpus)]
         else:
-            found = [h for h in handles if wanted and nvml.nvmlDeviceGetUUID(h).startswith(wanted)]
+            wanted = [name.strip() for name in visible.split(",")[: self.num_gpus]]
+        found: list[Any] = []
+        for name in wanted:
+            if name.isdigit():
+                own = handles[int(name) :][:1]
+            else:
+                own = [h for h in handles if name and nvml.nvmlDeviceGetUUID(h).startswith(name)]
+            if not own:  # CUDA stops at the first that is none
+                break
+            found += own[:1]
         if not found:
             where = "the GPU asked for" if self._uuid else "CUDA_VISIBLE_DEVICES"
-            asked = f", {where} is {wanted!r}" if handles else ""
+            asked = f", {where} is {wanted[0]!r}" if handles else ""
             self.note = f"no GPU here (NVML lists {len(handles)}{asked})"
-        return found[0] if found else None
+        return found
 
-    def _sample(self, nvml: Any, handle: Any) -> None:
+    def _sample(self, nvml: Any, handles: Sequence[Any]) -> None:
         started_cpu = time.thread_time()
         while not self._over.wait(self._every_s):
-            self.samples.append(
+            at = time.time()
+            self.samples += [
                 GpuSample(
-                    at=time.time(),
+                    at=at,
                     utilisation_pct=float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
                     memory_mb=nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e6,
                     power_w=_power_w(nvml, handle),
+                    gpu=gpu,
                 )
-            )
+                for gpu, handle in enumerate(handles)
+            ]
             self.cpu_s = time.thread_time() - started_cpu
 
 

@@ -15,6 +15,7 @@ from ups.config import Problem, RunConfig, Split, run_title
 from ups.data.sources import Staged
 from ups.errors import refusals_explained
 from ups.machine.gpu import GpuWatch
+from ups.machine.ranks import ranks_to_start
 from ups.runs.breakdown import Span
 from ups.runs.folder import CHECKPOINTS, LAST
 from ups.runs.metrics import read_metrics
@@ -86,6 +87,9 @@ class RunState:
     ranks: RankTimes | None = None
     first_step_at: float | None = None
     failure: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.gpu.num_gpus = ranks_to_start(self.config)  # one for each
 
     @property
     def title(self) -> str:

@@ -226,11 +226,14 @@ def _fetched(clock: _Clock, stretches: Sequence[Stretch]) -> Iterator[Event]:
 
 
 def _gpu(clock: _Clock, samples: Sequence[GpuSample]) -> Iterator[Event]:
-    for sample in list(samples):
-        yield _point(clock, sample.at, "GPU, %", sample.utilisation_pct)
-        yield _point(clock, sample.at, "GPU memory, MB", sample.memory_mb)
+    chosen = list(samples)
+    several = any(sample.gpu for sample in chosen)
+    for sample in chosen:
+        gpu = f"GPU {sample.gpu}" if several else "GPU"
+        yield _point(clock, sample.at, f"{gpu}, %", sample.utilisation_pct)
+        yield _point(clock, sample.at, f"{gpu} memory, MB", sample.memory_mb)
         if sample.power_w is not None:
-            yield _point(clock, sample.at, "GPU power, W", sample.power_w)
+            yield _point(clock, sample.at, f"{gpu} power, W", sample.power_w)
 
 
 def _point(clock: _Clock, at: float, name: str, value: float) -> Event:
