@@ -20,6 +20,7 @@ import sys
 
 LENGTH = struct.Struct("!I")
 STATUS = struct.Struct("!i")
+PARAMETERS = "UPS_PARAMETERS"  # in the environment of a run: what it was asked for, as JSON
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 

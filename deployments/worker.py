@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -46,6 +47,7 @@ from deployments.patience import be_patient
 from deployments.processes import say_ending
 from deployments.servers import LoginRefused, check_login
 from deployments.settings import environment_of_settings, keep_environment_of_settings
+from deployments.start import PARAMETERS
 from deployments.tls import share_tls_contexts
 from ups.machine.openmp import bound_spinning
 
@@ -56,6 +58,7 @@ CANCELLING = "prefect.flow-run.Cancelling"
 RECONNECT_S = (0.5, 1, 2, 5)
 SECOND_LOOK_S = 0.1
 LOOK_AHEAD_S = 30.0
+MOST_PARAMETERS = 32_000  # characters; the kernel starts no process with 131,072 in one variable
 
 
 class QueueIsQuiet(logging.Filter):
@@ -124,6 +127,9 @@ class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its
         task_status: TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
         """Run it in a process; a cancel that came before that process could know is heard here."""
+        parameters = json.dumps(flow_run.parameters)
+        if len(parameters) <= MOST_PARAMETERS:
+            configuration.env[PARAMETERS] = parameters
         self.under_way[flow_run.id] += 1
         try:
             result = await super().run(flow_run, configuration, task_status)

@@ -7,7 +7,8 @@ reports its exit code; so runs outlive a restart of this process. The runs are i
 other: environment, working directory, streams, signals, random state and exit codes are their own.
 The project's files are looked at before each run: if one has changed, that run imports them anew,
 and this process replaces itself. CUDA is never touched here, as a fork could not use it: a run that
-trains makes its context as soon as it is forked, beside the rest of its boot.
+trains makes its context as soon as it is forked, beside the rest of its boot; unless other
+processes train for it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from pathlib import Path
 import numpy
 
 from deployments.settings import refresh_settings, sources_of_settings
-from deployments.start import LENGTH, STATUS, receive
+from deployments.start import LENGTH, PARAMETERS, STATUS, receive
 from deployments.tls import share_tls_contexts
+from ups.config import find_config, load_config
 from ups.data.connect import read_descriptions
 from ups.machine.cuda_context import make_context_beside
+from ups.machine.ranks import local_ranks
 
 PACKAGES = ("ups", "tasks", "flows", "deployments")
 PREFECT_MODULES = (
@@ -204,10 +207,10 @@ def _run(request: dict[str, object], streams: list[int], settings: object, stale
             signal.signal(number, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update({**request["env"], "UPS_STARTED": "warm"})  # type: ignore[dict-item]
-        # Before its config is known: one that trains on the CPU has a context for nothing.
-        if os.environ.get("PREFECT__FLOW_NAME") == TRAINING_FLOW:
-            make_context_beside()
         os.chdir(str(request["cwd"]))
+        # Before its config is known: one that trains on the CPU has a context for nothing.
+        if os.environ.get("PREFECT__FLOW_NAME") == TRAINING_FLOW and not _has_ranks():
+            make_context_beside()
         sys.path[0] = os.getcwd()
         random.seed()
         numpy.random.seed()
@@ -226,6 +229,26 @@ def _run(request: dict[str, object], streams: list[int], settings: object, stale
     except BaseException:  # noqa: BLE001 (what an interpreter does with one: show it, exit 1)
         traceback.print_exc()
     _leave(code)
+
+
+def _has_ranks() -> bool:
+    """Whether other processes are to train for this run, as far as its parameters tell.
+
+    Its config is read for that only where it, or they, name ranks: others lose no time.
+    """
+    from flows.train_burgers import DEFAULT
+
+    text = os.environ.get(PARAMETERS)
+    if not text:
+        return False
+    try:
+        given = json.loads(text)
+        name = given.get("config", DEFAULT)
+        if "ranks" not in text and "ranks" not in find_config(name).read_text():
+            return False
+        return local_ranks(load_config(name, given.get("overrides"))) > 1
+    except Exception:  # noqa: BLE001 (whatever is wrong with them, the run is going to say it)
+        return False
 
 
 def _leave(code: int) -> None:

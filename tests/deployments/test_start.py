@@ -1,5 +1,6 @@
 """Warm and cold starts, with a real process kept ready; the runs are small modules of our own."""
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from deployments.layout import PROJECT_DIR
 from deployments.start import LENGTH, STATUS, receive
 from flows.train_burgers import train_burgers
 from tests.live import wait_until
+from ups.config import dump_config, load_config
 
 START = [sys.executable, "-I", "-S", str(PROJECT_DIR / "deployments" / "start.py")]
 
@@ -76,7 +78,7 @@ def test_a_warm_run_finds_the_slow_imports_done_and_is_else_a_process_of_its_own
     assert output_of(start(f"import os, signal, sys; print({claim})")) == "True"
 
 
-def test_a_run_that_trains_makes_its_cuda_context_beside_its_boot(start, cuda_driver, tmp_path):
+def test_a_run_that_trains_itself_makes_its_context_beside_its_boot(start, cuda_driver, tmp_path):
     if cuda_driver is None:
         pytest.skip("needs a C compiler, and no driver of CUDA")
     calls, waiting = tmp_path / "calls", "import time; time.sleep(0.3)"
@@ -85,6 +87,22 @@ def test_a_run_that_trains_makes_its_cuda_context_beside_its_boot(start, cuda_dr
     run = start(waiting, CUDA_CALLS=str(calls), PREFECT__FLOW_NAME=train_burgers.name)
     assert output_of(run) == ""
     assert calls.read_text().split()[-1] == "cuDevicePrimaryCtxRetain"
+    config = load_config("smoke", {"training.ranks": 2})
+    (tmp_path / "ranked.yaml").write_text(dump_config(config))
+    alone = {"training.ranks": 1}
+    asked_for = {
+        json.dumps({"overrides": {"training.ranks": 2}}): False,  # others train for it
+        json.dumps({"config": "ranked.yaml"}): False,
+        json.dumps({"config": "ranked.yaml", "overrides": alone}): True,
+        json.dumps({"config": "ranked.yaml", "overrides": {"training.ranks": "many"}}): True,
+    }
+    runs = []
+    for number, parameters in enumerate(asked_for):
+        env = {"CUDA_CALLS": f"{calls}-{number}", "UPS_PARAMETERS": parameters}
+        runs.append(start(waiting, PREFECT__FLOW_NAME=train_burgers.name, **env))
+    assert [output_of(run) for run in runs] == [""] * len(runs)
+    made = [os.path.exists(f"{calls}-{number}") for number in range(len(runs))]
+    assert made == list(asked_for.values())
 
 
 @pytest.mark.parametrize("env", [{"UPS_START_MODE": "cold"}, {"UPS_WARM_SOCKET": "/nowhere"}])

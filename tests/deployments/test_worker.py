@@ -1,6 +1,7 @@
 """The waker: what a stream of events does to a worker. Runs on the real one are in test_runs."""
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -81,11 +82,35 @@ def test_a_server_that_fails_does_not_end_the_waker(failures):
     assert looks_after(CountingWorker(failures=failures), 0.5, wakes=[0.02, 0.2, 0.4]) >= 3
 
 
+@pytest.mark.parametrize(("num_chars", "is_told"), [(2, True), (200_000, False)])
+def test_a_run_is_told_what_it_was_asked_for_unless_that_is_too_long(
+    monkeypatch, num_chars, is_told
+):
+    parameters = {"config": "é" * num_chars}
+    run = SimpleNamespace(id=uuid4(), state=None, parameters=parameters)
+    configuration = SimpleNamespace(env={"HOME": "/root"})
+
+    async def process(self, *_):
+        told = configuration.env.pop("UPS_PARAMETERS", "null")
+        assert json.loads(told) == (parameters if is_told else None)
+        return ProcessWorkerResult(identifier="1", status_code=0)
+
+    async def read_flow_run(run_id):
+        return run
+
+    monkeypatch.setattr(ProcessWorker, "run", process)
+    worker = Worker(work_pool_name="pool")
+    worker._client = SimpleNamespace(read_flow_run=read_flow_run)
+    asyncio.run(worker.run(run, configuration))
+    assert configuration.env == {"HOME": "/root"}
+
+
 @pytest.mark.parametrize("kind", ["CRASHED", "CANCELLING", None])
 def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carried_out(
     monkeypatch, kind
 ):
-    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind or "RUNNING")), []
+    run = SimpleNamespace(id=uuid4(), state=State(type=kind or "RUNNING"), parameters={})
+    made, configuration = [], SimpleNamespace(env={})
 
     async def process(self, *_):
         await self.end_cancelling(run.id)
@@ -106,7 +131,7 @@ def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carr
         read_flow_run=read_flow_run, set_flow_run_state=set_flow_run_state
     )
     # Prefect would report another code once more, by when a retry may have begun.
-    assert asyncio.run(worker.run(run, None)).status_code == 0
+    assert asyncio.run(worker.run(run, configuration)).status_code == 0
     assert made == ([(run.id, "Cancelled")] if kind == "CANCELLING" else [])
 
 
