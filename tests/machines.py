@@ -2,7 +2,8 @@
 
     .venv/bin/python -m tests.machines netns     a rank of `ups train` in each of two namespaces
     .venv/bin/python -m tests.machines slurm     srun -N2, on a slurmctld and two slurmd of its own
-    .venv/bin/python -m tests.machines prefect   a worker's run in 2 ranks: cancelled; one killed
+    .venv/bin/python -m tests.machines prefect   a worker's runs in 2 ranks: one cancelled, one
+                                                 killed, one to the end
 
 Each ends with a line, and exit code 1 where something was wrong. Namespaces need the right to make
 them, Slurm Debian's slurm-wlm.
@@ -232,9 +233,9 @@ def slurm(folder: Path) -> str:
 
 
 def prefect(folder: Path) -> str:
-    """Cancel a run of a worker that trains in two ranks, and kill a rank of another."""
+    """Cancel a run of a worker that trains in two ranks, kill a rank of one, and let one be."""
     stress = Stress(folder, EPOCHS["cancel"])
-    stress.parameters["overrides"]["training.ranks"] = 2
+    stress.parameters["overrides"] |= {"training.ranks": 2, "evaluation.batch_size": 1}
     try:
         run_id, _ = _training(stress)
         state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
@@ -251,6 +252,14 @@ def prefect(folder: Path) -> str:
         message = stress.live.run(run_id)["state"]["message"]
         assert "was ended by SIGKILL" in message, message
         assert not _ranks(stress), "ranks were left behind"
+
+        stress.parameters["overrides"]["stages.operator.epochs"] = 2
+        run_id = stress.trigger()
+        ended = stress.end_of(run_id)["state"]
+        assert ended["type"] == "COMPLETED", ended["message"]
+        (log,) = stress.runs_dir.glob(f"*-{UUID(run_id).hex}/run.log")
+        assert "scoring in 2 ranks" in log.read_text()
+        assert stress.score(run_id), "it was not scored"
     finally:
         stress.live.ups("down")
         stress.live.api.close()
@@ -258,7 +267,7 @@ def prefect(folder: Path) -> str:
     assert failed_s < KILL_S, f"{failed_s:.1f} s until it failed"
     return (
         f"cancelled after {cancelled_s:.1f} s with a checkpoint of step {step}; failed "
-        f"{failed_s:.1f} s after a rank was killed: {message}"
+        f"{failed_s:.1f} s after a rank was killed: {message}; a third one was scored in 2 ranks"
     )
 
 

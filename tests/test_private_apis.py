@@ -11,6 +11,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -104,6 +105,13 @@ def end_of_an_interpreter():
     assert (done.stdout, done.returncode) == ("thread\nexit function\n", 3), done.stderr
 
 
+def end_of_threads():
+    from concurrent.futures import thread  # which has a call of its own there
+
+    assert thread.__name__ in [call.func.__module__ for call in threading._threading_atexits]
+    assert "_threading_atexits" in inspect.getsource(threading._shutdown)
+
+
 def raw_stream():
     from botocore.response import StreamingBody
 
@@ -180,6 +188,7 @@ CHECKS = {
     deployment_client: "prefect.client.orchestration._deployments.client",
     dispatch_mode: "_schema torch.utils._python_dispatch torch.utils._pytree",
     end_of_an_interpreter: "_run_exitfuncs _shutdown",
+    end_of_threads: "_threading_atexits",
     litdata_client: "_OBSTORE_CLIENT_OPTIONS",
     fp: "_fp",
     foreach: "_foreach_add_ _foreach_mul_ _foreach_sub _foreach_zero_",

@@ -1,7 +1,9 @@
 """Several processes score the test split as one would; they stop and fail together."""
 
+import functools
 import os
 import signal
+import threading
 import time
 from multiprocessing.connection import Listener
 from types import SimpleNamespace
@@ -52,6 +54,12 @@ def test_two_ranks_score_what_one_process_does_bit_for_bit(score, caplog):
     caplog.clear()
     score(3, evaluation__batch_size=6)  # there is but one batch
     assert "scoring in" not in caplog.text
+
+
+def test_what_the_runs_process_would_do_at_its_end_is_not_for_its_ranks(score, monkeypatch):
+    at_exit = [*threading._threading_atexits, functools.partial(pytest.fail, "in a rank")]
+    monkeypatch.setattr(threading, "_threading_atexits", at_exit)
+    score(2)
 
 
 def test_batches_are_added_up_in_their_order_in_whichever_they_come():

@@ -217,6 +217,9 @@ def _settle(job: Job) -> None:
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run tells us
+    # Prefect's would wait, at the end, for threads that are not here, and fail.
+    calls: list[Any] = threading._threading_atexits  # type: ignore[attr-defined]
+    calls[:] = [call for call in calls if call.func.__module__.startswith("concurrent.futures")]
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if job.parent is not None and os.getppid() != job.parent:
         os._exit(1)  # it died before it could be told to take this one along
