@@ -27,32 +27,41 @@ from ups.training.step import TrainStep
 
 
 @pytest.fixture
-def score(tiny_config, stage_all, saved, tmp_path):
-    """`score(num, **overrides)`: in so many processes; returns the bytes of `scores.json`."""
+def score(tiny_config, stage_tasks, saved, tmp_path):
+    """`score(num, config)`: in so many processes, to the bytes of `scores.json`; default: tiny."""
 
-    def run(num, **overrides):
-        config, folder = tiny_config(**overrides), tmp_path / f"scored-{num}"
+    def run(num, config=None):
+        config, folder = config or tiny_config(), tmp_path / f"scored-{num}"
         folder.mkdir()
-        sources = stage_all(config)
-        with open_file(config, sources["train"][0].path, None) as file:
-            encoder = fit_encoder(config, [file])
-        given = {"burgers1d": sources["test"]}, {"burgers1d": encoder}
+        test, encoders, sources = {}, {}, stage_tasks(config)
+        for name, own in config.by_problem().items():
+            test[name] = sources[name]["test"]
+            with open_file(own, sources[name]["train"][0].path, None) as file:
+                encoders[name] = fit_encoder(own, [file])
         if num == 1:
-            evaluate(config, saved(config), *given, folder)
+            evaluate(config, saved(config), test, encoders, folder)
         else:
-            evaluate_in_ranks(config, num, saved(config), *given, folder)
+            evaluate_in_ranks(config, num, saved(config), test, encoders, folder)
         return (folder / "scores.json").read_bytes()
 
     return run
 
 
-def test_two_ranks_score_what_one_process_does_bit_for_bit(score, caplog):
+@pytest.mark.parametrize("several", [False, True])
+def test_two_ranks_score_what_one_process_does_bit_for_bit(
+    score, tiny_config, mixed_config, caplog, several
+):
     caplog.set_level("INFO", "ups")
-    alone = score(1, evaluation__batch_size=2)
-    assert score(2, evaluation__batch_size=2) == alone
+    config = (mixed_config if several else tiny_config)(evaluation__batch_size=2)
+    alone = score(1, config)
+    assert score(2, config) == alone
     assert "scoring in 2 ranks (fork)" in caplog.text
-    caplog.clear()
-    score(3, evaluation__batch_size=6)  # there is but one batch
+
+
+def test_a_single_batch_is_scored_by_the_process_itself(score, tiny_config, caplog):
+    caplog.set_level("INFO", "ups")
+    score(3, tiny_config(evaluation__batch_size=6))
+    assert "test, 6 trajectories" in caplog.text
     assert "scoring in" not in caplog.text
 
 
