@@ -27,7 +27,7 @@ SECTIONS = {
         name: f"{name}.run"
         for name in (
             *("download", "cache", "load", "batches", "boot", "startup", "busy", "stream"),
-            *("growth", "larger", "shared"),
+            *("growth", "larger", "shared", "ranks"),
         )
     },
     "gpu": {
@@ -39,7 +39,7 @@ SECTIONS = {
     "operators": {"operators": "operators.run", "choice": "operators.choose"},
 }
 # These have `prepare`, which is not timed.
-PREPARED = ("download", "load", "batches", "stream", "larger", "shared")
+PREPARED = ("download", "load", "batches", "stream", "larger", "shared", "ranks")
 ON_REQUEST = ("choice",)  # run only where --sections names them
 
 

@@ -31,8 +31,9 @@ A message says what happened, what was found, what was expected, and the next mo
 """
 
 import errno
+import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # What the system refuses, and what a person can do about it; anything else is a fault of ours.
 REMEDIES = {
@@ -205,3 +206,16 @@ def refusals_explained() -> Iterator[None]:
         kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else UpsError
         what = error.filename or "standard output, or a file"  # writing names none
         raise kind(f"{what}: {error.strerror}: {REMEDIES[error.errno]}") from error
+
+
+def portable(error: BaseException, where: str) -> BaseException:
+    """The error as another process can have it: ours and the system's as they are, else in words.
+
+    Args:
+        where: it was raised, for those.
+    """
+    if isinstance(error, (UpsError, OSError)):
+        with suppress(pickle.PicklingError, TypeError, AttributeError):
+            pickle.loads(pickle.dumps(error))
+            return error
+    return RuntimeError(f"{where}: {type(error).__name__}: {error}")

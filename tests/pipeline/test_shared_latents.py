@@ -109,6 +109,16 @@ def test_a_run_pulls_what_another_has_built_to_the_same_weights_and_asks_for_no_
     assert sorted(arrows) == ["sf", "stf"]  # fetch, pull, and of train the step that takes it
 
 
+def test_ranks_train_on_what_is_pulled_as_it_comes(shared, caplog):
+    caplog.set_level("INFO", "ups")
+    ranked = shared.run("ranks", training__ranks=2)
+    assert "training in 2 ranks (forkserver)" in caplog.text
+    assert ranked._state.latents.arrival is not None
+    assert bounds(ranked)["cache"].startswith("pulled from ")
+    alone = shared.built._state.result.best_val_nrmse
+    assert ranked._state.result.best_val_nrmse == pytest.approx(alone, rel=1e-3)
+
+
 def test_latents_that_are_read_from_the_disk_are_pulled_whole_before(shared, caplog):
     caplog.set_level("INFO", "ups")
     on_disk = shared.run("disk", features__preload="disk")

@@ -1,6 +1,7 @@
 """A streaming start: the same operator as without, whatever happens on the way."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,21 @@ def test_a_streamed_run_a_warm_one_and_one_without_streaming_have_the_same_weigh
     )
 
 
+def test_ranks_that_stream_have_the_weights_of_ranks_that_begin_once_all_is_there(
+    run, bare_sources, caplog
+):
+    caplog.set_level("INFO", "ups")
+    given = {"training__ranks": 2, "data__sources": bare_sources, "stages__operator__epochs": 2}
+    streamed = run("streamed", **given, features__stream="on")
+    assert "training on what is there" in caplog.text
+    assert "training in 2 ranks (forkserver)" in caplog.text
+    assert_same(streamed, run("plain", **given, features__stream="off"))
+    (said,) = weights(streamed)["trained_on"].values()
+    assert re.fullmatch("[0-9a-f]{64}", said["sources"]["train"][0]["sha256"])
+    spans = [row.phase for row in streamed._break_down().phases]
+    assert spans.index("ranks") < spans.index("rendezvous") < spans.index("first step")
+
+
 @pytest.mark.parametrize("preload", ["auto", "disk"])
 def test_a_run_whose_latents_are_in_the_cache_fetches_test_alone(run, preload):
     first = run("cached")
@@ -187,11 +203,15 @@ def test_damage_that_training_meets_ends_the_run_without_a_checkpoint_and_the_ne
 
 
 @pytest.mark.parametrize(
-    ("number", "built_by", "manifest"),
-    [(signal.SIGKILL, "mine", "there"), (signal.SIGTERM, "another", "missing")],
+    ("number", "built_by", "manifest", "num_ranks"),
+    [
+        (signal.SIGKILL, "mine", "there", 1),
+        (signal.SIGTERM, "another", "missing", 1),
+        (signal.SIGTERM, "mine", "there", 2),
+    ],
 )
 def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_weights(
-    run, config_of, proxy, tmp_path, bare_sources, number, built_by, manifest
+    run, config_of, proxy, tmp_path, bare_sources, number, built_by, manifest, num_ranks
 ):
     """The last bytes of train stall: all of it is trained on, without a verdict."""
     gate, stalled = threading.Event(), []
@@ -202,7 +222,7 @@ def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_w
             gate.wait(60)
 
     proxy.faults.on_range = stall
-    one_epoch = {"stages__operator__epochs": 1}
+    one_epoch = {"stages__operator__epochs": 1, "training__ranks": num_ranks}
     if manifest == "missing":
         one_epoch["data__sources"] = bare_sources
     in_order = {**one_epoch, "data__endpoint_url": proxy.url, "features__parallel_downloads": False}
@@ -221,7 +241,7 @@ def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_w
         assert stalled
         assert process.poll() is None, (tmp_path / "output").read_text()
         process.send_signal(number)
-        assert process.wait(30) != 0
+        assert process.wait(10) != 0
     finally:
         process.kill()
         process.wait()
@@ -236,8 +256,9 @@ def test_a_run_that_is_ended_while_data_arrive_goes_on_at_its_step_to_the_same_w
     assert not is_saved()
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_manifest_with_another_digest_fails_the_run_in_the_end_without_a_trace_of_the_data(
-    run, config_of, s3_client, tiny_data, caplog
+    run, config_of, s3_client, tiny_data, proxy, num_ranks
 ):
     with closing(ObjectStore()) as client:
         for split in SPLITS:
@@ -247,10 +268,26 @@ def test_a_manifest_with_another_digest_fails_the_run_in_the_end_without_a_trace
     digest = json.loads(true)["train.h5"]["sha256"]
     s3_client.put_object(**place, Body=true.replace(digest, 64 * "0").encode())
     sources = {s: [{"key": f"false/{s}.h5", "bucket": "tiny"}] for s in SPLITS}
-    with pytest.raises(ChecksumMismatch, match="expected 000000"):
-        run("false", "mine", data__sources=sources, features__stream="on")
     config = config_of("false", data__sources=sources)
-    folder = config.runs_dir.parent
+    folder, seen = config.runs_dir.parent, []
+
+    def stall(path):
+        if "train" in path and len(proxy.ranges) > 3 and proxy.ranges[-1].startswith("bytes=0-"):
+            wait_until(lambda: list(folder.rglob(UNVERIFIED)), 30)
+            seen.append(path)
+
+    proxy.faults.on_range = stall
+    with pytest.raises(ChecksumMismatch, match="expected 000000"):
+        run(
+            "false",
+            "mine",
+            data__sources=sources,
+            data__endpoint_url=proxy.url,
+            features__stream="on",
+            features__parallel_downloads=False,
+            training__ranks=num_ranks,
+        )
+    assert seen, "it was trained on before the verdict"
     assert not list(folder.rglob("*.pt"))
     assert not list(folder.rglob("building-*"))
     assert {path.name for path in folder.rglob("*train.h5*")} <= {".train.h5.lock"}

@@ -19,7 +19,7 @@ from ups.background import Background
 from ups.config import load_config
 from ups.errors import ConfigError, Interrupted, RankError
 from ups.machine import ranks
-from ups.machine.ranks import Place, local_ranks, take_gpu
+from ups.machine.ranks import Place, local_ranks, take_gpu, why_ranks_wait
 from ups.pipeline.launch import Ranked, train_in_ranks
 from ups.pipeline.phases import build_cache
 from ups.training import checkpoint
@@ -222,7 +222,7 @@ def test_more_ranks_than_a_batch_has_items_or_the_machine_gpus_are_refused(
     with pytest.raises(ConfigError, match="ranks: found 7, expected no more than the 6 trajec"):
         tiny_config(training__ranks=7)
     with pytest.raises(ConfigError, match="stream: found on, expected auto or off with training"):
-        tiny_config(training__ranks=2, features__stream="on")
+        tiny_config(training__shard=True, features__stream="on")
     with pytest.raises(ConfigError, match="compile: found inductor, expected off with training.sh"):
         tiny_config(training__shard=True, training__compile="inductor")
     with pytest.raises(ConfigError, match="shard: found true, expected false with operator.kind f"):
@@ -250,11 +250,12 @@ def test_more_ranks_than_a_batch_has_items_or_the_machine_gpus_are_refused(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-def test_the_environment_says_which_rank_it_is_or_what_is_wrong_with_it(monkeypatch):
+def test_the_environment_says_which_rank_it_is_or_what_is_wrong_with_it(monkeypatch, tiny_config):
     given = "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=1"
     for assignment in given.split():
         monkeypatch.setenv(*assignment.split("="))
     assert Place.of_environment() == Place(3, 4, 1)
+    assert "a launcher has started begin once all" in why_ranks_wait(tiny_config())
     for name, value, message in (
         ("RANK", "4", "found RANK=4, WORLD_SIZE=4"),
         ("LOCAL_RANK", "one", "found LOCAL_RANK=one, expected whole numbers"),
@@ -266,6 +267,8 @@ def test_the_environment_says_which_rank_it_is_or_what_is_wrong_with_it(monkeypa
                 Place.of_environment()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Place.of_environment() is None
+    assert why_ranks_wait(tiny_config(training__ranks=2)) == ""
+    assert "training.shard" in why_ranks_wait(tiny_config(training__ranks=2, training__shard=True))
 
 
 def test_who_trains_alone_imports_nothing_of_it():

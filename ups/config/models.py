@@ -342,10 +342,10 @@ class RunConfig(Model):
                 f"training.ranks: found {training.ranks}, expected no more than the "
                 f"{training.items_per_step} {what} of a step, which they share"
             )
-        if training.ranks not in (1, "auto") and self.features.stream == "on":
+        if training.shard and self.features.stream == "on":
             faults.append(
-                f"features.stream: found on, expected auto or off with training.ranks "
-                f"{training.ranks}, which begin once all latents are there"
+                "features.stream: found on, expected auto or off with training.shard, whose ranks "
+                "begin once all latents are there"
             )
         if faults:
             raise ValueError("\n".join(faults))

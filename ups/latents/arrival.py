@@ -61,6 +61,14 @@ class Arrival:
             self._error = self._error or error
             self._changed.notify_all()
 
+    def stops(self, is_stopped: bool) -> bool:
+        """Whether a wait that came to nothing was the last one.
+
+        Args:
+            is_stopped: whether this process was asked to stop.
+        """
+        return is_stopped
+
     def wait_for(self, rows: NDArray[np.int64], is_stopped: Callable[[], bool]) -> bool:
         """Wait for these trajectories of train; whether they are there, not stopped before.
 
@@ -89,6 +97,10 @@ class Arrival:
             finally:
                 self.waited_s += time.monotonic() - began
                 self.first_wait = self.first_wait or (began_at, time.time())
-            if self._error is not None:
-                raise self._error
+            self.check()
             return True
+
+    def check(self) -> None:
+        """Raise what the arrival has failed with, if it has."""
+        if self._error is not None:
+            raise self._error

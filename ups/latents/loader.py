@@ -26,6 +26,7 @@ from ups.errors import CacheDamaged, CacheError, Interrupted
 from ups.files import read_fully
 from ups.latents import latent_file, store
 from ups.latents.arrival import Arrival
+from ups.latents.board import SharedLatents
 from ups.latents.build import CacheEntry, ensure
 from ups.latents.chunks import bytes_of
 from ups.latents.datasets import (
@@ -62,6 +63,7 @@ class Latents:
         num_bytes: read to get there; 0 where they are read when wanted.
         arrival: what is there of them, where some still are on their way; else None.
         fetches: problem → what brought the bytes that they are made of, see `Build`.
+        shared: how ranks of this machine open them, where they come in memory that they share.
     """
 
     train: LatentDataset
@@ -75,6 +77,7 @@ class Latents:
     seconds: float
     arrival: Arrival | None = None
     fetches: dict[str, list[str]] = field(default_factory=dict)
+    shared: SharedLatents | None = None
     holds: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
@@ -307,10 +310,15 @@ class _Upload:
 
 def resident(config: RunConfig, rows: Sequence[Rows], *, on_gpu: bool) -> Tensor:
     """(N, T', K, D) of all these trajectories, to be filled."""
+    shape, dtype = shape_of(config, rows)
+    return in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
+
+
+def shape_of(config: RunConfig, rows: Sequence[Rows]) -> tuple[tuple[int, ...], torch.dtype]:
+    """(N, T', K, D) of the latents of all these trajectories, and their type."""
     frames = -(-rows[0].num_frames // config.training.time_stride)
     shape = (sum(r.num for r in rows), frames, config.latent.tokens, config.latent.dim)
-    dtype = getattr(torch, config.training.latent_cache_dtype)
-    return in_gpu(shape, dtype) if on_gpu else in_ram(shape, dtype)
+    return shape, getattr(torch, config.training.latent_cache_dtype)
 
 
 def in_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

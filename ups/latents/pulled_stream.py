@@ -27,18 +27,17 @@ from ups.latents import store
 from ups.latents.arrival import Arrival
 from ups.latents.build import CacheEntry, entry_of, say_built
 from ups.latents.chunks import ChunkEncoder
-from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
+from ups.latents.datasets import Rows, check_alike
 from ups.latents.encode import PatchEncoder
 from ups.latents.key import ENCODED_SPLITS
-from ups.latents.loader import Latents, assemble, resident
+from ups.latents.loader import Latents
 from ups.latents.order import arrival_turns
-from ups.latents.partly_resident import keep_part
 from ups.latents.prune import keep_to_budget
 from ups.latents.pull import Part, Pull, num_pulled_at_once
 from ups.latents.scout import cannot_stream
 from ups.latents.sharing import Hits, Sharing
 from ups.latents.store import Manifest
-from ups.latents.tiers import choose_tier
+from ups.latents.streamed import Room
 from ups.machine.devices import encoding_device, limit_torch_threads, own_stream, training_device
 from ups.progress import Show
 from ups.trace import noted
@@ -121,11 +120,7 @@ class PulledStream:
         }
         check_alike(config, rows)
         num_bytes = sum(manifest.num_bytes for manifest in manifests.values())
-        tier, stepped_down, kept_mb = choose_tier(config, num_bytes, self._device)
-        if tier == "disk":
-            raise CannotStream("the latents have no room in memory")
-        for reason in stepped_down:
-            log.warning("%s", reason)
+        room = Room(config, num_bytes, self._device)
         for name in by_problem:
             pull = Pull(self.hits.remote, manifests[name], config.training.latent_cache_dir)
             self._pulls[name] = pull
@@ -133,19 +128,13 @@ class PulledStream:
                 pull.begin()
             except (UpsError, OSError) as error:
                 raise CannotStream(str(error)) from error
-        arrival = Arrival(sum(r.num for r in rows["train"]))
-
-        def open_split(split: Split, condition_NC: Tensor) -> PreloadedCacheDataset:
-            self._tensors[split] = resident(config, rows[split], on_gpu=tier == "gpu")
-            return PreloadedCacheDataset(self._tensors[split], condition_NC, self._device)
-
-        encoders = {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()}
-        fields = {name: manifest.key_fields for name, manifest in manifests.items()}
-        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
-        latents.train = keep_part(config, latents.train, kept_mb, self._device)
-        latents.arrival = arrival
-        latents.fetches = {name: list(manifest.fetches) for name, manifest in manifests.items()}
-        self.latents = latents
+        self.latents, arrival, self._tensors = room.make(
+            rows,
+            {name: PatchEncoder.from_manifest(m.encoder) for name, m in manifests.items()},
+            {name: manifest.key_fields for name, manifest in manifests.items()},
+            {name: list(manifest.fetches) for name, manifest in manifests.items()},
+            started,
+        )
         self._sharing.hits = self.hits
         self._ending = Background(lambda: self._run(arrival), "pull the latents")
 

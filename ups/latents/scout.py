@@ -9,7 +9,7 @@ from ups.config import RunConfig
 from ups.data.objectstore import ObjectStore
 from ups.errors import CannotStream, ConfigError, Interrupted, ObjectUnavailable
 from ups.latents.scouted import NothingToFetch, Scouted
-from ups.machine.ranks import num_ranks
+from ups.machine.ranks import why_ranks_wait
 from ups.progress import Show
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def may_stream(config: RunConfig) -> bool:
     features = config.features
     if config.encodes_on_cluster:
         return False
-    if features.may_stream and (num := num_ranks(config)) > 1:
-        cannot_stream(config, CannotStream(f"{num} ranks begin once all latents are there"))
+    if features.may_stream and (reason := why_ranks_wait(config)):
+        cannot_stream(config, CannotStream(reason))
         return False
     if not features.may_stream and features.stream != "off" and not features.is_legacy:
         cannot_stream(config, CannotStream(f"features.preload is {features.preload}"))

@@ -28,16 +28,15 @@ from ups.files import exclusive_lock, lock_holder, lock_now
 from ups.latents import store
 from ups.latents.arrival import Arrival
 from ups.latents.build import Build, CacheEntry, entry_of, say_built
-from ups.latents.datasets import PreloadedCacheDataset, Rows, check_alike
+from ups.latents.datasets import Rows, check_alike
 from ups.latents.journal import Job
 from ups.latents.key import ENCODED_SPLITS, hash_fields, key_fields
-from ups.latents.loader import Latents, assemble, read_exactly, resident
-from ups.latents.partly_resident import keep_part
+from ups.latents.loader import Latents, read_exactly
 from ups.latents.prune import keep_to_budget
 from ups.latents.scout import cannot_stream, may_stream
 from ups.latents.scouted import NothingToFetch, Scouted
 from ups.latents.source import Source
-from ups.latents.tiers import choose_tier
+from ups.latents.streamed import Room
 from ups.machine.devices import encoding_device, limit_torch_threads, own_stream, training_device
 from ups.progress import Show
 from ups.trace import noted
@@ -156,27 +155,17 @@ class Stream:
         rows = self._rows()
         check_alike(config, rows)
         num_bytes = sum(f.num_bytes for build in self._builds.values() for f in build.files)
-        tier, stepped_down, kept_mb = choose_tier(config, num_bytes, self._device)
-        if tier == "disk":  # the load says the reasons
-            raise CannotStream("the latents have no room in memory")
-        for reason in stepped_down:
-            log.warning("%s", reason)
+        room = Room(config, num_bytes, self._device)
         for build in self._builds.values():
             build.begin()
-        sources = [source for build in self._builds.values() for source in build.sources]
-        arrival = Arrival(sum(r.num for r in rows["train"]), sources)
-
-        def open_split(split: Split, condition_NC: Tensor) -> PreloadedCacheDataset:
-            self._tensors[split] = resident(config, rows[split], on_gpu=tier == "gpu")
-            return PreloadedCacheDataset(self._tensors[split], condition_NC, self._device)
-
-        encoders = {name: build.encoder for name, build in self._builds.items()}
-        fields = {name: build.fields for name, build in self._builds.items()}
-        latents = assemble(config, rows, open_split, encoders, fields, tier, started, num_bytes)
-        latents.train = keep_part(config, latents.train, kept_mb, self._device)
-        latents.arrival = arrival
-        latents.fetches = {name: build.fetches for name, build in self._builds.items()}
-        self.latents = latents
+        self.latents, arrival, self._tensors = room.make(
+            rows,
+            {name: build.encoder for name, build in self._builds.items()},
+            {name: build.fields for name, build in self._builds.items()},
+            {name: build.fetches for name, build in self._builds.items()},
+            started,
+            [source for build in self._builds.values() for source in build.sources],
+        )
         self._ending = Background(lambda: self._run(arrival), "build the latents")
 
     def result(self) -> dict[str, CacheEntry]:

@@ -79,6 +79,15 @@ def local_ranks(config: RunConfig) -> int:
     return max(1, min(num_gpus(), config.training.items_per_step))
 
 
+def why_ranks_wait(config: RunConfig) -> str:
+    """Why ranks begin once all latents are there; empty where they do not, or there are none."""
+    if Place.of_environment() is not None:
+        return "ranks that a launcher has started begin once all latents are there"
+    if config.training.shard and local_ranks(config) > 1:
+        return "with training.shard ranks begin once all latents are there"
+    return ""
+
+
 def num_gpus() -> int:
     """GPUs that a process started here may use, by their device files and CUDA's variable."""
     files = list(DEVICES.glob("nvidia[0-9]*"))

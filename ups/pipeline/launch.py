@@ -31,7 +31,7 @@ from ups.errors import Interrupted
 from ups.latents.key import ENCODED_SPLITS
 from ups.machine.devices import has_gpu_node
 from ups.machine.processes import DeferredSignals
-from ups.machine.ranks import local_ranks
+from ups.machine.ranks import local_ranks, why_ranks_wait
 from ups.pipeline.exchange import Exchange, Said
 from ups.pipeline.rank import Job, Training, Work, run_rank, threads_of_rank
 from ups.pipeline.state import RunState
@@ -59,24 +59,38 @@ QUIET = ["torch.distributed.elastic", "torch.distributed.launcher", "torch.multi
 OF_AGENT = "TORCHELASTIC_SIGNALS_TO_HANDLE"  # which it leaves in the environment
 
 
-def how_to_start(num: int) -> str:
+def how_to_start(num: int, *, beside_threads: bool) -> str:
     """`fork` where this process may: with a GPU here, it may have touched CUDA.
 
-    A child with several threads would wait for ever for those of OpenMP that its parent has used.
-    Otherwise the ranks come from multiprocessing's server, which has imported torch, and no more.
+    A child with several threads would wait for ever for those of OpenMP that its parent has used,
+    and any child for what threads hold that fetch and encode. Otherwise the ranks come from
+    multiprocessing's server, which has imported torch, and no more.
+
+    Args:
+        beside_threads: whether others are at work in this process.
     """
-    return "forkserver" if has_gpu_node() or threads_of_rank(num) > 1 else "fork"
+    forks = not beside_threads and not has_gpu_node() and threads_of_rank(num) == 1
+    return "fork" if forks else "forkserver"
+
+
+def start_server(config: RunConfig) -> None:
+    """Have the server that ranks may come from import what they need: torch takes a second."""
+    num, may_stream = local_ranks(config), config.may_stream and not why_ranks_wait(config)
+    if how_to_start(num, beside_threads=may_stream) == "forkserver":
+        forkserver.set_forkserver_preload(_needed(config))
+        forkserver.ensure_running()
 
 
 def prepare_ranks(config: RunConfig) -> None:
-    """Import what the ranks need, beside the downloads, where they will be forked from."""
-    warm = [*WARM, "ups.training.sharded_step"] if config.training.shard else WARM
-    if how_to_start(local_ranks(config)) == "fork":
-        for name in (*warm, "torch.distributed.launcher.api"):
-            importlib.import_module(name)
-    else:
-        forkserver.set_forkserver_preload(warm)
-        forkserver.ensure_running()
+    """Import what it takes to start the ranks, beside the downloads."""
+    start_server(config)
+    forks = how_to_start(local_ranks(config), beside_threads=False) == "fork"
+    for name in (*(_needed(config) if forks else []), "torch.distributed.launcher.api"):
+        importlib.import_module(name)
+
+
+def _needed(config: RunConfig) -> list[str]:
+    return [*WARM, "ups.training.sharded_step"] if config.training.shard else WARM
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,8 @@ class Ranked:
     def of_run(cls, run: RunState) -> Self:
         """Of a run whose entries and sources are known."""
         num, problems = local_ranks(run.config), run.config.data.problems
+        if run.latents is not None and run.latents.shared is not None:
+            return cls(num, {}, None, run.note_ranks)
         sources = {problem.name: run.staged_of(problem, ENCODED_SPLITS) for problem in problems}
         return cls(num, sources, run.entries or None, run.note_ranks)
 
@@ -124,7 +140,8 @@ def train_in_ranks(
     """
     num, joined = ranks.num, dict[int, float]()
     first_epochs: dict[int, TrainResult] = {}
-    shared = latents if how_to_start(num) == "fork" and latents.tier != "on demand" else None
+    method = how_to_start(num, beside_threads=latents.shared is not None)
+    own = latents if method == "fork" and latents.tier != "on demand" else None
 
     def note_joined(rank: int, at: float) -> None:
         joined[rank] = at
@@ -136,19 +153,24 @@ def train_in_ranks(
         if len(first_epochs) == num:
             on_first_epoch(_of_slowest(first_epochs))
 
+    def note_first_wait(times: tuple[float, float] | None) -> None:
+        if latents.arrival is not None:
+            latents.arrival.first_wait = times
+
     said = Said(
         num,
         {
             "joined": note_joined,
+            "first wait": _of_first(note_first_wait),
             "first step": _of_first(on_first_step),
             "first epoch": note_first_epoch,
             "progress": _of_first(lambda value: progress(*value)),
             "trace": _of_first(note_all_of),
         },
     )
-    log.info("training in %d ranks (%s)", num, how_to_start(num))
-    work = Training(config, run_dir, resume, ranks.sources, ranks.entries, shared)
-    run_ranks(work, num, said, stop, "training was stopped; a retry resumes it")
+    log.info("training in %d ranks (%s)", num, method)
+    work = Training(config, run_dir, resume, ranks.sources, ranks.entries, own, latents.shared)
+    run_ranks(work, num, method, said, stop, "training was stopped; a retry resumes it")
     return _of_slowest(said.results)
 
 
@@ -167,18 +189,20 @@ def _of_slowest(results: Mapping[int, TrainResult]) -> TrainResult:
     return results[0].model_copy(update=times)
 
 
-def run_ranks(work: Work, num: int, said: Said, stop: threading.Event | None, stopped: str) -> None:
+def run_ranks(
+    work: Work, num: int, method: str, said: Said, stop: threading.Event | None, stopped: str
+) -> None:
     """Have so many processes of this machine do something, and hear what they say, until they end.
 
     Args:
         work: what each does; it knows which of them it is.
+        method: of `how_to_start`.
         stopped: what to say where `stop`, or a signal, has stopped them.
     Raises:
         RankError: one was killed, or could not be started.
         Interrupted: they were stopped. Otherwise what one of them failed with.
     """
-    method, key = how_to_start(num), secrets.token_bytes(16)
-    forks = method == "fork"
+    forks, key = method == "fork", secrets.token_bytes(16)
     with Exchange(key) as exchange, DeferredSignals() as signals, ExitStack() as starting:
         starting.enter_context(_collector_off() if forks else _without_main())
         job = Job(work, exchange.address, key, os.getpid() if forks else None)

@@ -133,6 +133,10 @@ class LocalRun:
                     store = open_store(config)
                     return store, look(config, store, stop, show, sharing=run.sharing)
 
+            if self._num_here > 1 and config.features.warm_up:
+                from ups.pipeline.launch import start_server
+
+                start_server(config)
             looking = Background(open_and_look, "look what there is to stream")
             with phase("warm-up"), collector_at_rest():
                 import ups.training.evaluate  # noqa: F401 (what is imported here is there later)

@@ -163,20 +163,20 @@ def _with_first_step(run: RunState, spans: Sequence[Span]) -> list[Span]:
 
 
 def _first_step(run: RunState, start: float, end: float) -> list[Span]:
-    """The first step and, before it, the ranks that take it, or rows on their way."""
+    """The first step, and before it the ranks that take it, and rows on their way."""
+    spans = []
     if run.ranks is not None and start <= run.ranks.started_at <= run.ranks.joined_at <= end:
-        times = (start, *run.ranks, end)
-        names = ("ranks", "rendezvous", "first step")
-        return [
-            Span(phase=name, name=f"4 {name}", start=times[i], end=times[i + 1])
-            for i, name in enumerate(names)
-        ]
+        times = (start, *run.ranks)
+        for i, name in enumerate(("ranks", "rendezvous")):
+            spans.append(Span(phase=name, name=f"4 {name}", start=times[i], end=times[i + 1]))
+        start = run.ranks.joined_at
     step = Span(phase="first step", name="4 first step", start=start, end=end)
     arrival = None if run.latents is None else run.latents.arrival
     if arrival is None or arrival.first_wait is None or arrival.first_wait[0] >= end:
-        return [step]
+        return [*spans, step]
     began, ended = arrival.first_wait
     return [
+        *spans,
         step.model_copy(update={"end": began}),
         Span(phase="first rows", name="4 first rows", start=began, end=ended),
         step.model_copy(update={"start": ended}),

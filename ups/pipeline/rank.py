@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from ups.config import RunConfig
 from ups.data.sources import Staged
-from ups.errors import Interrupted, RankError, UpsError
+from ups.errors import Interrupted, RankError, portable
 from ups.machine.cgroup import num_cores
 from ups.machine.processes import process_started_at
 from ups.machine.ranks import Place, take_gpu
@@ -27,6 +27,7 @@ from ups.pipeline.phases import load_latents
 from ups.trace import Trace
 
 if TYPE_CHECKING:
+    from ups.latents.board import SharedLatents
     from ups.latents.build import CacheEntry
     from ups.latents.loader import Latents
     from ups.training.loop import TrainResult
@@ -95,7 +96,7 @@ def run_rank(job: Job) -> None:
         if not job.work.stops_together or isinstance(stop.__context__, RankError):
             raise SystemExit(1) from stop
     except BaseException as error:  # whatever it is, the run has to know; and the launcher
-        line.say("failed", _portable(error, place))
+        line.say("failed", portable(error, f"rank {place.rank}"))
         raise SystemExit(1) from error
     else:
         line.say("result", result)
@@ -107,6 +108,7 @@ class Training:
 
     Attributes:
         latents: of the process that it was forked from; None: it loads them.
+        shared: how it opens those that the run's process streams.
         sources, entries: problem → what they are loaded from.
     """
 
@@ -118,6 +120,7 @@ class Training:
     sources: Mapping[str, Mapping[str, Sequence[Staged]]]
     entries: Mapping[str, CacheEntry] | None
     latents: Latents | None
+    shared: SharedLatents | None
 
     def __call__(self, place: Place, line: Line) -> TrainResult:
         import torch
@@ -130,10 +133,14 @@ class Training:
         ranks = Ranks.join(self.config, place)
         line.say("joined", time.time())
         with ranks.failing_together():
-            latents = self.latents
-            if latents is None:
-                latents = load_latents(self.config, self.sources, self.entries)
-            trace = Trace()
+            latents = self._latents(place)
+            arrival, trace = latents.arrival, Trace()
+
+            def note_first_step(at: float) -> None:
+                if arrival is not None:
+                    line.say("first wait", arrival.first_wait)
+                line.say("first step", at)
+
             with trace.opened():
                 result = train(
                     self.config,
@@ -142,13 +149,23 @@ class Training:
                     step=step_of(self.config, ranks),
                     ranks=ranks,
                     resume=self.resume,
-                    on_first_step=lambda at: line.say("first step", at),
+                    on_first_step=note_first_step,
                     on_first_epoch=lambda result: line.say("first epoch", result),
                     progress=lambda last, total: line.say("progress", (last, total)),
                 )
             ranks.leave()
             line.say("trace", trace)
         return result
+
+    def _latents(self, place: Place) -> Latents:
+        """Those that are to be trained on, from wherever they are."""
+        if self.shared is not None:
+            from ups.latents.streamed import open_shared
+
+            return open_shared(self.config, self.shared, leads=place.rank == 0)
+        if self.latents is not None:
+            return self.latents
+        return load_latents(self.config, self.sources, self.entries)
 
 
 @dataclass(slots=True)
@@ -255,17 +272,3 @@ class Line(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.split(".")[0] == "ups":
             self.say("log", (record.name, record.levelno, self.format(record)))
-
-
-def _portable(error: BaseException, place: Place) -> BaseException:
-    """The error as another process can have it: ours as they are, others in words."""
-    if isinstance(error, UpsError):
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001 (whatever it holds that cannot go along)
-            log.debug("%r goes along in words", error)
-        else:
-            return error
-    if isinstance(error, OSError):
-        return error
-    return RuntimeError(f"rank {place.rank}: {type(error).__name__}: {error}")

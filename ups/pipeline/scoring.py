@@ -69,10 +69,11 @@ def evaluate_in_ranks(
         return evaluate_alone(config, checkpoint, test, encoders, run_dir)
     found = {name: InOrder(SplitErrors(own)) for name, own in by_problem.items()}
     said = Said(num, {"batch": lambda _rank, value: found[value[0]].take(*value[1:])})
-    log.info("scoring in %d ranks (%s)", num, how_to_start(num))
+    method = how_to_start(num, beside_threads=config.cache.remote is not None)  # which may push
+    log.info("scoring in %d ranks (%s)", num, method)
     of_problems = {name: encoder.to_manifest() for name, encoder in encoders.items()}
     work = Scoring(config, checkpoint, test, of_problems, nums)
-    run_ranks(work, num, said, None, "scoring was stopped; a retry scores anew")
+    run_ranks(work, num, method, said, None, "scoring was stopped; a retry scores anew")
     assert all(errors.num == nums[name] for name, errors in found.items()), "all were scored"
     scores = {
         name: errors.whole.scores(picture_of(run_dir, name, by_problem))

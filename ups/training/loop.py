@@ -29,6 +29,7 @@ from ups.training.step import TrainStep, epoch_order, num_starts
 from ups.training.validation import validate
 
 if TYPE_CHECKING:
+    from ups.latents.arrival import Arrival
     from ups.training.ranked_step import RankedStep
     from ups.training.ranks import Ranks
 
@@ -230,17 +231,18 @@ class _Loop:
         if self.position.epoch > 0:
             return self._has_settled()
         first = self.position.batch * items
-        return self._wait(functools.partial(arrival.wait_for, rows_M[first : first + items]))
+        wait = functools.partial(arrival.wait_for, rows_M[first : first + items])
+        return self._wait(arrival, wait)
 
     def _has_settled(self) -> bool:
         """Wait until all that is trained on is verified; whether it is, not stopped before."""
         arrival = self.latents.arrival
-        return arrival is None or self._wait(arrival.wait_settled)
+        return arrival is None or self._wait(arrival, arrival.wait_settled)
 
-    def _wait(self, wait: Callable[[Callable[[], bool]], bool]) -> bool:
+    def _wait(self, arrival: Arrival, wait: Callable[[Callable[[], bool]], bool]) -> bool:
         """Wait for data, and save meanwhile what is not verified; whether they came, not a stop."""
         while not wait(lambda: self._is_stopped() or self._saving.is_due):
-            if self._is_stopped():
+            if arrival.stops(self._is_stopped()):
                 return False
             self._saving.save_unverified()
         return True
@@ -332,6 +334,8 @@ class _Loop:
             self._check_loss()
             self._saving.save(LAST)
             self._say(logging.INFO, "stopped in epoch %d; %s resumes", epoch, LAST)
+            return
+        if not self._writes:
             return
         if self.position.step > self._saving.saved_step:
             self._saving.save_unverified()

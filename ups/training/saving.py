@@ -53,7 +53,7 @@ class Saving:
     def is_due(self) -> bool:
         """Whether to save again what is not verified yet."""
         has_new = self._position.step > self.saved_step
-        return has_new and time.monotonic() >= self._save_again_at
+        return self._writes and has_new and time.monotonic() >= self._save_again_at
 
     def save(self, *names: str) -> None:
         """Write a checkpoint under these names, in a thread, while training goes on.

@@ -50,7 +50,7 @@ class ShardedStep(RankedStep):
     @contextlib.contextmanager
     def average(self) -> Iterator[nn.Module]:
         weights = list(self.ema.parameters())
-        for weight, part in zip(weights, self._averages, strict=True):
+        for weight, part in zip(weights, self.averages, strict=True):
             assert isinstance(part, DTensor)
             weight.data = part.full_tensor()
         try:
@@ -102,7 +102,7 @@ class ShardedStep(RankedStep):
         names = [name for name, _ in self.ema.named_parameters()]
         return {
             "model": self.model.state_dict(),
-            "ema": dict(zip(names, self._averages, strict=True)),
+            "ema": dict(zip(names, self.averages, strict=True)),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -130,12 +130,12 @@ class ShardedStep(RankedStep):
 
     def _accumulate_batch(self, feed: Feed, own: int, num: int) -> None:
         most = min(num, -(-self.items_per_step // self.ranks.world))  # of any rank
-        for first in range(0, most, self._micro):
-            micro = min(self._micro, own - first)
+        for first in range(0, most, self.micro_batch):
+            micro = min(self.micro_batch, own - first)
             if micro > 0:
-                self._accumulate(*feed.draw(micro), micro / num)
+                self.accumulate(*feed.draw(micro), micro / num)
             else:
-                self._accumulate(*self._made_up, 0.0)
+                self.accumulate(*self._made_up, 0.0)
 
 
 def _log_parts(parts: Sequence[Tensor], ranks: Ranks) -> None:

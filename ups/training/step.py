@@ -34,6 +34,8 @@ class TrainStep:
 
     Attributes:
         model, ema: the operator that is trained, and the moving average of its weights.
+        averages: what of that average this process keeps up.
+        micro_batch: trajectories or pairs of a forward and backward.
         loss_sum: () on the device; the losses since it was last set to zero.
         feed, num_items: what draws the batches, and of how many trajectories or pairs an epoch is.
     """
@@ -44,7 +46,7 @@ class TrainStep:
         self.config, self.device = config, training_device(config)
         torch.manual_seed(config.training.seed)
         self.model = build_operator(config)
-        self.ema, self._averages = self._put_on_device()
+        self.ema, self.averages = self._put_on_device()
         self.loss_sum = torch.zeros((), device=self.device)
         self._loss_here = self.loss_sum  # where a batch's loss is added
         self.schedule = Schedule(config, self.device)
@@ -54,7 +56,7 @@ class TrainStep:
         self.operator: Any = self.model
         if config.training.compile == "inductor":
             self.operator = torch.compile(self.model)
-        self._micro = config.training.pairs_per_step or config.training.batch_size
+        self.micro_batch = config.training.pairs_per_step or config.training.batch_size
         self.items_per_step = config.training.items_per_step
         self._place, self.num_items = 0, 0
         self.feed: Feed | None = None
@@ -65,7 +67,7 @@ class TrainStep:
 
     def multiplications(self, data: LatentDataset) -> float:
         """Of a step on full batches, about: each weight meets each token of each pair."""
-        pairs = self._micro
+        pairs = self.micro_batch
         if num_starts(data, self.config) is None:
             pairs *= data.num_frames - window_frames(self.config) + 1
         num_weights = sum(p.numel() for p in self.model.parameters())
@@ -108,9 +110,9 @@ class TrainStep:
 
     def _accumulate_batch(self, feed: Feed, own: int, num: int) -> None:
         """Add up the gradients of `own` of a step's `num` items."""
-        for first in range(0, own, self._micro):
-            micro = min(self._micro, own - first)
-            self._accumulate(*feed.draw(micro), micro / num)
+        for first in range(0, own, self.micro_batch):
+            micro = min(self.micro_batch, own - first)
+            self.accumulate(*feed.draw(micro), micro / num)
 
     def _own(self, num: int) -> int:
         """How many of a step's items this process takes."""
@@ -139,7 +141,7 @@ class TrainStep:
         frames = -(-WARM_UP_FRAMES // (self.config.encoder.t_stride * training.time_stride))
         if training.pairs_per_step is not None or frames < window_frames(self.config):
             frames = window_frames(self.config)
-        shape = (self._micro, frames, latent.tokens, latent.dim)
+        shape = (self.micro_batch, frames, latent.tokens, latent.dim)
         dtype = getattr(torch, training.latent_cache_dtype)
         with self.on_stream():
             noise = torch.randn(shape, device=self.device).to(dtype)
@@ -198,10 +200,11 @@ class TrainStep:
         """
         self.schedule.advance()
         if len(z_BTKD):
-            self._accumulate(z_BTKD, condition_BC, share)
+            self.accumulate(z_BTKD, condition_BC, share)
         self._update()
 
-    def _accumulate(self, z_BTKD: Tensor, condition_BC: Tensor, share: float) -> None:
+    def accumulate(self, z_BTKD: Tensor, condition_BC: Tensor, share: float) -> None:
+        """Add the gradients of a part of a batch, and its loss."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             loss = self._loss(z_BTKD, condition_BC) * share
         loss.backward()
@@ -229,9 +232,9 @@ class TrainStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
-            drift = torch._foreach_sub(live, self._averages)
+            drift = torch._foreach_sub(live, self.averages)
             torch._foreach_mul_(drift, self.schedule.ema_weight)
-            torch._foreach_add_(self._averages, list(drift))
+            torch._foreach_add_(self.averages, list(drift))
 
 
 def window_frames(config: RunConfig) -> int:

@@ -11,7 +11,7 @@ from ups.config import RunConfig
 from ups.data.letting_go import BACKLOG_BYTES, IN_FLIGHT_BYTES
 from ups.data.stamps import beside
 from ups.files import DISK_MARGIN_BYTES
-from ups.machine.ranks import num_ranks
+from ups.machine.ranks import why_ranks_wait
 from ups.units import format_size
 from ups.validate.check import Check, Checks
 from ups.validate.sources import (
@@ -61,7 +61,7 @@ def _download_bytes(config: RunConfig, sources: Sources, to_build: Collection[st
     Without `data.keep_sources` that is what test is cut of, and what is on its way.
     """
     whole = {known.wanted.path: _still(known) for known in sources}
-    may_stream = config.may_stream and num_ranks(config) == 1
+    may_stream = config.may_stream and not why_ranks_wait(config)
     streams = may_stream and len(to_build) == len(config.data.problems)
     without_blocks = {known.wanted.path for known in sources if not known.has_blocks}
     passing = whole.keys() - without_blocks
