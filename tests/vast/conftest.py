@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -298,3 +299,27 @@ def image(tmp_path_factory, package_env, new_image) -> Path:
     locked = [*install, "-c", ROOT / "constraints.txt", "torch"]
     subprocess.run(locked, env={**os.environ, **package_env}, check=True)
     return binaries
+
+
+@pytest.fixture
+def bytecode(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """`bytecode(*folders)`: the environment in which the packages in these folders are compiled.
+
+    It is what this Python has compiled of them, by links; a machine takes 5 s of a processor to
+    compile them as it imports. What is not the same file is compiled as ever.
+    """
+    prefix = tmp_path / "bytecode"
+    standard, packages = (Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib"))
+
+    def link(*folders: Path) -> dict[str, str]:
+        for compiled, there in ((standard, standard), *((packages, one) for one in folders)):
+            for file in compiled.rglob("__pycache__/*.pyc"):
+                inside = file.parent.parent.relative_to(compiled)
+                if inside.parts[:1] in (("site-packages",), ("test",)):
+                    continue
+                at = prefix / there.relative_to("/") / inside
+                at.mkdir(parents=True, exist_ok=True)
+                (at / file.name).hardlink_to(file)
+        return {"PYTHONPYCACHEPREFIX": str(prefix)}
+
+    return link

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 
 import httpx
@@ -9,10 +10,12 @@ import pytest
 
 
 def test_the_script_clones_installs_trains_and_stops_the_instance(
-    machine, repository, image, package_env, prefect_server, s3, bucket
+    machine, repository, image, package_env, bytecode, prefect_server, s3, bucket
 ):
     machine.images = (image,)
-    machine.env = {**package_env, **s3.env, "OMP_NUM_THREADS": "1"}
+    packages = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    compiled = bytecode(image.parent / packages, machine.work / "env" / packages)
+    machine.env = {**package_env, **s3.env, **compiled, "OMP_NUM_THREADS": "1"}
     settings = {
         "training.device": "cpu",
         "training.latent_cache_dir": f"{machine.mount}/data/latent_cache",
