@@ -12,11 +12,13 @@ from ups.latents.prune import remove
 from ups.latents.store import list_entries
 from ups.runs.stored import RunInfo
 
+ONE_STEP = {"stages__operator__max_steps": 1}
+
 
 def test_a_damaged_or_removed_entry_behind_a_cached_state_is_built_again(
     first_run, flow_config, run
 ):
-    path, cache_dir = flow_config(**first_run.found), first_run.folder / "cache"
+    path, cache_dir = flow_config(**first_run.found, **ONE_STEP), first_run.folder / "cache"
     key = first_run.breakdown["config_hash"]
     (entry,) = [entry for entry in entries(cache_dir) if entry.current]
     (entry.directory / "train_000.safetensors").unlink()
@@ -37,7 +39,7 @@ def test_a_torn_record_of_a_cached_result_is_a_miss_not_a_failure(first_run, flo
     results = first_run.folder / "cache" / ".prefect" / "results"
     record = results / f"latents-{first_run.breakdown['config_hash']}"
     record.write_bytes(record.read_bytes()[:20])
-    state, _, again = run(flow_config(**first_run.found))
+    state, _, again = run(flow_config(**first_run.found, **ONE_STEP))
     assert state.is_completed()
     assert again["cache_reused"] is True  # by the entry itself, whose files are whole
 
@@ -51,7 +53,7 @@ def test_a_valid_entry_on_a_disk_that_can_only_be_read_is_reused_and_trained_on(
     cache_dir = read_only(config.training.latent_cache_dir)
     with pytest.raises(OSError, match="Read-only"):
         (cache_dir / "x").touch()
-    path = flow_config(training__latent_cache_dir=str(cache_dir), stages__operator__max_steps=1)
+    path = flow_config(training__latent_cache_dir=str(cache_dir), **ONE_STEP)
     state, tasks, breakdown = run(path)
     assert state.is_completed()
     assert tasks[f"2 build-latent-cache [{entry.config_hash}] reused"] == "Completed"
@@ -60,18 +62,12 @@ def test_a_valid_entry_on_a_disk_that_can_only_be_read_is_reused_and_trained_on(
     assert sorted(config.training.latent_cache_dir.rglob("*")) == written
 
 
-def test_another_cache_directory_never_answers(first_run, flow_config, run):
-    _, _, other = run(flow_config())
-    assert other["config_hash"] == first_run.breakdown["config_hash"]
-    assert other["cache_reused"] is False
-
-
 def test_overwrite_builds_an_entry_again_and_a_retry_takes_what_it_built(
     first_run, flow_config, run, tmp_path, monkeypatch
 ):
     import flows.train_burgers
 
-    path, cache_dir = flow_config(**first_run.found), first_run.folder / "cache"
+    path, cache_dir = flow_config(**first_run.found, **ONE_STEP), first_run.folder / "cache"
     built, load = [], flows.train_burgers.load_latents
 
     def fail_once(*arguments):
@@ -89,11 +85,13 @@ def test_overwrite_builds_an_entry_again_and_a_retry_takes_what_it_built(
     assert retried["cache_reused"] is True
 
 
-def test_a_run_whose_entry_is_valid_fetches_test_alone_and_each_download_says_why(
-    flow_config, run, task_states, tmp_path
+def test_another_cache_directory_never_answers_but_its_own_entry_which_spares_all_but_test(
+    first_run, flow_config, run, task_states, tmp_path
 ):
-    path = flow_config()
+    path = flow_config(**ONE_STEP)
     _, _, first = run(path)
+    assert first["config_hash"] == first_run.breakdown["config_hash"]
+    assert first["cache_reused"] is False
     key, staged = first["config_hash"], tmp_path / "staged"
     shutil.rmtree(staged)
     state, tasks, again = run(path)

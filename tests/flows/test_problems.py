@@ -29,6 +29,7 @@ def mixed_flow_config(flow_config, mixed_config, mixed_data, bucket, tmp_path):
             for name in TASKS
         ]
         given = {"data__root": str(tmp_path / "staged"), "data__task": tasks, **overrides}
+        given = {"stages__operator__epochs": 1, **given}
         path = tmp_path / "mixed.yaml"
         path.write_text(dump_config(mixed_config(**given)))
         return str(path)

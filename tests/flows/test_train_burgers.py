@@ -21,6 +21,7 @@ from ups.runs.index import find_runs
 from ups.units import format_size
 
 PRICE_PER_HOUR = 3.6
+ONE_STEP = {"stages__operator__max_steps": 1}
 PAGES = "pages of the run"  # the thread
 PICTURE = "data:image/png;base64,"
 PHASES = {
@@ -223,7 +224,7 @@ def test_legacy_mode_trains_the_same_operator(first_run, flow_config, run):
 
 
 def test_training_without_a_cache_encodes_on_demand(flow_config, run):
-    state, tasks, breakdown = run(flow_config(features__preload="off"))
+    state, tasks, breakdown = run(flow_config(features__preload="off", **ONE_STEP))
     assert state.is_completed()
     assert not any("build-latent-cache" in name for name in tasks)
     assert breakdown["cache_reused"] is None
@@ -311,7 +312,7 @@ def test_a_breakdown_that_cannot_be_published_does_not_fail_the_run(flow_config,
         raise RuntimeError("503: database is locked")
 
     monkeypatch.setattr(tasks.artifacts, "create_table_artifact", refuse)
-    state, _, breakdown = run(flow_config())
+    state, _, breakdown = run(flow_config(**ONE_STEP))
     assert state.is_completed()
     assert breakdown["ttfs_s"] > 0
 
@@ -320,7 +321,7 @@ def test_three_splits_of_one_object_are_fetched_once_and_counted_once(flow_confi
     object_key, bucket = "burgers1d/burgers1d_train.h5", "tiny"
     rows = {"train": [0, 12], "val": [12, 16], "test": [16, 20]}
     sources = {s: [{"key": object_key, "bucket": bucket, "rows": r}] for s, r in rows.items()}
-    state, _, breakdown = run(flow_config(data__sources=sources))
+    state, _, breakdown = run(flow_config(data__sources=sources, **ONE_STEP))
     assert state.is_completed()
     download = next(row for row in breakdown["phases"] if row["phase"] == "download")
     size = format_size((tiny_data / "burgers1d_train.h5").stat().st_size)
