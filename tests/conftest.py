@@ -21,7 +21,14 @@ import pytest
 from ups.config import SPLITS, RunConfig, dump_config, load_config
 from ups.data.sources import Staged, stage
 
-pytest_plugins = ("tests.disks", "tests.live", "tests.order", "tests.proxy", "tests.stand_ins")
+pytest_plugins = (
+    "tests.collector",
+    "tests.disks",
+    "tests.live",
+    "tests.order",
+    "tests.proxy",
+    "tests.stand_ins",
+)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_stream_times_what_it_can_and_says_what_it_cannot(bench, folder, tmp_pat
 
 
 def test_the_gpu_script_runs_small_on_a_cpu(bench):
-    record = bench("gpu", "gpu_encode,gpu_load,gpu_train")
+    record = bench("gpu", "gpu_encode,gpu_load,gpu_train", SIZE / 4)
     assert {"eager", "legacy", "disk read", "PCIe", "float32"} <= names_with_values(record)
 
 
@@ -118,7 +118,7 @@ def test_the_startup_on_a_gpu_runs_small_on_a_cpu_through_a_stack_of_its_own(
     bench, folder, monkeypatch
 ):
     monkeypatch.setattr(startup, "COMPILER", "off")  # inductor takes 40 s for the same lines
-    whole, first_step, with_epochs = bench("gpu", "gpu_startup")["comparisons"]
+    whole, first_step, with_epochs = bench("gpu", "gpu_startup", SIZE / 4)["comparisons"]
     (ours,) = whole["results"]
     assert ours["median"] >= sum(ours["extras"][name][0] for name in ("queue s", "boot s")) > 0
     assert ours["extras"]["download s"][0] > 0, "it has to be fetched from the store"
