@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+UI = Path(__file__).with_name("ui")
 
 # Tests that share a Prefect server, which costs a worker of xdist 15 s.
 ONE_SERVER = (
@@ -19,6 +22,8 @@ SLOWEST = (
     "tests/deployments/test_runs.py",
     *ONE_SERVER,
     "tests/deployments/test_deploy.py",
+    "tests/deployments/test_team.py",
+    "tests/training/test_ranks.py",
     "tests/pipeline/test_streaming.py",
     "tests/deployments/test_start.py",
     "tests/speed/test_sections.py",
@@ -32,9 +37,14 @@ SLOWEST = (
 )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The tests that need a browser are not even imported where none of them is asked for."""
+    return True if config.option.markexpr == "not ui" and collection_path == UI else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a server first, which wait the most; of them, and of the others, the slowest."""
-    servers = {"prefect_server", "new_stack"}
+    servers = {"prefect_server", "new_stack", "team"}
     with_server = {item.path for item in items if servers & set(getattr(item, "fixturenames", ()))}
 
     def place(item: pytest.Item) -> tuple[bool, int]:

@@ -116,6 +116,15 @@ def no_wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def read_tensorboard() -> Callable[[Path], Any]:
+    """`read_tensorboard(run_dir)`: the accumulator of the events in a run's folder."""
+    # Not on top: every worker of xdist imports that, and few tests need it.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return lambda run_dir: EventAccumulator(str(run_dir / "tensorboard")).Reload()
+
+
+@pytest.fixture
 def read_wandb() -> Callable[[Path], SimpleNamespace]:
     """`read_wandb(run_dir)`: what the one offline run in a run's folder recorded.
 

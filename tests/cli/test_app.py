@@ -5,7 +5,6 @@ import re
 import shutil
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ups.cli.options import parse_settings
 from ups.config import load_config
@@ -90,7 +89,7 @@ def test_train_goes_on_from_a_checkpoint_of_another_run(ups, tmp_path):
     assert (code, f"resuming from {last} at epoch 2, step 4" in errors) == (0, True), errors
 
 
-def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
+def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, read_tensorboard, tmp_path):
     on = ("--set", "logging.tensorboard.enabled=true", "--set", "evaluation.num_examples=1")
     code, output, _ = ups("train", "CONFIG", "--run-id", "mine", *TWO_EPOCHS, *on, "--json")
     assert code == 0, output
@@ -116,7 +115,7 @@ def test_train_leaves_the_breakdown_that_a_run_by_prefect_leaves(ups, tmp_path):
     assert breakdown.nrmse_rollout == metrics["test/nrmse_rollout"]
     assert breakdown.gpu or breakdown.gpu_note
 
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    events = read_tensorboard(run_dir)
     table = events.Tensors("startup/breakdown")[0].tensor_proto.string_val[0].decode()
     assert "| first step | " in table
     assert {"pictures/gantt", "pictures/prediction"} == set(events.Tags()["images"])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,8 +31,9 @@ from ups.pipeline.phases import build_cache
 from ups.progress import logged
 from ups.validate.run import require_valid
 
-distributed = pytest.importorskip("distributed", reason="the extra `dask` is not installed")
-pytest.importorskip("prefect_dask", reason="the extra `dask` is not installed")
+# Not imported here: every worker of xdist imports all files, and one runs this one.
+MISSING = [name for name in ("distributed", "prefect_dask") if find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason="the extra `dask` is not installed")
 
 SHARDS = {"train": 14, "val": 4}
 ROWS = 24  # of a shard: long enough that a worker can be killed in the middle of it
@@ -39,6 +41,8 @@ ROWS = 24  # of a shard: long enough that a worker can be killed in the middle o
 
 def scheduler():
     """One in this process, with no worker."""
+    import distributed
+
     places = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard_address": "127.0.0.1:0"}
     return distributed.LocalCluster(n_workers=0, processes=False, silence_logs=False, **places)
 
@@ -46,6 +50,8 @@ def scheduler():
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A scheduler in this process with two workers; `start(hidden, **env)` adds one more."""
+    import distributed
+
     folder, workers = tmp_path_factory.mktemp("dask"), []
 
     def start(hidden=None, **env):
@@ -225,6 +231,8 @@ def test_a_cluster_that_is_not_there_or_has_no_worker_is_refused_within_half_a_m
 def test_a_worker_of_another_version_or_without_the_folders_is_refused(
     cluster, refused, shards, tmp_path
 ):
+    import distributed
+
     foreign = tmp_path / "foreign"
     for package in ("ups", "tasks"):
         shutil.copytree(PROJECT_DIR / package, foreign / package)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from prefect.runtime import flow_run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.train_burgers import train_burgers
 from tests.live import wait_until
@@ -144,7 +143,7 @@ def test_a_run_leaves_its_record_in_the_ui_and_in_its_folder_and_no_secret_anywh
 
 
 def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
-    flow_config, run, tmp_path, no_wandb_key, read_wandb, s3, monkeypatch
+    flow_config, run, tmp_path, no_wandb_key, read_wandb, read_tensorboard, s3, monkeypatch
 ):
     monkeypatch.setenv("UPS_PROGRESS_S", "0")
     on = {"logging.wandb.enabled": True, "logging.tensorboard.enabled": True}
@@ -182,7 +181,7 @@ def test_trackers_get_curves_startup_breakdown_and_pictures_without_a_key(
     for name in ("gantt", "prediction"):
         assert (files / last[f"pictures/{name}/path"]).read_bytes()[1:4] == b"PNG"
 
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    events = read_tensorboard(folder)
     for name in curves:
         scalars = [(event.step, event.value) for event in events.Scalars(name)]
         expected = [(row["epoch"], pytest.approx(row[name])) for row in rows]

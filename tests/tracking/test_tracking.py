@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ups.tracking
 from tests.live import wait_until
@@ -137,7 +136,7 @@ def test_wandb_writes_nothing_of_its_own_while_the_run_is_silent(
     assert read_wandb(run_dir).num_stats == 0
 
 
-def test_the_tracker_of_a_killed_run_finishes_by_itself(start):
+def test_the_tracker_of_a_killed_run_finishes_by_itself(start, read_tensorboard):
     config, run_dir = start(tensorboard=True)
     write_rows(run_dir, ROWS)
     script = (
@@ -149,16 +148,16 @@ def test_the_tracker_of_a_killed_run_finishes_by_itself(start):
     )
     done = subprocess.run([sys.executable, "-c", script, run_dir], timeout=60)
     assert done.returncode == -signal.SIGKILL
-    wait_until(lambda: text_of(run_dir, "state") == "killed", 30)
 
+    def state():
+        if not (run_dir / "tensorboard").is_dir():
+            return None
+        events = read_tensorboard(run_dir)
+        if "state" not in events.Tags()["tensors"]:
+            return None
+        return events.Tensors("state")[0].tensor_proto.string_val[0].decode()
 
-def text_of(run_dir, tag):
-    if not (run_dir / "tensorboard").is_dir():
-        return None
-    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
-    if tag not in events.Tags()["tensors"]:
-        return None
-    return events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    wait_until(lambda: state() == "killed", 30)
 
 
 ELSEWHERE = {"WANDB_BASE_URL": "https://wandb.example"}
