@@ -27,6 +27,7 @@ pytest_plugins = (
     "tests.live",
     "tests.order",
     "tests.proxy",
+    "tests.runner",
     "tests.stand_ins",
 )
 
