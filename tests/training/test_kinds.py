@@ -33,8 +33,7 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_weights_and_is_scored(
 ):
     config, latents, whole = prepared("whole", **of_kind)
     train(config, latents, whole)
-    within_an_epoch = {"training__log_every": 100, "evaluation__num_examples": 1}
-    config, latents, killed = prepared("killed", **within_an_epoch, **of_kind)
+    config, latents, killed = prepared("killed", training__log_every=100, **of_kind)  # in an epoch
 
     def kill_at_8(step, _):
         if step == 8:
