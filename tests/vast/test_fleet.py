@@ -148,6 +148,9 @@ def test_a_server_that_refuses_the_login_is_said_before_anything_is_paid_for(
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:wrong")
     assert "warning: this would not be rented: the Prefect server at" in ups(*given, "--dry-run")
     assert "refuses this login (HTTP 401): set PREFECT_API_AUTH" in ups(*given, exit_code=1)
+    monkeypatch.setenv("PREFECT_API_URL", refusing)
+    assert "refuses this login (HTTP 401): set PREFECT_API_AUTH" in ups("setup-env", exit_code=1)
+    assert market.calls == []
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:right")
     assert "rented   instance 778" in ups(*given)
     check_login("http://127.0.0.1:9/api", {})  # a tunnel may come later

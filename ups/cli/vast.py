@@ -224,13 +224,16 @@ def setup_env(
 
     Instances get them from there. Values are never printed, and no script holds them. `vastai`
     takes them as arguments: who shares this computer could see them in its list of processes for a
-    moment.
+    moment. A login that the Prefect server refuses is not sent.
     """
     with errors_shown():
         from ups.vast import launch as vast
         from ups.vast import tool
+        from ups.vast.server import check_login
 
         found, missing = vast.variables(os.environ, name or [])
+        if not dry_run and (url := found.get("PREFECT_API_URL")):
+            check_login(url, found)
         known = [] if dry_run else vast.known_variables()
         for variable, value in found.items():
             if dry_run:

@@ -24,7 +24,7 @@ def check_login(url: str, env: Mapping[str, str]) -> None:
     """Ask the server once with the login of this shell; one that is not reached is no fault here.
 
     Args:
-        url: of its API, as `Onstart` lets it pass.
+        url: of its API.
     Raises:
         VastError: it refuses the login, or there is none.
     """
@@ -38,7 +38,7 @@ def check_login(url: str, env: Mapping[str, str]) -> None:
             timeout=TIMEOUT_S,
             follow_redirects=True,
         )
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         return  # a tunnel may come later, and a machine may reach what this one does not
     if answer.status_code in REFUSED:
         said = "refuses this login" if authorization(env) else "wants a login"
