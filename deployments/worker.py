@@ -34,6 +34,7 @@ from uuid import UUID
 
 import anyio
 from anyio.abc import TaskStatus
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
@@ -57,6 +58,7 @@ WAKING = ["prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingRetry"]
 CANCELLING = "prefect.flow-run.Cancelling"
 RECONNECT_S = (0.5, 1, 2, 5)
 SECOND_LOOK_S = 0.1
+COMMITTED_S = (0.0, 0.1, 0.4, 1.5)  # before each look at what an event says
 LOOK_AHEAD_S = 30.0
 MOST_PARAMETERS = 32_000  # characters; the kernel starts no process with 131,072 in one variable
 
@@ -81,6 +83,21 @@ class QueueIsQuiet(logging.Filter):
         return not is_again
 
 
+async def read_cancelling(client: PrefectClient, run_id: UUID) -> FlowRun | None:
+    """The run of an event that says that it is Cancelling, if it is; else None.
+
+    The server sends the event before it commits the state, so a query may not see it at once.
+    """
+    for wait_s in COMMITTED_S:
+        await asyncio.sleep(wait_s)
+        flow_run = await client.read_flow_run(run_id)
+        if flow_run.state is not None and flow_run.state.is_cancelling():
+            return flow_run
+        if flow_run.state is not None and flow_run.state.is_final():
+            break
+    return None
+
+
 def cancel_only_what_is_cancelling() -> None:
     """Have Prefect's worker look at a run's state before it ends the run for an event.
 
@@ -89,8 +106,7 @@ def cancel_only_what_is_cancelling() -> None:
     """
 
     async def cancel_by_id(self: CancellationManager, flow_run_id: UUID) -> None:
-        flow_run = await self._client.read_flow_run(flow_run_id)
-        if flow_run.state is not None and flow_run.state.is_cancelling():
+        if flow_run := await read_cancelling(self._client, flow_run_id):
             await self.cancel(flow_run)
 
     CancellationManager.cancel_by_id = cancel_by_id  # type: ignore[method-assign]
@@ -193,8 +209,9 @@ class Waker:
                             self.wake()
                         # One that waits to be retried is in no worker's hands.
                         elif event.payload["intended"]["from"] == "SCHEDULED":
-                            run_id = event.resource.id.removeprefix("prefect.flow-run.")
-                            await self.worker.end_cancelling(UUID(run_id))
+                            run_id = UUID(event.resource.id.removeprefix("prefect.flow-run."))
+                            if await read_cancelling(self.worker.client, run_id):
+                                await self.worker.end_cancelling(run_id)
             except Exception as error:  # noqa: BLE001 (whatever ended the stream: connect again)
                 log.info("event stream lost (%s): polling until it is back", error)
             await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])

@@ -15,6 +15,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runner._cancellation_manager import CancellationManager
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
+from deployments import worker as worker_module
 from deployments.patience import be_patient
 from deployments.worker import Waker, Worker, cancel_only_what_is_cancelling
 
@@ -135,23 +136,39 @@ def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carr
     assert made == ([(run.id, "Cancelled")] if kind == "CANCELLING" else [])
 
 
-@pytest.mark.parametrize("kind", ["RUNNING", "CANCELLING"])
-def test_an_event_that_is_told_again_cancels_no_retry(monkeypatch, kind):
-    run, cancelled = SimpleNamespace(id=uuid4(), state=State(type=kind)), []
+@pytest.mark.parametrize(
+    ("kinds", "is_cancelled"),
+    [
+        (["CANCELLING"], True),
+        (["RUNNING", "RUNNING", "CANCELLING"], True),  # the event came before the commit
+        (["RUNNING"] * 4, False),  # a retry; the event is of a cancel before it
+        (["CANCELLED"], False),
+    ],
+)
+def test_an_event_cancels_a_run_that_is_cancelling_or_will_be_at_once_and_no_retry(
+    monkeypatch, kinds, is_cancelled
+):
+    run_id, cancelled, seen, waits = uuid4(), [], iter(kinds), []
 
     async def read_flow_run(_):
-        return run
+        return SimpleNamespace(id=run_id, state=State(type=next(seen)))
 
     async def cancel(_, flow_run):
-        cancelled.append(flow_run)
+        cancelled.append(flow_run.id)
+
+    async def wait(seconds):
+        waits.append(seconds)
 
     monkeypatch.setattr(CancellationManager, "cancel", cancel)
     monkeypatch.setattr(CancellationManager, "cancel_by_id", CancellationManager.cancel_by_id)
+    monkeypatch.setattr(worker_module, "asyncio", SimpleNamespace(sleep=wait))
     cancel_only_what_is_cancelling()
     parts = dict.fromkeys(("process_manager", "hook_runner", "state_proposer", "event_emitter"))
     manager = CancellationManager(**parts, client=SimpleNamespace(read_flow_run=read_flow_run))
-    asyncio.run(manager.cancel_by_id(run.id))
-    assert cancelled == ([run] if kind == "CANCELLING" else [])
+    asyncio.run(manager.cancel_by_id(run_id))
+    assert cancelled == [run_id] * is_cancelled
+    assert list(seen) == []  # no look too few; one too many would have raised
+    assert sum(waits) < 3
 
 
 @pytest.mark.parametrize(("busy", "is_answered"), [(8, True), (1_000_000, False)])
