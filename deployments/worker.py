@@ -1,6 +1,6 @@
 """A process worker that the server's event stream wakes; polling stays as the fallback.
 
-    python -m deployments.worker POOL [--name NAME] [--queue NAME]... [--limit N]
+    python -m deployments.worker POOL [--name NAME] [--queue NAME]... [--limit N] [--end-runs]
                                       [--warm-socket PATH]
 
 Prefect's own worker asks every 10 seconds by default; asking more often makes SQLite refuse writes.
@@ -11,7 +11,8 @@ as many as it may begins as soon as another ends.
 
 Prefect's worker cancels a run through the process that it has told to watch for that. Where there
 is none yet, or none any more, the run would stay Cancelling and keep its deployment's slot; here it
-ends Cancelled as well.
+ends Cancelled as well. A worker that is stopped takes its runs with it, and Prefect would have them
+Running for ever: with `--end-runs` they are marked as Crashed. On a stack `ups down` does that.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.runner._cancellation_manager import CancellationManager
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.patience import be_patient
@@ -61,6 +62,7 @@ SECOND_LOOK_S = 0.1
 COMMITTED_S = (0.0, 0.1, 0.4, 1.5)  # before each look at what an event says
 LOOK_AHEAD_S = 30.0
 MOST_PARAMETERS = 32_000  # characters; the kernel starts no process with 131,072 in one variable
+LAST_WORD_S = 5.0  # for what a worker that ends has to say of each run
 
 
 class QueueIsQuiet(logging.Filter):
@@ -113,10 +115,15 @@ def cancel_only_what_is_cancelling() -> None:
 
 
 class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its registry of types
-    """Prefect's own, with an end for every run that is cancelled."""
+    """Prefect's own, with an end for every run that is cancelled.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        end_runs: mark those under way as Crashed when it is stopped.
+    """
+
+    def __init__(self, end_runs: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self.end_runs = end_runs
         self.under_way: Counter[UUID] = Counter()  # a retry may begin before its first attempt left
         self.when_free: Callable[[], None] = lambda: None
 
@@ -149,12 +156,29 @@ class Worker(ProcessWorker, ABC):  # an ABC does not take Prefect's place in its
         self.under_way[flow_run.id] += 1
         try:
             result = await super().run(flow_run, configuration, task_status)
+        except asyncio.CancelledError:
+            if self.end_runs:
+                with anyio.move_on_after(LAST_WORD_S, shield=True):
+                    await self.end_stopped(flow_run.id)
+            raise
         finally:
             self.under_way[flow_run.id] -= 1
             await self.end_cancelling(flow_run.id)
         # How it ended was reported as it did. Prefect would report a code other than 0 once more
         # by now, and so mark a retry as Crashed that has begun since.
         return result.model_copy(update={"status_code": 0})
+
+    async def end_stopped(self, run_id: UUID) -> None:
+        """Mark a run that ends with this worker as Crashed; as Cancelled if that was asked for."""
+        message = f"Its worker {self.name} was stopped."
+        try:
+            state = (await self.client.read_flow_run(run_id)).state
+            if state is None or not state.is_final():
+                is_cancelling = state is not None and state.is_cancelling()
+                ended = Cancelled(message=message) if is_cancelling else Crashed(message=message)
+                await self.client.set_flow_run_state(run_id, ended, force=True)
+        except Exception as error:  # noqa: BLE001 (there is no other way to say it)
+            log.warning("could not mark the run %s as Crashed: %s", run_id, error)
 
     async def end_cancelling(self, run_id: UUID) -> None:
         """Mark a run as Cancelled if it is Cancelling, and has no process of this worker's."""
@@ -241,10 +265,15 @@ class Waker:
 
 
 async def work(
-    pool: str, name: str, queues: list[str] | None = None, limit: int | None = None
+    pool: str,
+    name: str,
+    queues: list[str] | None = None,
+    limit: int | None = None,
+    end_runs: bool = False,
 ) -> None:
     """Run the worker until it is cancelled; on all queues of the pool, or on these alone."""
     worker = Worker(
+        end_runs=end_runs,
         work_pool_name=pool,
         work_queues=queues,
         name=name,
@@ -308,6 +337,9 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     parser.add_argument("--name", default="event-woken")
     parser.add_argument("--queue", action="append", help="a work queue to serve (default: all)")
     parser.add_argument("--limit", type=int, help="runs at once (default: any number)")
+    parser.add_argument(
+        "--end-runs", action="store_true", help="those under way are Crashed when it is stopped"
+    )
     parser.add_argument("--warm-socket", help="keep a process ready there, for warm starts")
     given = parser.parse_args()
     bound_spinning(os.environ)  # which the kept process and the runs inherit
@@ -328,7 +360,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         async with warm_process(given.warm_socket):
             await asyncio.to_thread(begin)
             await asyncio.to_thread(check_login)  # Prefect's worker would end with pages of text
-            await work(given.pool, given.name, given.queue, given.limit)
+            await work(given.pool, given.name, given.queue, given.limit, given.end_runs)
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         try:

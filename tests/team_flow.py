@@ -34,9 +34,12 @@ def solve(number: int) -> float:
 
 
 @flow(name="light", flow_run_name="light {number}")
-def light(number: int, folder: str) -> None:
-    """Write down that it began, solve some waves, and show what came of it."""
+def light(number: int, folder: str, pause_s: float = 0.0) -> None:
+    """Write down that it began, solve some waves with pauses, and show what came of it."""
     with (Path(folder) / "begun").open("a") as file:  # one write: lines of other runs stay whole
         file.write(f"{flow_run.id} {time.time()} {os.environ.get('UPS_STARTED')}\n")
-    found = [{"task": index, "largest": solve(index)} for index in range(NUM_TASKS)]
+    found = []
+    for index in range(NUM_TASKS):
+        found.append({"task": index, "largest": solve(index)})
+        time.sleep(pause_s)
     create_table_artifact(found, key=f"light-{number}")

@@ -40,7 +40,7 @@ def worker(
         from deployments.serve import find_served
 
         server = find_served(pool, queue or [])
-        arguments = [pool, "--name", name or platform.node(), "--limit", str(limit)]
+        arguments = [pool, "--name", name or platform.node(), "--limit", str(limit), "--end-runs"]
         # An own one for each: sockets have short names, and exec keeps the process id.
         socket = Path(tempfile.gettempdir()) / f"ups-worker-{os.getpid()}.sock"
         arguments += ["--warm-socket", str(socket)]

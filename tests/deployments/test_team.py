@@ -88,3 +88,13 @@ def test_without_the_login_both_servers_refuse_and_the_remedy_is_one_line(
         monkeypatch.setattr(servers, "named_server", lambda s=server: s)
         with pytest.raises(LoginRefused, match=f"^{url}: {said} "):
             servers.check_login()  # of the worker
+
+
+def test_a_worker_that_is_stopped_leaves_no_run_that_seems_to_go_on(team, listening, tmp_path):
+    parameters = {"number": NUMBER, "folder": str(tmp_path), "pause_s": 60}
+    with team.client(0) as client:
+        run_id = api.create_run(client, listening, parameters)
+        wait_until((tmp_path / "begun").exists, 60, 0.1)
+        assert team.processes.stop("worker") == "stopped"
+        state = api.read_run(client, run_id)["state"]
+    assert (state["type"], state["message"]) == ("CRASHED", "Its worker gpu-1 was stopped.")

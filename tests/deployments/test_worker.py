@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
+import anyio
 import httpx
 import pytest
 from anyio import CapacityLimiter
@@ -134,6 +135,45 @@ def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carr
     # Prefect would report another code once more, by when a retry may have begun.
     assert asyncio.run(worker.run(run, configuration)).status_code == 0
     assert made == ([(run.id, "Cancelled")] if kind == "CANCELLING" else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "end_runs", "marked"),
+    [
+        ("RUNNING", True, ["Crashed"]),
+        ("CANCELLING", True, ["Cancelled"]),
+        ("COMPLETED", True, []),
+        ("RUNNING", False, []),  # on a stack `ups down` marks them
+    ],
+)
+def test_a_worker_that_is_stopped_marks_the_runs_that_end_with_it(
+    monkeypatch, kind, end_runs, marked
+):
+    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind)), []
+
+    async def process(*_):
+        await asyncio.sleep(60)
+
+    async def read_flow_run(_):
+        await asyncio.sleep(0)  # as a request: what is cancelled goes no further
+        return run
+
+    async def set_flow_run_state(run_id, state, force):
+        made.append((run_id, state.name, state.message))
+
+    async def scenario():
+        worker = Worker(end_runs, work_pool_name="pool", name="gpu-1")
+        worker._client = SimpleNamespace(
+            read_flow_run=read_flow_run, set_flow_run_state=set_flow_run_state
+        )
+        async with anyio.create_task_group() as group:
+            group.start_soon(worker.run, run, None)
+            await asyncio.sleep(0.01)
+            group.cancel_scope.cancel()
+
+    monkeypatch.setattr(ProcessWorker, "run", process)
+    asyncio.run(scenario())
+    assert made == [(run.id, name, "Its worker gpu-1 was stopped.") for name in marked]
 
 
 @pytest.mark.parametrize(
