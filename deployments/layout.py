@@ -47,6 +47,9 @@ WORKER_ENV = {
     "PREFECT_WORKER_QUERY_SECONDS": "10",
     # Otherwise scheduled runs may begin before their time.
     "PREFECT_WORKER_PREFETCH_SECONDS": "0",
+    # What a server answers whose PostgreSQL or Redis restarts. Prefect asks again for a minute if
+    # it is 503, but not if it is 500: a run would be lost as it says that it has completed.
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "ups",
     "NO_COLOR": "1",
 }

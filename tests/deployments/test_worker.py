@@ -14,9 +14,11 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runner._cancellation_manager import CancellationManager
+from prefect.settings import PREFECT_CLIENT_RETRY_EXTRA_CODES, temporary_settings
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from deployments import worker as worker_module
+from deployments.layout import WORKER_ENV
 from deployments.patience import be_patient
 from deployments.worker import Waker, Worker, cancel_only_what_is_cancelling
 
@@ -239,6 +241,30 @@ def test_a_server_that_is_busy_for_long_crashes_no_run(monkeypatch, busy, is_ans
         with pytest.raises(PrefectHTTPStatusError, match="503"):
             asyncio.run(read())
         assert len(asked) >= 6
+
+
+def test_a_server_whose_database_restarts_is_asked_again_by_a_run(monkeypatch):
+    """Prefect's server answers 500 then, and its client takes that for final."""
+    run, waits = FlowRun(flow_id=uuid4(), name="at its end"), []
+
+    def answer(_):
+        if len(waits) < 5:
+            return httpx.Response(500, json={"exception_message": "Internal Server Error"})
+        return httpx.Response(200, json=run.model_dump(mode="json"))
+
+    async def wait(seconds):
+        waits.append(seconds)
+
+    async def read():
+        transport = httpx.MockTransport(answer)
+        client = PrefectClient("http://x/api", httpx_settings={"transport": transport})
+        return await client.read_flow_run(run.id)
+
+    monkeypatch.setattr("prefect.client.base.anyio", SimpleNamespace(sleep=wait))
+    codes = WORKER_ENV["PREFECT_CLIENT_RETRY_EXTRA_CODES"]
+    with temporary_settings({PREFECT_CLIENT_RETRY_EXTRA_CODES: codes}):
+        assert asyncio.run(read()).id == run.id
+    assert sum(waits) > 45
 
 
 def test_the_worker_that_prefect_sets_up_is_patient(monkeypatch):
