@@ -22,7 +22,7 @@ import yaml
 from deployments import prefect_api as api
 from deployments.layout import BIN_DIR, StackError, require_clone
 from deployments.pools import POOL_KINDS, PoolKind
-from deployments.servers import NO_ANSWER, NamedServer, ServerFault, ask_for_pools, named_server
+from deployments.servers import NamedServer, ask_for_pools, named_server
 from deployments.stack import prefect_yaml
 from ups import PROJECT_DIR
 from ups.data.s3errors import redacted
@@ -90,27 +90,19 @@ def deploy(
     server = named_server()
     if server is None:
         raise StackError(NO_SERVER)
-    with server.client() as client:
+    with server.asked() as client:
+        _check_pool(server, ask_for_pools(client), pool, kind, changes.image)
+        known = {name: api.read_deployment(client, name) for name in wanted}
+        _check_deployments(server, known, pool)
+        made = _Made(pool, [name for name, found in known.items() if not found])
         try:
-            _check_pool(server, ask_for_pools(client), pool, kind, changes.image)
-            known = {name: api.read_deployment(client, name) for name in wanted}
-            _check_deployments(server, known, pool)
-            made = _Made(pool, [name for name, found in known.items() if not found])
-            try:
-                made.pool_too = api.create_pool(client, pool, DESCRIPTION, kind)
-                if changes.queue and api.create_queue(client, pool, changes.queue, priority):
-                    made.queue = changes.queue
-                _register(server, list(wanted.values()))
-            except BaseException:  # Ctrl-C, too, leaves nothing half-made
-                _undo(client, made)
-                raise
-        except ServerFault as fault:
-            raise ServerFault(f"{server.shown}: {fault.what}", fault.remedy) from None
-        except httpx.HTTPStatusError as error:
-            said = f"HTTP {error.response.status_code}: {error.response.text[:200]}"
-            raise StackError(f"{server.shown}: {said}; nothing was deployed") from None
-        except httpx.HTTPError as error:
-            raise ServerFault(f"{server.shown}: no answer ({error!r})", NO_ANSWER) from None
+            made.pool_too = api.create_pool(client, pool, DESCRIPTION, kind)
+            if changes.queue and api.create_queue(client, pool, changes.queue, priority):
+                made.queue = changes.queue
+            _register(server, list(wanted.values()))
+        except BaseException:  # Ctrl-C, too, leaves nothing half-made
+            _undo(client, made)
+            raise
     return Deployed(server.shown, pool, kind, made.pool_too, list(wanted), changes.queue)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import httpx
-
 from deployments import prefect_api as api
 from deployments.deploy import NO_SERVER
 from deployments.layout import StackError, require_clone
-from deployments.servers import NO_ANSWER, NamedServer, ServerFault, ask_for_pools, named_server
+from deployments.servers import NamedServer, ask_for_pools, named_server
 
 
 def find_served(pool: str, queues: Sequence[str]) -> NamedServer:
@@ -23,27 +21,22 @@ def find_served(pool: str, queues: Sequence[str]) -> NamedServer:
     server = named_server()
     if server is None:
         raise StackError(NO_SERVER)
-    with server.client() as client:
-        try:
-            found = ask_for_pools(client).get(pool)
-            if found is None:
-                raise StackError(
-                    f"no pool {pool} at {server.shown}: `ups deploy --pool {pool}` makes it"
-                )
-            if found["type"] != "process":
-                raise StackError(
-                    f"pool {pool} at {server.shown} is of type {found['type']}, expected process: "
-                    f"`prefect worker start --pool {pool}` serves it"
-                )
-            known = api.queue_names(client, pool)
-            if unknown := [queue for queue in queues if queue not in known]:
-                raise StackError(
-                    f"no queue {unknown[0]} in the pool {pool} at {server.shown}, expected one of "
-                    f"{', '.join(sorted(known))}: `ups deploy --pool {pool} --queue {unknown[0]}` "
-                    "makes it"
-                )
-        except ServerFault as fault:
-            raise ServerFault(f"{server.shown}: {fault.what}", fault.remedy) from None
-        except httpx.HTTPError as error:
-            raise ServerFault(f"{server.shown}: no answer ({error!r})", NO_ANSWER) from None
+    with server.asked() as client:
+        found = ask_for_pools(client).get(pool)
+        if found is None:
+            raise StackError(
+                f"no pool {pool} at {server.shown}: `ups deploy --pool {pool}` makes it"
+            )
+        if found["type"] != "process":
+            raise StackError(
+                f"pool {pool} at {server.shown} is of type {found['type']}, expected process: "
+                f"`prefect worker start --pool {pool}` serves it"
+            )
+        known = api.queue_names(client, pool)
+        if unknown := [queue for queue in queues if queue not in known]:
+            raise StackError(
+                f"no queue {unknown[0]} in the pool {pool} at {server.shown}, expected one of "
+                f"{', '.join(sorted(known))}: `ups deploy --pool {pool} --queue {unknown[0]}` "
+                "makes it"
+            )
     return server

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,25 @@ class NamedServer:
             base_url=self.url, headers=headers, timeout=timeout_s, follow_redirects=True
         )
 
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[httpx.Client]:
+        """A client, and its faults with the server's address.
+
+        Raises:
+            ServerFault: the server cannot be used, answers an error, or not at all.
+        """
+        with self.client() as client:
+            try:
+                yield client
+            except ServerFault as fault:
+                raise type(fault)(f"{self.shown}: {fault.what}", fault.remedy) from None
+            except httpx.HTTPStatusError as error:
+                answer = error.response
+                what = f"{self.shown}: HTTP {answer.status_code}: {answer.text[:200]}"
+                raise ServerFault(what, "ask again, or see that server's log") from None
+            except httpx.HTTPError as error:
+                raise ServerFault(f"{self.shown}: no answer ({error!r})", NO_ANSWER) from None
+
 
 def named_server() -> NamedServer | None:
     """What Prefect's own settings say: variables, `prefect.toml` of this folder, the profile.
@@ -106,13 +126,13 @@ def check_login() -> None:
     server = named_server()
     if server is None:
         return
-    with server.client() as client:
-        try:
+    try:
+        with server.asked() as client:
             ask_for_pools(client)
-        except LoginRefused as fault:
-            raise LoginRefused(f"{server.shown}: {fault.what}", fault.remedy) from None
-        except ServerFault as fault:
-            log.warning("%s: %s: asking on", server.shown, fault.what)
+    except LoginRefused:
+        raise
+    except ServerFault as fault:
+        log.warning("%s: asking on", fault.what)
 
 
 def ask_for_pools(client: httpx.Client) -> dict[str, dict[str, Any]]:
