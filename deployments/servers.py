@@ -17,6 +17,7 @@ from ups.data.s3errors import redacted
 log = logging.getLogger("prefect.worker.login")
 TIMEOUT_S = 5.0
 WRONG_ADDRESS = "the address ends with /api: correct PREFECT_API_URL"
+ITS_FAULT = "ask again in a minute; the log of that server says more"
 NO_ANSWER = "start that server, or name another; `prefect config view` says where this one stands"
 
 
@@ -84,7 +85,7 @@ class NamedServer:
             except httpx.HTTPStatusError as error:
                 answer = error.response
                 what = f"{self.shown}: HTTP {answer.status_code}: {answer.text[:200]}"
-                raise ServerFault(what, "ask again, or see that server's log") from None
+                raise ServerFault(what, ITS_FAULT) from None
             except httpx.HTTPError as error:
                 raise ServerFault(f"{self.shown}: no answer ({error!r})", NO_ANSWER) from None
 
@@ -152,8 +153,9 @@ def ask_for_pools(client: httpx.Client) -> dict[str, dict[str, Any]]:
             )
         return {pool["name"]: pool for pool in answer.raise_for_status().json()}
     except httpx.HTTPStatusError as error:
-        what = f"it answers HTTP {error.response.status_code}"
-        raise ServerFault(what, WRONG_ADDRESS) from None
+        status = error.response.status_code
+        remedy = WRONG_ADDRESS if status < 500 else ITS_FAULT
+        raise ServerFault(f"it answers HTTP {status}", remedy) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerFault(f"no answer ({type(error).__name__}: {error})", NO_ANSWER) from None
     except (ValueError, KeyError, TypeError):

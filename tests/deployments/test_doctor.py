@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from deployments.doctor import machine, server, store
 from deployments.doctor.findings import Findings
 from deployments.doctor.server import _named_server as named_server
 from deployments.layout import Stack
-from deployments.servers import NamedServer, ServerFault, ask_for_pools
+from deployments.servers import LoginRefused, NamedServer, ServerFault, ask_for_pools
 from deployments.stack import PARTS, deployment_names
 from tests.live import free_ports
 from ups.machine import gpu
@@ -171,6 +172,7 @@ def test_a_server_that_answers_is_looked_at_with_its_pools_and_workers(stack, ru
     [
         (httpx.Response(401), "it wants a login", "PREFECT_API_AUTH_STRING"),
         (httpx.Response(404), "it answers HTTP 404", "ends with /api"),
+        (httpx.Response(500), "it answers HTTP 500", "ask again in a minute"),
         (httpx.Response(200, text="<html>"), "is not Prefect's API", "ends with /api"),
         (httpx.ConnectError("refused"), "no answer (ConnectError: refused)", "prefect config view"),
     ],
@@ -186,6 +188,26 @@ def test_a_server_that_is_of_no_use_is_a_fault_with_the_next_move(answer, what, 
         ask_for_pools(client)
     assert what in caught.value.what
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (LoginRefused("it wants a login", "set it"), "http://x/api: it wants a login: set it"),
+        (
+            httpx.HTTPStatusError("", request=None, response=httpx.Response(500, text="oh")),
+            "http://x/api: HTTP 500: oh: ask again in a minute",
+        ),
+        (httpx.ReadTimeout("slow"), r"http://x/api: no answer (ReadTimeout('slow')): start that"),
+    ],
+)
+def test_what_a_named_server_does_wrong_is_said_with_its_address(fault, said):
+    with (
+        pytest.raises(ServerFault, match=re.escape(said)) as caught,
+        NamedServer("http://x/api").asked(),
+    ):
+        raise fault
+    assert isinstance(caught.value, LoginRefused) == isinstance(fault, LoginRefused)
 
 
 @pytest.mark.parametrize(
