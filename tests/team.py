@@ -12,9 +12,10 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -67,9 +68,31 @@ def find_initdb() -> Path:
     return found[-1] if found else Path(shutil.which("initdb") or "")
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A database cluster of its own.
+
+    Attributes:
+        url: with its password.
+    """
+
+    url: str = field(repr=False)
+    _control: Sequence[Any]
+    _options: str
+    _quick: Mapping[str, Any]
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        subprocess.run([*self._control, "-o", self._options, "start"], **self._quick)
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it: `immediate` is as good as a crash, `fast` ends what is under way."""
+        subprocess.run([*self._control, "-m", mode, "stop"], **self._quick)
+
+
 @contextlib.contextmanager
-def serving_postgres(*options: str) -> Iterator[str]:
-    """The address of a database with a password, in a cluster of its own."""
+def serving_postgres(*options: str) -> Iterator[Postgres]:
+    """A database with a password, in a cluster of its own."""
     initdb = find_initdb()
     user = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
     with tempfile.TemporaryDirectory() as name:
@@ -83,11 +106,13 @@ def serving_postgres(*options: str) -> Iterator[str]:
         subprocess.run([initdb, *cluster, *made], **quick)
         control = [initdb.with_name("pg_ctl"), *cluster, "-w", "-l", folder / "log"]
         server = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
-        subprocess.run([*control, "-o", " ".join([server, *options]), "start"], **quick)
+        url = f"postgres://ups:{DATABASE_PASSWORD}@127.0.0.1:{port}/postgres"
+        postgres = Postgres(url, control, " ".join([server, *options]), quick)
+        postgres.start()
         try:
-            yield f"postgres://ups:{DATABASE_PASSWORD}@127.0.0.1:{port}/postgres"
+            yield postgres
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **quick)
+            postgres.stop()
 
 
 @dataclass
@@ -97,12 +122,30 @@ class Team:
     Attributes:
         urls: the API of each server.
         server_env: what servers and services are started with.
+        commands: what starts each part, by its name.
     """
 
     processes: Processes
+    postgres: Postgres
     urls: list[str]
     login: str = field(repr=False)
     server_env: Mapping[str, str] = field(repr=False)
+    commands: dict[str, Sequence[str]]
+
+    def start(self, name: str) -> None:
+        """Start a part."""
+        folder = self.processes.folder.parent
+        self.processes.start(name, self.commands[name], env=self.server_env, cwd=folder)
+
+    def start_server(self, number: int) -> None:
+        """Start a server, and wait until it answers."""
+        self.start(f"server-{number}")
+        with self.client(number) as client:
+            wait_until(lambda: self._answers(f"server-{number}", client), START_S, 0.1)
+
+    def _answers(self, name: str, client: httpx.Client) -> bool:
+        assert self.processes.running(name), self.processes.log_tail(name)
+        return api.is_ready(client)
 
     def at(self, index: int, login: str | None = None) -> NamedServer:
         """A server as a client names it, with the login or with another one; "": without."""
@@ -162,43 +205,41 @@ def serving_team(folder: Path, **changes: str) -> Iterator[Team]:
     login = f"admin:{secrets.token_hex(8)}"
     redis_port, *ports = free_ports(3)
     with contextlib.ExitStack() as stack:
-        address = stack.enter_context(serving_postgres(f"-c max_connections={MAX_CONNECTIONS}"))
+        postgres = stack.enter_context(serving_postgres(f"-c max_connections={MAX_CONNECTIONS}"))
         stack.callback(_stop, processes)
         redis, password = f"127.0.0.1:{redis_port}", secrets.token_hex(8)
         config = folder / "redis.conf"  # by a file: the password is to stand in no command line
-        config.write_text(f"bind 127.0.0.1\nport {redis_port}\nrequirepass {password}\nsave ''\n")
-        processes.start("redis", ["redis-server", str(config)], env=_bare(), cwd=folder)
+        config.write_text(
+            f"bind 127.0.0.1\nport {redis_port}\nrequirepass {password}\n"
+            f"dir {folder}\nappendonly yes\nsave ''\n"
+        )
         env = {
             **_bare(),
             **read_env(SETTINGS),
             "PREFECT_HOME": str(folder / "prefect"),
-            CONNECTION_URL: address.replace("postgres://", "postgresql+asyncpg://"),
+            CONNECTION_URL: postgres.url.replace("postgres://", "postgresql+asyncpg://"),
             "PREFECT_REDIS_MESSAGING_URL": f"redis://:{password}@{redis}/0",
             "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL": f"redis://:{password}@{redis}/0",
             "PREFECT_SERVER_DOCKET_URL": f"redis://:{password}@{redis}/1",
             LOGIN: login,
             **changes,
         }
-        prefect = str(BIN_DIR / "prefect")
         servers = [f"http://127.0.0.1:{port}/api" for port in ports]
-        team = Team(processes, servers, login, env)
-        for number, port in enumerate(ports):
-            name, where = f"server-{number}", ["--host", "127.0.0.1", "--port", str(port)]
-            command = [prefect, "server", "start", "--no-services", *where]
-            processes.start(name, command, env=env, cwd=folder)
-            # One by one: the first migrates the database. On an empty one, two that start at once
-            # would both register Prefect's block types, and one would end with an error.
-            with team.client(number) as client:
-                wait_until(lambda n=name, c=client: _answers(team, n, c), START_S, 0.1)
-            if number == 0:
-                services = [prefect, "server", "services", "start"]
-                processes.start("services", services, env=env, cwd=folder)
+        prefect = str(BIN_DIR / "prefect")
+        serve = [prefect, "server", "start", "--no-services", "--host", "127.0.0.1", "--port"]
+        commands = {
+            "redis": ["redis-server", str(config)],
+            "services": [prefect, "server", "services", "start"],
+            **{f"server-{number}": [*serve, str(port)] for number, port in enumerate(ports)},
+        }
+        team = Team(processes, postgres, servers, login, env, commands)
+        team.start("redis")
+        # One by one: the first migrates the database. On an empty one, two that start at once would
+        # both register Prefect's block types, and one would end with an error.
+        team.start_server(0)
+        team.start("services")
+        team.start_server(1)
         yield team
-
-
-def _answers(team: Team, name: str, client: httpx.Client) -> bool:
-    assert team.processes.running(name), team.processes.log_tail(name)
-    return api.is_ready(client)
 
 
 def _stop(processes: Processes) -> None:

@@ -117,6 +117,8 @@ def check_prefect(arguments: list[str]) -> None:
             assert port.isdigit()
         case ["server", "services", "start"]:
             pass
+        case ["automation", "create", "--from-file", path]:
+            assert (ROOT / path).exists()
         case ["work-pool", "create", _, "--type", kind, "--base-job-template", path]:
             assert (ROOT / path).exists()
             assert kind in path

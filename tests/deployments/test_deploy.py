@@ -36,8 +36,8 @@ RUN = "train-burgers/gpu-urgent"
 def postgres():
     if not find_initdb().is_file():
         pytest.skip("needs PostgreSQL's initdb: `apt-get install postgresql`")
-    with serving_postgres() as address:
-        yield address
+    with serving_postgres() as postgres:
+        yield postgres.url
 
 
 @pytest.fixture(scope="module")

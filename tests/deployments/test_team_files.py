@@ -7,11 +7,13 @@ import subprocess
 
 import pytest
 import yaml
+from prefect.events.schemas.automations import AutomationCore as Automation
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
 
 from deployments.database import CONNECTION_URL, POOL
 from deployments.layout import LOGIN, PROJECT_DIR, Stack, read_env
+from tests.live import free_ports
 from tests.team import MAX_CONNECTIONS, SETTINGS
 
 FOLDER = PROJECT_DIR / "deployments" / "team"
@@ -121,15 +123,40 @@ def test_the_values_for_kubernetes_are_of_the_chart_and_have_the_same_settings()
     assert f"\nprefect=={tag}\n" in lock
 
 
-def test_the_services_pass_docker_compose(tmp_path):
+def test_the_services_pass_docker_compose():
     compose = shutil.which("docker-compose")
     if not compose:
         pytest.skip("no docker-compose here")
-    text = (FOLDER / "compose.yaml").read_text()
-    plain = tmp_path / "compose.yaml"
-    plain.write_text(re.sub(r"(?m)^name: .*$", "", text))  # versions before 2 do not know it
-    shutil.copy(SETTINGS, tmp_path)
     env = {"PATH": os.environ["PATH"], **dict.fromkeys(SECRETS, "x")}
-    command = [compose, "-f", plain, "config", "--quiet"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    quiet = {"env": env, "capture_output": True, "text": True}
+    version = subprocess.run([compose, "version", "--short"], **quiet).stdout.strip("v\n")
+    if version.startswith("1."):
+        pytest.skip(f"docker-compose {version} knows an older format")
+    command = [compose, "-f", FOLDER / "compose.yaml", "config", "--quiet"]
+    done = subprocess.run(command, **quiet)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_proxys_file_passes_nginx(tmp_path):
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not nginx:
+        pytest.skip("no nginx here: `apt-get install nginx-light`")
+    text = (FOLDER / "nginx.conf").read_text()
+    names = re.sub(r"server-\d:", "127.0.0.1:", text)  # whose addresses it looks up
+    names = names.replace("listen 4200", f"listen {free_ports(1)[0]}")  # it listens to test that
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"pid {tmp_path}/pid; events {{}}\nhttp {{\n{names}\n}}\n")
+    command = [nginx, "-t", "-q", "-c", config, "-p", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_lost_once_several_of_its_heartbeats_are_missing():
+    lost = Automation.model_validate(load("lost-runs.yaml"))
+    beats = Settings().flows.heartbeat_frequency
+    assert lost.trigger.posture == "Proactive"
+    assert lost.trigger.within.total_seconds() > 3 * beats
+    assert lost.trigger.after == {"prefect.flow-run.heartbeat"}
+    ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+    assert lost.trigger.expect == lost.trigger.after | ends
+    assert [action.state for action in lost.actions] == ["CRASHED"]
