@@ -19,6 +19,7 @@ from tests.startup.judge.histories import (
     seeds,
     slower_download,
     verdict_of,
+    with_waits,
 )
 from ups.startup.judge.limits import END, Thresholds
 from ups.startup.judge.verdict import Verdict, judge, judge_benchmark
@@ -295,6 +296,17 @@ def test_the_phase_that_moved_most_is_named_not_the_longest_nor_one_that_got_fas
         change=lambda n: {"boot": 3.0, "download": 1.5, "load": -0.9} if n == 7 else {"load": 1.0},
     )
     assert verdict_of(runs).phase == "boot"
+
+
+@pytest.mark.parametrize("figure", ["TTFS", "idle"])
+@pytest.mark.parametrize(
+    ("download_s", "named"), [(6.3, "download"), (0.5, "load")], ids=["slow store", "slow load"]
+)
+def test_what_a_slow_phase_kept_waiting_is_not_named_in_its_place(figure, download_s, named):
+    runs = with_waits(
+        nights(8, change=lambda n: {"download": download_s, "load": 6.5} if n == 7 else {}), 0.0
+    )
+    assert verdict_of(runs, figure=figure).phase == named
 
 
 def test_a_phase_that_was_not_there_before_took_no_time():

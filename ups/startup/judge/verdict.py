@@ -20,6 +20,7 @@ from statistics import median
 from typing import Literal
 
 from ups.config import Model
+from ups.runs.critical_path import in_order
 from ups.startup.judge.limits import Reference, Shift, Thresholds, measure_shift
 from ups.startup.measure.records import BenchmarkRecord, RunRecord
 
@@ -28,6 +29,7 @@ Figure = Literal["TTFS", "idle"]
 
 FIGURES: tuple[Figure, ...] = ("TTFS", "idle")
 WENT_ALONG = 0.25  # of what a phase got longer by: less, and others make up for it
+ALMOST = 0.75  # of what moved most
 WAITS = "waits after the first step"  # the part of the idle seconds that is no phase
 KINDS: dict[int, Kind] = {-1: "improved", 0: "unchanged", 1: "worse"}
 
@@ -46,8 +48,9 @@ class Verdict(Model):
 
     Attributes:
         figure: what is judged.
-        phase: that moved most in the direction of the change; None where it is unchanged, or
-            where no phase moved that way (they overlap less or more than they did).
+        phase: that moved most in the direction of the change, or almost so and before the others,
+            which waited for it; None where it is unchanged, or where no phase moved that way (they
+            overlap less or more than they did).
         limit_s: the time beyond which it would count as worse, or counts as changed.
         reference: the part of the window that `before_s` is of.
         num_before, num_benchmarks: the runs of that part, and the benchmarks that they are of.
@@ -225,12 +228,17 @@ def _parts_s(runs: Sequence[RunRecord], figure: Figure) -> dict[str, float]:
 def _part_that_moved(
     before: Sequence[RunRecord], now: Sequence[RunRecord], figure: Figure, sign: int
 ) -> tuple[str, float, float] | None:
-    """The part that moved most in this direction, and its medians; None where none did."""
+    """The part that moved most in this direction, and its medians; None where none did.
+
+    Where a load waits for a download, both move: the first in the order of a startup is meant.
+    """
     before_s, now_s = _parts_s(before, figure), _parts_s(now, figure)
-    names = sorted({*before_s, *now_s})
+    names = in_order(sorted({*before_s, *now_s}))
     parts = [(name, before_s.get(name, 0.0), now_s.get(name, 0.0)) for name in names]
-    moved = [part for part in parts if sign * (part[2] - part[1]) > 0]
-    return max(moved, key=lambda part: sign * (part[2] - part[1]), default=None)
+    most = max((sign * (part[2] - part[1]) for part in parts), default=0.0)
+    if most <= 0:
+        return None
+    return next(part for part in parts if sign * (part[2] - part[1]) >= ALMOST * most)
 
 
 def _moved_phases(
