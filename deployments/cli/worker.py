@@ -47,7 +47,8 @@ def worker(
         arguments += [word for one in queue or [] for word in ("--queue", one)]
         fixed = {"PREFECT_PLUGINS_ENABLED": "false", "PYTHONUNBUFFERED": "1"}
         fixed["PATH"] = f"{BIN_DIR}{os.pathsep}{os.environ.get('PATH', os.defpath)}"  # runs' python
-        env = {**WORKER_ENV, **os.environ, **server.env, **fixed}
+        # A machine of a team's server may start anew: four minutes in place of Prefect's one.
+        env = {**WORKER_ENV, "PREFECT_CLIENT_MAX_RETRIES": "7", **os.environ, **server.env, **fixed}
         typer.echo(f"{server.shown}: serving {pool}; Ctrl-C ends it, and the runs under way")
         sys.stdout.flush()
         os.chdir(PROJECT_DIR)  # runs work in the folder of their worker, and find the flows there

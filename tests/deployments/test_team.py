@@ -32,16 +32,8 @@ def listening(team, tmp_path_factory):
     with team.client(0) as client:
         deployment = deploy_light(client)
     env = {**team.client_env(1), "PREFECT_HOME": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "600"}
-    command = [
-        sys.executable,
-        "-m",
-        "deployments.cli.app",
-        "worker",
-        "--pool",
-        POOL,
-        "--name",
-        "gpu-1",
-    ]
+    command = [sys.executable, "-m", "deployments.cli.app", "worker", "--pool", POOL]
+    command += ["--name", "gpu-1"]
     team.processes.start("worker", command, env=env, cwd=folder)
     log = team.processes.log_path("worker")
     for said in ("ready at", "listening for scheduled runs"):
