@@ -89,4 +89,6 @@ def test_a_worker_that_is_stopped_leaves_no_run_that_seems_to_go_on(team, listen
         wait_until((tmp_path / "begun").exists, 60, 0.1)
         assert team.processes.stop("worker") == "stopped"
         state = api.read_run(client, run_id)["state"]
-    assert (state["type"], state["message"]) == ("CRASHED", "Its worker gpu-1 was stopped.")
+    by_itself = "Execution was aborted by Python system exit call."  # where it is the faster
+    assert state["type"] == "CRASHED"
+    assert state["message"] in ("Its worker gpu-1 was stopped.", by_itself)

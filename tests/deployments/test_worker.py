@@ -151,7 +151,7 @@ def test_the_end_of_a_process_is_reported_once_and_a_cancel_nobody_heard_is_carr
 def test_a_worker_that_is_stopped_marks_the_runs_that_end_with_it(
     monkeypatch, kind, end_runs, marked
 ):
-    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind)), []
+    run, made = SimpleNamespace(id=uuid4(), state=State(type=kind), parameters={}), []
 
     async def process(*_):
         await asyncio.sleep(60)
@@ -169,7 +169,7 @@ def test_a_worker_that_is_stopped_marks_the_runs_that_end_with_it(
             read_flow_run=read_flow_run, set_flow_run_state=set_flow_run_state
         )
         async with anyio.create_task_group() as group:
-            group.start_soon(worker.run, run, None)
+            group.start_soon(worker.run, run, SimpleNamespace(env={}))
             await asyncio.sleep(0.01)
             group.cancel_scope.cancel()
 
