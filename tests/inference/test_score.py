@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import ups
 from ups.errors import InputError, InvalidConfig
@@ -47,6 +48,21 @@ def test_the_score_is_that_of_evaluation_whatever_the_config_says_of_the_model(
     assert again.rollout == found.rollout
     assert (tmp_path / "scores" / "prediction.png").exists()
     assert again.picture == tmp_path / "scores" / "prediction.png"
+
+
+def test_a_small_model_is_scored_by_one_thread_and_all_are_there_afterwards(
+    tiny_config, saved, stage_tasks
+):
+    config, before, taken = tiny_config(), torch.get_num_threads(), []
+    operator, test = ups.load(saved(config), "cpu"), stage_tasks(config)["burgers1d"]["test"]
+    torch.set_num_threads(2)
+    try:
+        note = lambda *_: lambda *_: taken.append(torch.get_num_threads())  # noqa: E731
+        score(operator, config, {"burgers1d": test}, None, note)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(taken) == {1}
 
 
 def test_data_saved_less_often_are_scored_with_the_same_step(

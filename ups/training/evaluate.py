@@ -19,7 +19,7 @@ from ups.data.sources import Staged
 from ups.errors import TrainingDiverged
 from ups.files import write_json
 from ups.latents.encode import PatchEncoder
-from ups.machine.devices import limit_torch_threads, training_device
+from ups.machine.devices import limit_torch_threads, threads_that_pay, training_device
 from ups.models.build import build_operator
 from ups.progress import Progress
 from ups.runs.metrics import add_to_summary
@@ -215,8 +215,11 @@ def score_problem(
         picture: where it goes; none is drawn without, or of no examples.
     """
     errors = SplitErrors(config)
-    for _, batch in score_batches(config, equations, model, test, encoder, progress=progress):
-        errors.add(batch)
+    num_weights = sum(weight.numel() for weight in model.parameters())
+    of_step = config.evaluation.batch_size * config.latent.tokens * num_weights  # of a rollout
+    with threads_that_pay(float(of_step)):
+        for _, batch in score_batches(config, equations, model, test, encoder, progress=progress):
+            errors.add(batch)
     return errors.scores(picture)
 
 
