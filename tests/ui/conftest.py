@@ -43,6 +43,7 @@ BENCHMARK = {"scenarios": ["cold", "warm"], "repeats": 2}
 NUM_TRAJECTORIES = 8
 COMPLETED_RGB = (34, 160, 80)  # of a bar in the timeline, in both UIs
 BAR_PX, LANE_PX = 6, 24  # a bar is at least that wide; two below each other are that far apart
+NAMES_S = 200  # that all bars may take to be clicked, beside other jobs, too
 EDGE_PX = 25  # of the timeline: the band of the run's own states
 
 
@@ -224,7 +225,7 @@ class Timeline:
         opens nothing starts it over.
         """
         panel, found = self.page.locator(".flow-run-graph-selection-panel"), {}
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + NAMES_S
         while len(found) < num and time.monotonic() < deadline:
             for x, y in self.bars(num):
                 self.canvas.click(position={"x": x, "y": y})
