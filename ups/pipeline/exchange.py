@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Listener
 from typing import Any
 
 from ups.background import Background
-from ups.errors import RankError, UpsError
+from ups.errors import Interrupted, RankError, UpsError
 from ups.pipeline.rank import Word
 
 LAST_WORDS_S = 5  # that what a rank has sent may take to be read
@@ -56,9 +56,13 @@ class Exchange:
                 )
 
     def _read(self, connection: Connection) -> None:
+        word: Word | None = None
         with suppress(EOFError, OSError):  # it has ended
             while True:
-                self._words.put(connection.recv())
+                word = connection.recv()
+                self._words.put(word)
+        if word is not None:
+            self._words.put(Word(word.rank, "gone", None))
 
 
 class Said:
@@ -70,6 +74,8 @@ class Said:
         pids: rank → its process, of those that have started.
         started: Unix times at which they were.
         results: rank → what it came to.
+        ended: ranks that have said how they ended.
+        has_lost: whether one ended without saying so.
     """
 
     def __init__(self, num: int, hear: Mapping[str, Callable[[int, Any], None]]) -> None:
@@ -78,19 +84,25 @@ class Said:
         self.results: dict[int, Any] = {}
         self._num, self._hear = num, hear
         self._errors: list[BaseException] = []
-        self._ended: set[int] = set()
+        self.ended: set[int] = set()
+        self.has_lost = False
+        self._has_stopped = False
 
     def take(self, words: Iterator[Word]) -> None:
         """Hear these."""
         for rank, what, value in words:
             if what in ENDS:
-                self._ended.add(rank)
+                self.ended.add(rank)
             if what == "log":
                 name, level, text = value
                 logging.getLogger(name).log(level, "%s%s", f"rank {rank}: " if rank else "", text)
             elif what == "started":
                 self.pids[rank], started_at = value
                 self.started.append(started_at)
+            elif what == "gone":
+                self.has_lost |= rank not in self.ended
+            elif what == "stopped":
+                self._has_stopped = True
             elif what == "failed":
                 self._errors.append(value)
             elif what == "result":
@@ -103,20 +115,31 @@ class Said:
         """Whether all have ended as they should."""
         return len(self.results) == self._num
 
-    def require_all(self, error: BaseException | None) -> None:
-        """Raise what the ranks ended with, where they did: the cause before its echoes.
+    def require_all(self, error: BaseException | None, *, is_told: bool, stopped: str) -> None:
+        """Raise what the ranks ended with, unless all came to their results.
+
+        The cause comes before its echoes, and what a rank could not save before a stop.
 
         Args:
             error: what their launcher says.
+            is_told: whether they were told to stop.
+            stopped: what to say where they were, or one of them was by a signal of its own.
+        Raises:
+            Interrupted: they have stopped. Otherwise what one of them failed with.
         """
-        if error is None:
+        if self.is_complete:
             return
         raised = [e for e in self._errors if not getattr(e, "is_echo", False)]
+        if is_told:  # a stop breaks up what they do together
+            raised = [e for e in raised if not isinstance(e, RankError)]
         if raised:
             raise min(raised, key=lambda e: not isinstance(e, UpsError))
-        silent = self.pids.keys() - self._ended
+        silent = set(range(self._num)) - self.ended
+        if is_told or (self._has_stopped and not silent):
+            raise Interrupted(stopped)
         if self._errors and not silent:
             raise self._errors[0]
+        assert error is not None, "a rank that ends well says so"
         raise _explain(error, silent) from None
 
 

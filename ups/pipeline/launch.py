@@ -20,14 +20,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ups.background import Background
 from ups.config import RunConfig
 from ups.data.sources import Staged
-from ups.errors import Interrupted
 from ups.latents.key import ENCODED_SPLITS
 from ups.machine.devices import has_gpu_node
 from ups.machine.processes import DeferredSignals
@@ -78,7 +77,24 @@ def start_server(config: RunConfig) -> None:
     num, may_stream = local_ranks(config), config.may_stream and not why_ranks_wait(config)
     if how_to_start(num, beside_threads=may_stream) == "forkserver":
         forkserver.set_forkserver_preload(_needed(config))
-        forkserver.ensure_running()
+        with _sigterm_blocked():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM in this thread, whose mask is inherited by what is started in it.
+
+    So one that goes to all processes of a group, as a service manager's does, leaves the server
+    alone, whose end would be that of the ranks before they have saved; and one that comes to a rank
+    before it can stop waits until it can.
+    """
+    resource_tracker.ensure_running()  # which unblocks it where it has to start that process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def prepare_ranks(config: RunConfig) -> None:
@@ -214,6 +230,9 @@ def run_ranks(
                 said.take(exchange.words(MONITOR_S / 2))
                 if len(said.pids) == num:
                     starting.close()
+                if said.has_lost:  # of those that have stopped, the launcher waits for an exit
+                    for rank in said.ended:
+                        _send(said.pids[rank], signal.SIGTERM)
                 if signals.pending is not None or (stop is not None and stop.is_set()):
                     give_up_at = min(give_up_at, time.monotonic() + STOP_S)
                     late = time.monotonic() > give_up_at
@@ -229,9 +248,8 @@ def run_ranks(
             raise
         finally:
             os.environ.pop(OF_AGENT, None)
-    if told and not said.is_complete:  # no handler of the signal, delivered above, has raised
-        raise Interrupted(stopped)
-    said.require_all(agent.error())
+    # no handler of the signal, delivered above, has raised
+    said.require_all(agent.error(), is_told=bool(told), stopped=stopped)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -264,7 +282,8 @@ def _launch(job: Job, num: int, method: str) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # no folder, which a kill would leave
         shutdown_timeout=SHUTDOWN_S,
     )
-    elastic_launch(config, run_rank)(job)
+    with _sigterm_blocked():
+        elastic_launch(config, run_rank)(job)
 
 
 @contextmanager

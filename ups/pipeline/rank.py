@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from ups.background import Background
 from ups.config import RunConfig
 from ups.data.sources import Staged
 from ups.errors import Interrupted, RankError, portable
@@ -86,10 +87,13 @@ def run_rank(job: Job) -> None:
     assert place is not None, "the launcher says which rank this is"
     _settle(job)
     line = Line(job, place)
+    if job.parent is None:  # the server would live as long as those that it has forked
+        Background(line.end_with_run, "end with the run")
     line.say("started", (os.getpid(), process_started_at()))
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # the launcher blocks it
         result = job.work(place, line)
-    except Interrupted as stop:
+    except (Interrupted, Terminated) as stop:
         line.say("stopped", None)
         # A rank that ends well is kept by the launcher until the others do; and it stops those that
         # are left when another one failed.
@@ -100,6 +104,7 @@ def run_rank(job: Job) -> None:
         raise SystemExit(1) from error
     else:
         line.say("result", result)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to stop
 
 
 @dataclass(slots=True)
@@ -242,9 +247,13 @@ def _settle(job: Job) -> None:
         os._exit(1)  # it died before it could be told to take this one along
 
 
+class Terminated(BaseException):
+    """Raised in a rank by SIGTERM: no `except Exception` is to take it for a fault of its own."""
+
+
 def _stop(_number: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way out
-    raise Interrupted("the run was stopped")
+    raise Terminated("the run was stopped")
 
 
 class Line(logging.Handler):
@@ -268,6 +277,11 @@ class Line(logging.Handler):
         """
         with self._lock_line:
             self._connection.send_bytes(pickle.dumps(Word(self._rank, what, value)))
+
+    def end_with_run(self) -> None:
+        """End this process once that of the run, which says nothing here, is gone."""
+        self._connection.poll(None)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.split(".")[0] == "ups":
