@@ -18,6 +18,7 @@ from ups.training.ranks import _echo
 
 KEY = b"a key"
 ECHO = _echo("another rank ended")
+GLOO = RuntimeError("rank 1: Connection reset by peer")
 FULL = OSError(28, "No space left on device")
 
 
@@ -32,6 +33,8 @@ def failed(number):
         ([(0, "stopped", None), (1, "stopped", None)], failed(1), False, Interrupted, "it stopped"),
         ([(0, "failed", ECHO), (1, "stopped", None)], failed(1), False, Interrupted, "it stopped"),
         ([(1, "stopped", None)], failed(-9), False, RankError, "rank 0 .* ended by SIGKILL"),
+        ([(1, "failed", GLOO)], failed(-9), False, RankError, "rank 0 .* ended by SIGKILL"),
+        ([(1, "failed", GLOO)], failed(1), False, RuntimeError, "reset by peer"),
         ([(0, "failed", FULL), (1, "stopped", None)], failed(1), True, OSError, "No space left"),
         ([(0, "failed", RankError("gone"))], failed(1), True, Interrupted, "it stopped"),
         ([(0, "failed", ECHO)], failed(-9), True, Interrupted, "it stopped"),

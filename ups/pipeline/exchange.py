@@ -132,15 +132,24 @@ class Said:
         raised = [e for e in self._errors if not getattr(e, "is_echo", False)]
         if is_told:  # a stop breaks up what they do together
             raised = [e for e in raised if not isinstance(e, RankError)]
+        silent = set(range(self._num)) - self.ended
+        if silent and _was_killed(error):  # what torch says of that is an echo, too
+            raised = [e for e in raised if isinstance(e, (UpsError, OSError))]
         if raised:
             raise min(raised, key=lambda e: not isinstance(e, UpsError))
-        silent = set(range(self._num)) - self.ended
         if is_told or (self._has_stopped and not silent):
             raise Interrupted(stopped)
-        if self._errors and not silent:
+        if self._errors and not silent:  # echoes alone
             raise self._errors[0]
         assert error is not None, "a rank that ends well says so"
         raise _explain(error, silent) from None
+
+
+def _was_killed(error: BaseException | None) -> bool:
+    """Whether the first rank that failed was ended by a signal."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    return isinstance(error, ChildFailedError) and error.get_first_failure()[1].exitcode < 0
 
 
 def _explain(error: BaseException, silent: Set[int]) -> BaseException:
