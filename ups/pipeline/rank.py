@@ -94,15 +94,18 @@ def run_rank(job: Job) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # the launcher blocks it
         result = job.work(place, line)
     except (Interrupted, Terminated) as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing cuts the last word short
         line.say("stopped", None)
         # A rank that ends well is kept by the launcher until the others do; and it stops those that
         # are left when another one failed.
         if not job.work.stops_together or isinstance(stop.__context__, RankError):
             raise SystemExit(1) from stop
     except BaseException as error:  # whatever it is, the run has to know; and the launcher
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         line.say("failed", portable(error, f"rank {place.rank}"))
         raise SystemExit(1) from error
     else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         line.say("result", result)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to stop
 
