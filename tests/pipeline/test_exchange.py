@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from multiprocessing import forkserver
 from multiprocessing.connection import Client
 
@@ -61,6 +62,8 @@ def test_ranks_that_came_to_their_results_have_not_failed_however_they_ended():
 
 def test_a_rank_whose_line_ends_before_it_has_said_how_it_ended_is_lost():
     with Exchange(KEY) as exchange:
+        with socket.socket(socket.AF_UNIX) as killed:  # before it could say who it is
+            killed.connect(exchange.address)
         with Client(exchange.address, "AF_UNIX", KEY) as line:
             line.send(Word(1, "started", (4242, 0.0)))
         said = Said(2, {})

@@ -48,12 +48,16 @@ class Exchange:
                 yield self._words.get_nowait()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # it is closed
-            while True:
+        while True:
+            try:
                 connection = self._listener.accept()
-                self._readers.append(
-                    Background(lambda c=connection: self._read(c), "listen to a rank")  # type: ignore[misc]
-                )
+            except (EOFError, ConnectionError):  # a rank has ended as it began to speak
+                continue
+            except OSError:  # it is closed
+                return
+            self._readers.append(
+                Background(lambda c=connection: self._read(c), "listen to a rank")  # type: ignore[misc]
+            )
 
     def _read(self, connection: Connection) -> None:
         word: Word | None = None
