@@ -282,8 +282,15 @@ def _training(stress: Stress) -> tuple[str, list[psutil.Process]]:
 
 
 def _ranks(stress: Stress) -> list[psutil.Process]:
-    found = [r for p in processes_of_runs(stress.live) for r in p.children()]
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    """Forked from a run, or from its server; beside that it has a tracker of resources."""
+    found: dict[int, psutil.Process] = {}
+    for run in processes_of_runs(stress.live):
+        alive = [p for p in run.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+        own = {p.pid for p in alive if p.ppid() == run.pid}
+        servers = {p.pid for p in alive if p.pid in own and "forkserver" in str(p.cmdline())}
+        ranks = [p for p in alive if p.ppid() in servers or p.cmdline() == run.cmdline()]
+        found |= {p.pid: p for p in ranks}
+    return list(found.values())
 
 
 def _ended_s(stress: Stress, run_id: str, state: str) -> float:
