@@ -11,7 +11,6 @@ import boto3
 import httpx
 import pytest
 from botocore.exceptions import ClientError
-from packaging.requirements import Requirement
 from prefect.settings.models.api import APISettings
 from typer.testing import CliRunner
 
@@ -23,7 +22,6 @@ from deployments.layout import Stack
 from deployments.servers import LoginRefused, NamedServer, ServerFault, ask_for_pools
 from deployments.stack import PARTS, deployment_names
 from tests.live import free_ports
-from ups.machine import gpu
 from ups.machine.host import versions
 
 
@@ -359,51 +357,6 @@ def test_a_folder_that_is_full_or_closed_is_a_fault(stack, monkeypatch, tmp_path
     stack.folder.parent.mkdir(exist_ok=True)
     stack.folder.write_text("")
     assert (found().status, "is a file" in found().what) == ("fault", True)
-
-
-def test_versions_are_compared_with_what_is_needed_and_locked(monkeypatch):
-    def found():
-        return of(machine.examine_versions(), "versions")["packages"]
-
-    monkeypatch.setattr(machine, "_requirements", lambda: [Requirement("numpy>=1")])
-    monkeypatch.setattr(
-        machine, "_locked", lambda: [Requirement("absent==1"), Requirement("numpy")]
-    )
-    assert found().status == "ok"
-    monkeypatch.setattr(machine, "_locked", lambda: [Requirement("numpy==0.1")])
-    assert (found().status, "numpy is " in found().what) == ("warn", True)
-    for wanted in ("numpy<1", "absent"):
-        monkeypatch.setattr(machine, "_requirements", lambda wanted=wanted: [Requirement(wanted)])
-        assert (found().status, found().remedy) == ("fault", "`make install`")
-    monkeypatch.setattr(machine, "_requirements", lambda: None)
-    assert (found().status, "is not installed" in found().what) == ("fault", True)
-
-
-@pytest.mark.parametrize(("built_for", "cuda"), [(None, 13000), ((13, 0), 12080)])
-def test_a_torch_that_cannot_use_the_gpu_is_a_fault(built_for, cuda, monkeypatch):
-    nvml = SimpleNamespace(
-        NVMLError=OSError,
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlSystemGetCudaDriverVersion=lambda: cuda,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda i: i,
-        nvmlDeviceGetName=lambda _: "RTX 4090",
-        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=24e9),
-    )
-    monkeypatch.setattr(gpu, "import_nvml", lambda: nvml)
-    monkeypatch.setattr(machine, "_cuda_of_torch", lambda: built_for)
-    found = of(machine.examine_gpu(), "GPU")
-    assert "RTX 4090 (24 GB)" in found["driver"].what
-    assert found["torch"].status == "fault"
-
-
-def test_a_machine_without_a_gpu_is_no_fault(monkeypatch):
-    monkeypatch.setattr(gpu, "import_nvml", lambda: None)
-    monkeypatch.setattr(machine, "has_gpu_node", lambda: False)
-    assert [one.status for one in machine.examine_gpu()] == ["skip"]
-    monkeypatch.setattr(machine, "has_gpu_node", lambda: True)
-    assert [one.status for one in machine.examine_gpu()] == ["fault"]
 
 
 def test_without_a_clone_it_says_what_wants_one(stack, monkeypatch):
