@@ -22,6 +22,7 @@ from ups.machine import ranks
 from ups.machine.ranks import Place, local_ranks, take_gpu, why_ranks_wait
 from ups.pipeline.launch import Ranked, train_in_ranks
 from ups.pipeline.phases import build_cache
+from ups.runs.metrics import VAL
 from ups.training import checkpoint
 from ups.training.loop import train
 from ups.training.ranked_step import _Answers
@@ -107,6 +108,11 @@ def test_ranks_that_hold_half_of_the_weights_each_go_on_from_one_process_and_it_
     config, latents, mixed = prepared("mixed", **HALVES, **clipped)
     result = train(config, latents, mixed)
     assert result.num_steps == alone.num_steps
+    of_epochs = [
+        [row[VAL] for row in checkpoint.load(d / "checkpoints/last.pt")["position"]["history"]]
+        for d in (whole, mixed)
+    ]
+    assert of_epochs[0] == pytest.approx(of_epochs[1], rel=1e-5), "one of them was scored in parts"
     first, second = (weights_of(run_dir) for run_dir in (whole, mixed))
     assert (first - second).norm() < 1e-4 * first.norm()
     assert result.best_val_nrmse == pytest.approx(alone.best_val_nrmse, rel=1e-5)
