@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ups.background import Background
-from ups.errors import ChecksumMismatch
+from ups.errors import CannotStream, ChecksumMismatch
 from ups.latents.board import Board
-from ups.latents.streamed import HostArrival, RankArrival
+from ups.latents.streamed import HostArrival, RankArrival, Room
 
 ROWS = np.arange(2)
 
@@ -111,3 +111,9 @@ def test_a_map_that_others_opened_outlives_its_owner():
     del board
     assert other.is_there.tolist() == [False, True, False, False]
     assert torch.frombuffer(other.memory.map, dtype=torch.uint8)[-3] == 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_latents_without_room_in_memory_do_not_stream(tiny_config, num_ranks):
+    with pytest.raises(CannotStream, match="no room in memory"):
+        Room(tiny_config(training__ranks=num_ranks), 10**18, "cpu")
